@@ -1,0 +1,300 @@
+"""Blocks of a token stream for next-token training, each batch a pure function of (seed, step)."""
+
+import copy
+import sys
+import warnings
+
+import keras
+import numpy as np
+
+from keras_seqlm.data.corpora import find_files
+from keras_seqlm.data.packing import pack
+from keras_seqlm.data.permutation import permute, stream_key
+
+
+def causal_blocks(
+    files,
+    tokenizer,
+    sequence_length,
+    batch_size,
+    *,
+    seed=0,
+    validation=None,
+    validation_fraction=0.1,
+    segment_ids=False,
+    contiguous=False,
+    shuffle=True,
+    text_field="text",
+    cache_dir=None,
+):
+    """Make training and validation blocks of text files, for a model that predicts the next token.
+
+    Documents are joined to one stream of ids, `bos + document + eos` each, and the stream is cut in blocks without padding.
+
+    Args:
+        files: a path, a glob pattern, a directory, or a list of these (see `Corpus`).
+        tokenizer: any tokenizer of `keras_seqlm.tokenizers`.
+        sequence_length: tokens of a row.
+        batch_size: rows of a batch.
+        seed: any integer; with the step it alone decides what a training batch holds.
+        validation: files to validate on, in place of a part of `files`.
+        validation_fraction: without `validation`, the last part of the stream that is kept for validation; 0 keeps none.
+        segment_ids: give `{"token_ids", "segment_ids"}` in place of ids; a segment is a document, numbered from 1 in each row.
+        contiguous: row r of each batch goes on where row r of the batch before ended, as training with a carried state
+            needs it. Not shuffled; call `fit(..., shuffle=False)`.
+        shuffle: permute the training blocks and cut the stream at other places in each epoch.
+        text_field: the field of a `.jsonl` line that holds the text.
+        cache_dir: where the ids are kept (see `pack`).
+
+    Returns:
+        `(train, validation)`, both `CausalBlocks`; validation is None if there is none.
+
+    Raises:
+        FileNotFoundError: if a named file is absent.
+        ValueError: if an argument is out of range, there is no text, or fewer tokens than one batch needs.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> from keras_seqlm.tokenizers import ByteTokenizer
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "night.txt").write_text("It was a dark night. " * 100)
+    >>> train, validation = causal_blocks(folder, ByteTokenizer(), sequence_length=16, batch_size=4, cache_dir=folder)
+    >>> x, y = train[0]
+    >>> x.shape, len(train), len(validation)
+    ((4, 16), 29, 4)
+
+    `model.fit(train, validation_data=validation, epochs=3)` trains on them.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"`validation_fraction` must be at least 0 and below 1, received {validation_fraction}.")
+    store = pack(files, tokenizer, cache_dir=cache_dir, text_field=text_field)
+    shape = {"sequence_length": sequence_length, "batch_size": batch_size, "segment_ids": segment_ids}
+    train_tokens, validation_tokens = store, None
+    if validation is not None:
+        both = {path.resolve() for path in find_files(files)} & {path.resolve() for path in find_files(validation)}
+        if both:
+            warnings.warn(f"{min(both)} is both trained on and validated on.", stacklevel=2)
+        validation_tokens = pack(validation, tokenizer, cache_dir=cache_dir, text_field=text_field)
+    elif validation_fraction:
+        split = int((1 - validation_fraction) * len(store))
+        train_tokens, validation_tokens = store.part(0, split), store.part(split)
+    train = CausalBlocks(train_tokens, **shape, seed=seed, contiguous=contiguous, shuffle=shuffle)
+    if validation_tokens is None:
+        return train, None
+    return train, CausalBlocks(validation_tokens, **shape, shuffle=False, complete=True)
+
+
+class CausalBlocks(keras.utils.PyDataset):
+    """Batches of blocks cut out of a token stream; targets are the tokens one place further.
+
+    `batch(step)` counts steps over all epochs and depends on nothing but the arguments here, so a run resumes at any step.
+    `dataset[i]` is batch `i` of the current epoch; the epoch is counted on when Keras ends one. Note that `fit` permutes
+    the batches within an epoch with Python's `random` unless it is told `shuffle=False`. For the exact order use that, or
+    `as_tf_dataset`.
+
+    With `complete=True` (validation) the blocks cover the whole stream in order, each target once. The last block and the
+    last batch are padded, and a batch has a third array of sample weights: 0 for padding, and for real targets one
+    number a little above 1, chosen so that the loss which Keras averages over batches, padding included, is the mean
+    over all targets exactly. In a metric of your own divide by the sum of the weights, or list it in `weighted_metrics`.
+
+    Args:
+        tokens: a `TokenStore`.
+        sequence_length: tokens of a row.
+        batch_size: rows of a batch.
+        seed: decides the cut and the order of every epoch.
+        segment_ids: give `{"token_ids", "segment_ids"}` as inputs.
+        contiguous: cut the stream in `batch_size` equal streams; row r reads stream r from its start in each epoch.
+        shuffle: permute the blocks, and shift all borders by a new offset in each epoch.
+        complete: cover the whole stream, with padding and sample weights; in order.
+
+    Attributes:
+        num_tokens: tokens of the stream.
+        num_targets: targets of an epoch.
+        num_bytes: raw bytes of text in the stream, for bits per byte.
+        epoch: number of the epoch that `dataset[i]` reads; may be set.
+
+    Raises:
+        ValueError: if an argument is out of range or the stream has fewer tokens than one batch needs.
+    """
+
+    def __init__(
+        self,
+        tokens,
+        sequence_length,
+        batch_size,
+        *,
+        seed=0,
+        segment_ids=False,
+        contiguous=False,
+        shuffle=True,
+        complete=False,
+    ):
+        super().__init__()
+        for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, received {value!r}.")
+        if complete and contiguous:
+            raise ValueError("`complete` covers the stream block by block; it does not go with `contiguous`.")
+        self.tokens = tokens
+        self.sequence_length = int(sequence_length)
+        self.batch_size = self.global_batch_size = int(batch_size)
+        self.seed = seed
+        self.segment_ids = segment_ids
+        self.contiguous = contiguous
+        self.shuffle = shuffle and not contiguous and not complete
+        self.complete = complete
+        self.epoch = 0
+        self._rows = slice(None)
+        self._reads, self._highest_read = 0, -1
+        self._in_epoch = False
+        self._num_batches = self._count_batches()
+
+    def _count_batches(self):
+        length, rows, pairs = self.sequence_length, self.global_batch_size, len(self.tokens) - 1
+        if self.complete:
+            needed, count = 2, -(-pairs // (length * rows))
+        else:
+            needed, count = rows * length + 1, pairs // length // rows
+        if len(self.tokens) < needed:
+            what = "validation" if self.complete else f"{rows} blocks of {length}"
+            raise ValueError(
+                f"There are {len(self.tokens)} tokens in this part of the text and {what} needs {needed}: give more text, "
+                f"or a smaller `batch_size`, `sequence_length` or share of the other part (`validation_fraction`)."
+            )
+        if self.shuffle:
+            # Each epoch may lose up to a block to its offset; only where that is all there is the offset has to give way.
+            count = max(1, (pairs - length + 1) // length // rows)
+        return count
+
+    def __len__(self):
+        return self._num_batches
+
+    @property
+    def num_tokens(self):
+        return len(self.tokens)
+
+    @property
+    def num_targets(self):
+        return len(self.tokens) - 1 if self.complete else len(self) * self.global_batch_size * self.sequence_length
+
+    @property
+    def num_bytes(self):
+        return self.tokens.num_bytes
+
+    def batch(self, step):
+        """Return batch `step`, counted from the first of epoch 0.
+
+        Args:
+            step: an integer of at least 0.
+
+        Returns:
+            `(x, y)`, or `(x, y, sample_weight)` if `complete`: int32, int32 and float32 arrays of shape (batch,
+            sequence_length). With `segment_ids`, `x` is a dict of two such arrays.
+        """
+        if step < 0:
+            raise ValueError(f"Steps are counted from 0, received step={step}.")
+        shape = (self.batch_size, self.sequence_length)
+        x, y, weight = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        segments = np.zeros(shape, np.int32)
+        real = len(self) * self.global_batch_size * self.sequence_length / self.num_targets
+        for row, start in enumerate(self._starts(int(step))[self._rows].tolist()):
+            ids = self.tokens[start : start + self.sequence_length + 1]
+            used = max(0, len(ids) - 1)
+            x[row, :used], y[row, :used], weight[row, :used] = ids[:used], ids[1:], real
+            if self.segment_ids and used:
+                segments[row, :used] = self.tokens.segment_ids(start, start + used)
+        inputs = {"token_ids": x, "segment_ids": segments} if self.segment_ids else x
+        return (inputs, y, weight) if self.complete else (inputs, y)
+
+    def _starts(self, step):
+        """First token of each row of the global batch: (global_batch_size,) int64."""
+        epoch, step = divmod(step, len(self))
+        rows = np.arange(self.global_batch_size)
+        pairs = len(self.tokens) - 1
+        if self.contiguous:
+            return rows * (pairs // self.global_batch_size) + step * self.sequence_length
+        blocks = step * self.global_batch_size + rows
+        if not self.shuffle:
+            return blocks * self.sequence_length
+        slack = pairs - len(self) * self.global_batch_size * self.sequence_length
+        offset = stream_key(self.seed, epoch, "offset") % min(self.sequence_length, slack + 1)
+        num_blocks = (pairs - offset) // self.sequence_length
+        return offset + permute(blocks, num_blocks, stream_key(self.seed, epoch, "order")) * self.sequence_length
+
+    def batches(self, first_step=0):
+        """Yield batch `first_step` and all after it, without end."""
+        while True:
+            yield self.batch(first_step)
+            first_step += 1
+
+    def as_tf_dataset(self, first_step=0, num_steps=None):
+        """Return a `tf.data.Dataset` of the batches from `first_step`, with static shapes.
+
+        Args:
+            first_step: step of the first batch, counted over all epochs.
+            num_steps: number of batches. None goes on without end (give `fit` then `steps_per_epoch=len(train)`),
+                or for validation once over the whole part.
+
+        Returns:
+            A `tf.data.Dataset` of int32 and float32 tensors.
+        """
+        from keras_seqlm.data.pipeline import tf_dataset
+
+        return tf_dataset(self, first_step, num_steps)
+
+    def shard(self, index, count):
+        """Return the rows `index::count` of every batch, for process `index` of `count`.
+
+        Args:
+            index: number of the process, from 0.
+            count: number of processes; must divide `batch_size`.
+
+        Returns:
+            `CausalBlocks` of the same length with `batch_size / count` rows.
+        """
+        if self.batch_size != self.global_batch_size:
+            raise ValueError("This is one process's part already: take `shard` of the whole data set.")
+        if count < 1 or self.batch_size % count or not 0 <= index < count:
+            raise ValueError(
+                f"shard(index, count) takes a count that divides batch_size={self.batch_size} and an index below the "
+                f"count, received index={index}, count={count}."
+            )
+        part = copy.copy(self)
+        part.batch_size = self.batch_size // count
+        part._rows = slice(index, None, count)
+        return part
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(f"Batch {index} of {len(self)}; use batch(step) for steps of later epochs.")
+        self._check_order(index)
+        self._reads += 1
+        return self.batch(self.epoch * len(self) + index)
+
+    def _check_order(self, index):
+        if not (self.contiguous and self._in_epoch) or self.workers > 1 or self.use_multiprocessing:
+            return
+        if index > self._highest_read + 1:
+            raise ValueError(
+                "Contiguous blocks were read out of order: `fit` shuffles by default, call fit(..., shuffle=False)."
+            )
+        self._highest_read = max(index, self._highest_read)
+
+    def on_epoch_begin(self):
+        self._in_epoch = True
+
+    def on_epoch_end(self):
+        # Keras also ends an "epoch" when it rewinds before the first one, and with `steps_per_epoch` it ends one while
+        # it goes on reading the same pass over the data. Neither may move the epoch on.
+        caller = sys._getframe(1).f_back
+        rewound = (
+            caller and caller.f_code.co_name == "reset" and caller.f_globals.get("__name__", "").startswith("keras.")
+        )
+        half_read = self._in_epoch and 0 < self._reads < len(self)
+        self._in_epoch = False
+        if half_read and not rewound:
+            return
+        self._reads, self._highest_read = 0, -1
+        if not rewound:
+            self.epoch += 1

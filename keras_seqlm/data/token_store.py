@@ -1,0 +1,147 @@
+"""The ids of a packed corpus, read from memory-mapped files."""
+
+import bisect
+import json
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = 1
+
+
+class TokenStore:
+    """A stream of token ids on disk, or a part of one, that is sliced like an array.
+
+    Args:
+        folder: a finished folder of the token cache, as `pack()` writes it.
+        tokenizer: the tokenizer of the folder. With it `num_bytes` is exact where the part begins or ends inside a document
+            (to the byte for tokenizers whose `decode_bytes` is exact); without it such a piece counts in proportion.
+        start: first token of the part.
+        stop: token after the last; None takes all.
+
+    Example:
+
+    ```python
+    store = pack("books/*.txt", tokenizer)
+    ids = store[1000:1256]              # int32, (256,)
+    tail = store.part(len(store) // 2)  # reads no token
+    ```
+    """
+
+    def __init__(self, folder, tokenizer=None, start=0, stop=None):
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self._meta = json.loads((self.folder / "meta.json").read_text())
+        if self._meta["format"] != FORMAT:
+            raise ValueError(f"{folder} has cache format {self._meta['format']}, expected {FORMAT}: delete the folder.")
+        self._ends = list(accumulate(shard["num_tokens"] for shard in self._meta["shards"]))
+        self.start = start
+        self.stop = self._ends[-1] if stop is None else stop
+        if not 0 <= self.start <= self.stop <= self._ends[-1]:
+            raise ValueError(f"No part from {start} to {stop} in a stream of {self._ends[-1]} tokens.")
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def __getitem__(self, index):
+        """Read one id (int) or a slice without a step (int32 array)."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError(
+                    f"A token stream is sliced without a step, received step {step}: slice the array it gives."
+                )
+            return self._read(self.start + start, self.start + max(start, stop))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"Token {index} of a stream of {len(self)} tokens.")
+        return int(self._read(self.start + place, self.start + place + 1)[0])
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or np.int32, copy=False)
+
+    def __getstate__(self):
+        # Memory maps would be pickled as their whole content; the other process opens its own.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "document_starts")}
+
+    def part(self, start=0, stop=None):
+        """Return tokens `start` to `stop` of this store as a store of their own."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return TokenStore(self.folder, self.tokenizer, self.start + start, self.start + max(start, stop))
+
+    @property
+    def num_bytes(self):
+        """Raw bytes of text in this part: what bits per byte divides by."""
+        return self._bytes_before(self.stop) - self._bytes_before(self.start)
+
+    @property
+    def num_documents(self):
+        """Number of documents that this part touches."""
+        first, stop = np.searchsorted(self.document_starts, (self.start, max(self.start, self.stop - 1)), side="right")
+        return int(stop - first) + 1 if len(self) else 0
+
+    @cached_property
+    def document_starts(self):
+        """Memory-mapped int64 array: first token of each document of the whole folder, and the end of the last."""
+        return np.load(self.folder / "document_starts.npy", mmap_mode="r")
+
+    @property
+    def document_bytes(self):
+        """Memory-mapped int64 array: raw bytes of each document of the whole folder."""
+        return np.load(self.folder / "document_bytes.npy", mmap_mode="r")
+
+    def segment_ids(self, start, stop):
+        """Number the documents of tokens `start` to `stop`: int32, 1 for the document of the first token."""
+        starts = self.document_starts
+        first, last = np.searchsorted(starts, (self.start + start, self.start + stop), side="right")
+        borders = starts[first:last] - (self.start + start)
+        return (1 + np.searchsorted(borders, np.arange(stop - start), side="right")).astype(np.int32)
+
+    @cached_property
+    def _shards(self):
+        dtype = np.dtype(self._meta["dtype"])
+        return [np.memmap(self.folder / f"{n:05d}.tokens", dtype, "r") for n in range(len(self._ends))]
+
+    def _read(self, start, stop):
+        ids = np.empty(stop - start, np.int32)
+        number = bisect.bisect_right(self._ends, start)
+        place = start
+        while place < stop:
+            shard_start = self._ends[number - 1] if number else 0
+            upto = min(stop, self._ends[number])
+            ids[place - start : upto - start] = self._shards[number][place - shard_start : upto - shard_start]
+            place, number = upto, number + 1
+        return ids
+
+    def _bytes_before(self, place):
+        """Raw bytes of the text whose tokens lie before `place`, a position in the whole folder."""
+        number = bisect.bisect_right(self._ends, place)
+        num_bytes = sum(shard["num_bytes"] for shard in self._meta["shards"][:number])
+        if number == len(self._ends):
+            return num_bytes
+        shard_start = self._ends[number - 1] if number else 0
+        chunks = np.load(self.folder / f"{number:05d}.npy", mmap_mode="r")
+        ends = shard_start + np.cumsum(chunks[:, 0])
+        chunk = int(np.searchsorted(ends, place, side="right"))
+        num_bytes += int(chunks[:chunk, 1].sum())
+        chunk_start = int(ends[chunk - 1]) if chunk else shard_start
+        if place == chunk_start:
+            return num_bytes
+        ids = self._read(chunk_start, int(ends[chunk]))
+        before, whole = place - chunk_start, len(ids)
+        if self.tokenizer is not None:
+            before, whole = (len(self.tokenizer.decode_bytes(some)) for some in (ids[:before], ids))
+        return num_bytes + round(int(chunks[chunk, 1]) * before / max(whole, 1))
+
+
+def is_complete(folder):
+    """Tell whether a folder of the cache is there and holds as many tokens as it says."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        width = np.dtype(meta["dtype"]).itemsize
+        sizes = [(folder / f"{n:05d}.tokens").stat().st_size for n in range(len(meta["shards"]))]
+        return sizes == [shard["num_tokens"] * width for shard in meta["shards"]]
+    except (FileNotFoundError, NotADirectoryError, KeyError, TypeError, ValueError):
+        return False

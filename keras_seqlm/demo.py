@@ -1,0 +1,210 @@
+"""The demonstration: three models learn Python's own documentation, are exported, and each export is compared with its
+model. What it does is what the command line does; it prints each command."""
+
+import concurrent.futures
+import html
+import inspect
+import json
+import pathlib
+import shlex
+import sys
+import time
+
+import keras
+
+from keras_seqlm import export, tasks
+from keras_seqlm.tasks.task import write_json
+from keras_seqlm.training import read_history
+
+# Steps that take about the same time on two cores; the RNN's step is the cheapest.
+MODELS = {"rnn": 1500, "lstm": 900, "transformer": 900}
+RECIPE = "--tokenizer bpe --vocabulary-size 1024 --size nano --context 128 --batch 16"
+PROMPT = "The function returns"
+
+
+def demo(runs, saved_models, steps, seed, run_command):
+    """Train, export, verify, and report.
+
+    Args:
+        runs: the folder of the run folders `rnn`, `lstm` and `transformer`.
+        saved_models: the folder of the artifacts.
+        steps: of each model, or None for steps that take about a minute each.
+        seed: of everything.
+        run_command: takes the words of a command of the console script and runs it.
+
+    Returns:
+        The exit code: 0, or 1 where an artifact disagrees with its model.
+    """
+    began = time.monotonic()
+    runs = pathlib.Path(runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    corpus = write_corpus(runs / "corpus.jsonl")
+    print(f"corpus: {corpus} ({corpus.stat().st_size:,} bytes of English documentation from this Python)")
+    for name, default in MODELS.items():
+        words = f"train --text {corpus} --model {name} {RECIPE} --steps {steps or default} --seed {seed}"
+        words += f" --out {runs / name} --overwrite"
+        print(f"\n$ seqlm {words}", flush=True)
+        run_command(shlex.split(words))
+    print("\nexporting each model to SavedModel and LiteRT (fp32 and int8), and comparing them with it ...", flush=True)
+    # An export is a process of its own that keeps one core busy, so two at a time.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        reports = dict(zip(MODELS, pool.map(lambda name: _export(runs, saved_models, name), MODELS), strict=True))
+    rows = [_row(runs / name, name, reports[name]) for name in MODELS]
+    table = _table(rows)
+    print(f"\n{table}\n")
+    for row in rows:
+        print(f"{row['model']}: {PROMPT}{row['sample']}".replace("\n", " "))
+    _plot(runs)
+    page = _page(runs, rows)
+    write_json(runs / "table.json", {"rows": rows})
+    print(f"\nreport: {page}    curves: {runs / 'loss.png'}    {time.monotonic() - began:.0f} s in all")
+    failed = [name for name, report in reports.items() if not report.ok]
+    for name in failed:
+        print(f"{name}: an artifact disagrees with its model\n{reports[name]}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write_corpus(path):
+    """Write CPython's own English documentation as one JSON line a topic: `pydoc_data.topics`, which every Python has,
+    or the standard library's docstrings where a distribution leaves it out."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        topics = dict(_docstrings())
+    with open(path, "w", encoding="utf-8") as file:
+        for name in sorted(topics):
+            file.write(json.dumps({"name": name, "text": topics[name]}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _docstrings():
+    import argparse
+    import collections
+    import datetime
+    import decimal
+    import email.message
+    import logging
+    import subprocess
+    import tkinter
+    import unittest
+
+    for module in (argparse, collections, datetime, decimal, email.message, logging, subprocess, tkinter, unittest):
+        parts = [inspect.getdoc(module) or ""]
+        for _, thing in inspect.getmembers(module, callable):
+            parts += [inspect.getdoc(thing) or ""]
+            parts += [inspect.getdoc(member) or "" for _, member in inspect.getmembers(thing, callable)]
+        yield module.__name__, "\n\n".join(dict.fromkeys(part for part in parts if part))
+
+
+def _export(runs, saved_models, name):
+    """One model's three artifacts and their report."""
+    root, run = pathlib.Path(saved_models), runs / name
+    target = f"demo-{name}"
+    version = export.next_version(root / target)
+    artifacts = [
+        export.saved_model(run, root / target / str(version)),
+        export.litert(run, root / f"{target}.tflite", overwrite=True),
+        export.litert(run, root / f"{target}.tflite", quantize="int8", overwrite=True),
+    ]
+    report = export.verify(run, *artifacts)
+    print(f"{target}: done", flush=True)
+    return report
+
+
+def _row(run, name, report):
+    task = tasks.load(run)
+    last = read_history(run / "history.csv")[-1]
+    agreements = {agreement.kind: agreement for agreement in report}
+    sizes = {agreement.kind: _megabytes(agreement.artifact) for agreement in report}
+    return {
+        "model": name,
+        "parameters": task.model.count_params(),
+        "validation_nats": last["validation_loss"],
+        "bits_per_byte": last["validation_bits_per_byte"],
+        "tokens_per_second": last["tokens_per_second"],
+        "saved_model_mb": sizes["saved-model"],
+        "tflite_mb": sizes["litert"],
+        "int8_mb": sizes["litert-int8"],
+        "saved_model_agree": _agreement(agreements["saved-model"]),
+        "litert_agree": _agreement(agreements["litert"]),
+        "int8_agree": _agreement(agreements["litert-int8"]),
+        "sample": task.generate(PROMPT, max_new_tokens=40, temperature=0.7, seed=1),
+    }
+
+
+def _agreement(agreement):
+    return f"{agreement.agree}/{agreement.prompts}"
+
+
+def _megabytes(path):
+    path = pathlib.Path(path)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 1e6, 2)
+
+
+_COLUMNS = {
+    "model": "model",
+    "parameters": "parameters",
+    "validation_nats": "validation nats/token",
+    "bits_per_byte": "bits/byte",
+    "tokens_per_second": "tokens/s",
+    "saved_model_mb": "SavedModel MB",
+    "tflite_mb": "LiteRT MB",
+    "int8_mb": "int8 MB",
+    "saved_model_agree": "SavedModel = model",
+    "litert_agree": "LiteRT = model",
+    "int8_agree": "int8 = model",
+}
+
+
+def _cells(row):
+    formats = {"parameters": ",d", "validation_nats": ".3f", "bits_per_byte": ".3f", "tokens_per_second": ",.0f"}
+    return [format(row[key], formats.get(key, "")) if row[key] is not None else "-" for key in _COLUMNS]
+
+
+def _table(rows):
+    lines = [list(_COLUMNS.values()), *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _plot(runs):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, color in zip(MODELS, ("#7a8ca3", "#d08a2c", "#c8442f"), strict=True):
+        rows = [row for row in read_history(runs / name / "history.csv") if row["validation_bits_per_byte"]]
+        points = [(row["seconds"], row["validation_bits_per_byte"]) for row in rows]
+        axes.plot(
+            *zip(*points, strict=True), label=f"{name}: {points[-1][1]:.2f}", color=color, marker="o", markersize=3
+        )
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("validation, bits per byte")
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(runs / "loss.png", format="png")
+
+
+def _page(runs, rows):
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in _COLUMNS.values())
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in rows)
+    samples = "".join(f"<h3>{row['model']}</h3><pre><b>{PROMPT}</b>{html.escape(row['sample'])}</pre>" for row in rows)
+    page = runs / "report.html"
+    page.write_text(
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>keras_seqlm: three models</title><style>"
+        "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
+        "table{border-collapse:collapse;font-size:14px}td,th{padding:.35rem .6rem;text-align:right;border-bottom:1px "
+        "solid #e3e3e3}pre{background:#f6f6f4;padding:1rem;white-space:pre-wrap}img{max-width:100%}</style>"
+        "<h1>Three models, one contract</h1><p>Each learned the documentation of this Python, and was exported to a "
+        "SavedModel (text in, text out) and to LiteRT. The last columns count the prompts whose every token, greedy and "
+        f"sampled, is the one that the Keras model writes. Keras {keras.__version__} on {keras.backend.backend()}.</p>"
+        f"<table><tr>{head}</tr>{body}</table><h2>Learning</h2><img src='loss.png' alt='validation loss over time'>"
+        f"<h2>The same prompt</h2>{samples}</html>\n",
+        encoding="utf-8",
+    )
+    return page

@@ -1,0 +1,109 @@
+"""A LiteRT (TFLite) file for the phone, with its state in the open and its tokenizer beside it."""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+
+from keras_seqlm.export.clean_process import run_clean
+from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.signatures import litert_module
+
+QUANTIZATIONS = ("none", "float16", "int8")
+
+
+def litert(task, path, quantize="none", overwrite=False, imports=()):
+    """Export a model that speaks text as a LiteRT file of builtin operations only.
+
+    Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
+    `logits` (1, vocabulary) of the last real token and the new leaves. Beside `NAME.tflite` lie `NAME.json`, which says
+    what the file takes, and the folder `NAME.tokenizer`. `seqlm_runtime.LiteRTModel` runs them with NumPy.
+
+    Args:
+        task: a `TextGeneration`, or the path of a run folder.
+        path: `saved_models/NAME.tflite`. A quantised file is written to `NAME-int8.tflite` or `NAME-float16.tflite`,
+            so that it may lie beside the exact one, whose tokenizer folder it shares.
+        quantize: "none", "float16" (weights), or "int8" (weights; products in the dynamic range of their inputs).
+        overwrite: whether a file that exists is replaced.
+        imports: modules to import first, for your own registered classes.
+
+    Returns:
+        The path of the .tflite as `pathlib.Path`.
+
+    Raises:
+        FileExistsError: the file exists and `overwrite` is false.
+        ValueError: another ending than .tflite, or an unknown `quantize`.
+
+    Example:
+
+        seqlm.export.litert(writer, "saved_models/books.tflite", quantize="int8")
+    """
+    path = pathlib.Path(path)
+    if path.suffix != ".tflite":
+        raise ValueError(f"a LiteRT file is named NAME.tflite, got {path}")
+    if quantize not in QUANTIZATIONS:
+        raise ValueError(f"quantize must be one of {list(QUANTIZATIONS)}, got {quantize!r}")
+    name = path.stem
+    suffix = "" if quantize == "none" or name.endswith(f"-{quantize}") else f"-{quantize}"
+    target = path.with_name(f"{name}{suffix}.tflite")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; name another, or overwrite it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = path.with_name(f"{name.removesuffix(f'-{quantize}')}.tokenizer")
+    part = path.with_name(f".{target.name}.part-{os.getpid()}")
+    try:
+        with as_run_folder(task) as run_folder:
+            sidecar = run_clean(
+                "keras_seqlm.export.litert:write_litert",
+                imports=imports,
+                run_folder=str(run_folder),
+                path=str(part),
+                tokenizer_path=str(tokenizer),
+                quantize=quantize,
+            )
+        json_part = part.with_name(part.name + ".json")
+        json_part.write_text(json.dumps(sidecar, indent=1) + "\n")
+        os.replace(json_part, target.with_suffix(".json"))
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def write_litert(run_folder, path, tokenizer_path, quantize):
+    """Trace and convert, in the clean process; returns the sidecar."""
+    import tensorflow as tf
+
+    task = load_at_float32(run_folder)
+    for layer in task.model._flatten_layers():
+        if hasattr(layer, "single_write"):
+            layer.single_write = "slice"  # a builtin of LiteRT; see layers.write_cache
+    module, signatures, prefills, zeros = litert_module(task.model)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=signatures)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if quantize != "none":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        content = converter.convert()
+    task.tokenizer.save(tokenizer_path)
+    pathlib.Path(path).write_bytes(content)
+    tokenizer = task.tokenizer
+    return {
+        "format": 1,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "model": type(task.model).__name__,
+        "quantize": quantize,
+        "state": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in zeros.items()},
+        "prefill_lengths": prefills,
+        "max_length": task.model.max_length,
+        "vocabulary_size": task.model.vocabulary_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "suppressed_ids": list(tokenizer.suppressed_ids),
+        "tokenizer_hash": tokenizer.hash,
+    }

@@ -1,0 +1,94 @@
+"""A SavedModel that TensorFlow Serving runs: text in, text out."""
+
+import json
+import os
+import pathlib
+import shutil
+
+from keras_seqlm.export.clean_process import run_clean
+from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.signatures import serving_module
+
+SIDECAR = "assets.extra/seqlm.json"
+
+
+def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=()):
+    """Export a model that speaks text as a SavedModel for TensorFlow Serving.
+
+    The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
+    every kind for each row), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
+    which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
+    saved model at float32, whatever backend and precision trained it.
+
+    Args:
+        task: a `TextGeneration`, or the path of a run folder.
+        path: the version folder to write, `saved_models/NAME/VERSION`, VERSION a whole number as TF Serving reads it.
+            It appears whole, by a rename, or not at all.
+        max_new_tokens_limit: what a request's `max_new_tokens` is clamped to.
+        overwrite: whether a folder that exists is replaced.
+        imports: modules to import first, for your own registered classes.
+
+    Returns:
+        The path as `pathlib.Path`.
+
+    Raises:
+        FileExistsError: the path exists and `overwrite` is false.
+        ValueError: the path's last part is no version number, or the limit is below 1.
+
+    Example:
+
+        seqlm.export.saved_model(writer, "saved_models/books/1")
+    """
+    path = pathlib.Path(path)
+    if not path.name.isdigit():
+        raise ValueError(f"a SavedModel lies in a folder named by its version, as in saved_models/NAME/1; got {path}")
+    if max_new_tokens_limit < 1:
+        raise ValueError(f"max_new_tokens_limit must be at least 1, got {max_new_tokens_limit}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; name another version, or overwrite it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".{path.name}.part-{os.getpid()}"  # TF Serving looks at whole numbers only
+    try:
+        with as_run_folder(task) as run_folder:
+            run_clean(
+                "keras_seqlm.export.saved_model:write_saved_model",
+                imports=imports,
+                run_folder=str(run_folder),
+                path=str(part),
+                max_new_tokens_limit=max_new_tokens_limit,
+            )
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    finally:
+        if part.exists():
+            shutil.rmtree(part)
+    return path
+
+
+def next_version(folder):
+    """The version after the highest in a model's folder; 1 where there is none."""
+    folder = pathlib.Path(folder)
+    versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return max(versions, default=0) + 1
+
+
+def write_saved_model(run_folder, path, max_new_tokens_limit):
+    """Trace and save, in the clean process."""
+    import tensorflow as tf
+
+    task = load_at_float32(run_folder)
+    module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit)
+    tf.saved_model.save(module, path, signatures=signatures)
+    sidecar = pathlib.Path(path) / SIDECAR
+    sidecar.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": 1,
+        "model": type(task.model).__name__,
+        "max_length": task.model.max_length,
+        "vocabulary_size": task.model.vocabulary_size,
+        "tokenizer_hash": task.tokenizer.hash,
+        "max_new_tokens_limit": max_new_tokens_limit,
+    }
+    sidecar.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,171 @@
+"""A Transformer block: attention and feed-forward, each with its norm and residual connection."""
+
+import keras
+from keras import ops
+
+from keras_seqlm.layers.attention import SelfAttention
+from keras_seqlm.layers.feed_forward import FeedForward
+
+NORMS = ("layer", "rms")
+
+
+def normalization(norm, hidden_dim, epsilon=1e-5, **kwargs):
+    """A built `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis.
+
+    Raises:
+        ValueError: another name.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
+    kind = keras.layers.LayerNormalization if norm == "layer" else keras.layers.RMSNormalization
+    layer = kind(epsilon=epsilon, **kwargs)
+    layer.build((None, None, hidden_dim))
+    return layer
+
+
+@keras.saving.register_keras_serializable("keras_seqlm")
+class TransformerBlock(keras.layers.Layer):
+    """Self-attention and feed-forward with residual connections.
+
+    Pre-norm (`norm_first=True`, GPT-2, Llama): x = x + Attention(Norm(x)); x = x + FFN(Norm(x)).
+    Post-norm (the first Transformer, BERT):    x = Norm(x + Attention(x)); x = Norm(x + FFN(x)).
+
+    References: Vaswani et al. 2017, arXiv:1706.03762; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
+
+    Args:
+        hidden_dim, num_heads, num_kv_heads, rotary_base, use_bias: see `SelfAttention`.
+        intermediate_dim, activation: see `FeedForward`.
+        dropout: of both branches and of the attention probabilities.
+        norm: "layer" or "rms".
+        norm_first: pre-norm or post-norm.
+        epsilon: of the norms.
+        residual_branches: how many branches of the whole model write to the residual stream; their last products
+            start smaller by its square root (Radford et al. 2019, GPT-2), so that depth does not blow up the stream.
+
+    Call arguments:
+        x: (batch, time, hidden_dim); the others as in `SelfAttention`.
+
+    Returns:
+        (batch, time, hidden_dim); with `cache` also the new cache.
+
+    Example:
+
+    >>> block = TransformerBlock(hidden_dim=8, num_heads=2, intermediate_dim=32)
+    >>> tuple(block(keras.ops.ones((2, 3, 8))).shape)
+    (2, 3, 8)
+    """
+
+    def __init__(
+        self,
+        hidden_dim,
+        num_heads,
+        intermediate_dim,
+        num_kv_heads=None,
+        activation="gelu_tanh",
+        norm="layer",
+        norm_first=True,
+        epsilon=1e-5,
+        dropout=0.0,
+        use_bias=True,
+        rotary_base=None,
+        residual_branches=2,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.activation = activation
+        self.norm = norm
+        self.norm_first = norm_first
+        self.epsilon = epsilon
+        self.dropout = dropout
+        self.use_bias = use_bias
+        self.rotary_base = rotary_base
+        self.residual_branches = residual_branches
+
+        def scaled(factor=1.0):
+            return keras.initializers.VarianceScaling(scale=factor, mode="fan_in", distribution="truncated_normal")
+
+        common = {
+            "use_bias": use_bias,
+            "kernel_initializer": scaled(),
+            "output_initializer": scaled(1.0 / residual_branches),
+            "dtype": self.dtype_policy,
+        }
+        self.attention = SelfAttention(
+            hidden_dim,
+            num_heads,
+            num_kv_heads=num_kv_heads,
+            rotary_base=rotary_base,
+            dropout=dropout,
+            name="attention",
+            **common,
+        )
+        self.feed_forward = FeedForward(hidden_dim, intermediate_dim, activation, name="feed_forward", **common)
+        norms = {"epsilon": epsilon, "dtype": self.dtype_policy}
+        self.attention_norm = normalization(norm, hidden_dim, name="attention_norm", **norms)
+        self.feed_forward_norm = normalization(norm, hidden_dim, name="feed_forward_norm", **norms)
+        self.branch_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
+
+    def build(self, input_shape=None):
+        self.attention.build((None, None, self.hidden_dim))
+        self.feed_forward.build((None, None, self.hidden_dim))
+
+    def call(
+        self,
+        x,
+        positions=None,
+        attention_mask=None,
+        bias=None,
+        cache=None,
+        position=None,
+        lengths=None,
+        training=None,
+    ):
+        x = ops.cast(x, self.compute_dtype)
+        attended = self.attention(
+            self.attention_norm(x) if self.norm_first else x,
+            positions=positions,
+            attention_mask=attention_mask,
+            bias=bias,
+            cache=cache,
+            position=position,
+            lengths=lengths,
+            training=training,
+        )
+        if cache is not None:
+            attended, cache = attended
+        x = x + self._dropped(attended, training)
+        if self.norm_first:
+            x = x + self._dropped(self.feed_forward(self.feed_forward_norm(x)), training)
+        else:
+            x = self.attention_norm(x)
+            x = self.feed_forward_norm(x + self._dropped(self.feed_forward(x), training))
+        return x if cache is None else (x, cache)
+
+    def _dropped(self, branch, training):
+        return branch if self.branch_dropout is None else self.branch_dropout(branch, training=training)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **{
+                name: getattr(self, name)
+                for name in (
+                    "hidden_dim",
+                    "num_heads",
+                    "intermediate_dim",
+                    "num_kv_heads",
+                    "activation",
+                    "norm",
+                    "norm_first",
+                    "epsilon",
+                    "dropout",
+                    "use_bias",
+                    "rotary_base",
+                    "residual_branches",
+                )
+            },
+        }

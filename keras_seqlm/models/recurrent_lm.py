@@ -1,0 +1,147 @@
+"""A recurrent language model: SimpleRNN, GRU or LSTM."""
+
+import keras
+from keras import ops
+
+from keras_seqlm.layers.embeddings import TokenEmbedding
+from keras_seqlm.layers.recurrent import RecurrentStack
+from keras_seqlm.models.language_model import LanguageModel
+from keras_seqlm.models.presets import RECURRENT_SIZES, parts_of
+
+
+@keras.saving.register_keras_serializable("keras_seqlm")
+class RecurrentLM(LanguageModel):
+    """Embedding, a stack of recurrent layers, projection to the vocabulary. It reads and writes without limit.
+
+    Reference: Mikolov et al. 2010; Sundermeyer et al. 2012 (LSTM).
+
+    Args:
+        vocabulary_size: number of token ids.
+        cell: "rnn", "gru" or "lstm".
+        size: "nano", "micro", "tiny", "small" or "base": sets the parts that are not given.
+        num_layers, hidden_dim: depth and width of the stack.
+        embedding_dim: width of a token's vector; default `hidden_dim`.
+        tie_embedding: whether the embedding is the output projection, too; between unequal widths a linear layer stands.
+        dropout: of the embeddings and of every layer's output.
+        use_cudnn: see `RecurrentStack`.
+        stateful_batch_size: train by truncated back-propagation through time: the state at the end of a training
+            batch of this many rows is kept in variables and starts the next one (`data.causal_blocks(contiguous=True)`).
+            Validation neither reads nor changes it; `reset_state()` clears it.
+        tokenizer_hash: of the tokenizer whose ids it reads; a task checks it.
+        name, dtype, trainable: as in `keras.Model`.
+
+    Call arguments:
+        inputs, state: see `LanguageModel`. Leaves of the state: `position` (batch,) int32, `h_0` ... and for an LSTM
+        `c_0` ... (batch, hidden_dim) float32.
+
+    Raises:
+        ValueError: an unknown cell or size; a training batch of another size than `stateful_batch_size`.
+
+    Example:
+
+    >>> model = RecurrentLM(vocabulary_size=260, cell="lstm", size="nano")
+    >>> tuple(model(keras.ops.ones((2, 8), "int32")).shape)
+    (2, 8, 260)
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        cell="lstm",
+        size="tiny",
+        num_layers=None,
+        hidden_dim=None,
+        embedding_dim=None,
+        tie_embedding=True,
+        dropout=0.0,
+        use_cudnn="auto",
+        stateful_batch_size=None,
+        tokenizer_hash=None,
+        name=None,
+        dtype=None,
+        trainable=True,
+    ):
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        parts = parts_of(size, RECURRENT_SIZES)
+        self.vocabulary_size = vocabulary_size
+        self.cell = cell
+        self.size = size
+        self.num_layers = num_layers or parts["num_layers"]
+        self.hidden_dim = hidden_dim or parts["hidden_dim"]
+        self.embedding_dim = embedding_dim or self.hidden_dim
+        self.tie_embedding = tie_embedding
+        self.dropout = dropout
+        self.use_cudnn = use_cudnn
+        self.stateful_batch_size = stateful_batch_size
+        self.tokenizer_hash = tokenizer_hash
+
+        policy = {"dtype": self.dtype_policy}
+        self.token_embedding = TokenEmbedding(vocabulary_size, self.embedding_dim, name="token_embedding", **policy)
+        self.embedding_dropout = keras.layers.Dropout(dropout, **policy) if dropout else None
+        self.recurrent = RecurrentStack(
+            cell, self.hidden_dim, self.num_layers, dropout, use_cudnn, name="recurrent", **policy
+        )
+        self.bridge = None
+        if tie_embedding and self.embedding_dim != self.hidden_dim:
+            self.bridge = keras.layers.Dense(self.embedding_dim, name="bridge", **policy)
+        self.output_projection = None
+        if not tie_embedding:
+            self.output_projection = keras.layers.Dense(vocabulary_size, name="output_projection", **policy)
+        self.output_bias = None
+        self.carried = {}
+
+    def build(self, inputs_shape=None, state_shape=None):
+        self.token_embedding.build()
+        self.recurrent.build((None, None, self.embedding_dim))
+        for layer in (self.bridge, self.output_projection):
+            if layer is not None:
+                layer.build((None, None, self.hidden_dim))
+        if self.tie_embedding:
+            self.output_bias = self.add_weight(name="output_bias", shape=(self.vocabulary_size,), initializer="zeros")
+        if self.stateful_batch_size is not None:
+            for name, leaf in self.recurrent.initial_state(self.stateful_batch_size).items():
+                self.carried[name] = self.add_weight(
+                    name=f"carried_{name}", shape=leaf.shape, initializer="zeros", trainable=False, dtype="float32"
+                )
+        self.built = True
+
+    def initial_state(self, batch_size, max_length=None):
+        return {"position": ops.zeros((batch_size,), "int32"), **self.recurrent.initial_state(batch_size)}
+
+    def reset_state(self):
+        """Set the state that training carries from batch to batch to zero."""
+        for variable in self.carried.values():
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
+
+    def hidden_states(self, inputs, state=None, training=None):
+        token_ids = inputs["token_ids"]
+        x = self.token_embedding(token_ids)
+        if self.embedding_dropout is not None:
+            x = self.embedding_dropout(x, training=training)
+        if state is None:
+            carrying = training and self.stateful_batch_size is not None
+            if carrying and token_ids.shape[0] not in (None, self.stateful_batch_size):
+                raise ValueError(
+                    f"this model carries the state of {self.stateful_batch_size} rows from batch to batch, "
+                    f"and got a training batch of {token_ids.shape[0]}; use that batch size, or set stateful_batch_size=None"
+                )
+            before = (
+                {name: ops.convert_to_tensor(variable) for name, variable in self.carried.items()} if carrying else None
+            )
+            x, after = self.recurrent(x, state=before, segment_ids=inputs.get("segment_ids"), training=training)
+            if carrying:
+                for name, variable in self.carried.items():
+                    variable.assign(ops.stop_gradient(after[name]))
+            return x, None
+        lengths = inputs.get("lengths")
+        leaves = {name: leaf for name, leaf in state.items() if name != "position"}
+        x, leaves = self.recurrent(x, state=leaves, lengths=lengths, training=training)
+        read = ops.shape(token_ids)[1] if lengths is None else lengths
+        return x, {"position": state["position"] + read, **leaves}
+
+    def logits_of(self, hidden):
+        if self.output_projection is not None:
+            return ops.cast(self.output_projection(hidden), "float32")
+        if self.bridge is not None:
+            hidden = self.bridge(hidden)
+        return ops.cast(self.token_embedding.project(hidden), "float32") + ops.cast(self.output_bias, "float32")

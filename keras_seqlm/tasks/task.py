@@ -1,0 +1,106 @@
+"""A model that speaks: what every task shares, and how it lies in a run folder."""
+
+import json
+import os
+import pathlib
+import zipfile
+
+import keras
+
+from keras_seqlm import tokenizers
+
+MODEL, TOKENIZER, TASK = "model.keras", "tokenizer", "task.json"
+_TASKS = {}  # class name -> class, filled as the classes are defined
+
+
+class Task:
+    """Joins a model and the tokenizer whose ids it reads; a subclass says what goes in and what comes out.
+
+    Args:
+        model: a `LanguageModel`.
+        tokenizer: a tokenizer of `keras_seqlm.tokenizers`.
+
+    Raises:
+        ValueError: the two do not belong together: another vocabulary size, or another tokenizer's hash in the model.
+    """
+
+    def __init_subclass__(cls):
+        _TASKS[cls.__name__] = cls
+
+    def __init__(self, model, tokenizer):
+        if model.vocabulary_size != tokenizer.vocabulary_size:
+            raise ValueError(
+                f"the model knows {model.vocabulary_size} ids and the tokenizer has {tokenizer.vocabulary_size}; "
+                "build the model with the tokenizer's vocabulary_size"
+            )
+        if model.tokenizer_hash not in (None, tokenizer.hash):
+            raise ValueError(
+                f"the model was made for the tokenizer {model.tokenizer_hash}, and this one is {tokenizer.hash}; "
+                "load the tokenizer that was saved beside the model"
+            )
+        model.tokenizer_hash = tokenizer.hash
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def save(self, folder):
+        """Write `model.keras`, `tokenizer/` and `task.json` into `folder`, each file whole or not at all."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / "model.part.keras"
+        self.model.save(part)
+        os.replace(part, folder / MODEL)
+        self.tokenizer.save(folder / TOKENIZER)
+        write_json(folder / TASK, {"format": 1, "task": type(self).__name__})
+
+
+def load(folder):
+    """The task in a run folder: the model and its tokenizer, ready to use.
+
+    Args:
+        folder: what `task.save` or `seqlm train` wrote.
+
+    Raises:
+        FileNotFoundError: the folder or a file of it is missing.
+        ValueError: a file is damaged.
+
+    Example:
+
+    >>> writer = load("runs/books")  # doctest: +SKIP
+    >>> writer.generate("Once upon a time")  # doctest: +SKIP
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no run folder {str(folder)!r}")
+    if not (folder / MODEL).is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(f"{str(folder)!r} is no run folder: it has no {MODEL} (found: {found})")
+    name = read_json(folder / TASK).get("task") if (folder / TASK).exists() else "TextGeneration"
+    if name not in _TASKS:
+        raise ValueError(f"{folder / TASK} names the task {name!r}; this version knows {', '.join(sorted(_TASKS))}")
+    tokenizer = tokenizers.load(folder / TOKENIZER)
+    if not zipfile.is_zipfile(folder / MODEL):
+        raise ValueError(f"{folder / MODEL} is damaged: it is no .keras file; train again or restore it from a copy")
+    try:
+        model = keras.saving.load_model(folder / MODEL, compile=False)
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise ValueError(f"{folder / MODEL} is damaged: {error}; train again or restore it from a copy") from error
+    return _TASKS[name](model, tokenizer)
+
+
+def read_json(path):
+    """The dict in a JSON file; ValueError where it holds none."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected an object, got {type(content).__name__}")
+    return content
+
+
+def write_json(path, content):
+    """Write `content` as JSON, by a file beside and a rename."""
+    path = pathlib.Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)

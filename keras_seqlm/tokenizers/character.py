@@ -1,0 +1,66 @@
+"""The character tokenizer with its training and its graph."""
+
+import numpy as np
+
+import seqlm_runtime.tokenizers
+from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up, padded
+from keras_seqlm.tokenizers.saving import SavedTokenizer
+from keras_seqlm.tokenizers.texts import text_blocks
+from seqlm_runtime.tokenizers.character import NUM_SPECIAL_IDS
+from seqlm_runtime.tokenizers.code_points import NUM_CODE_POINTS, code_points
+
+
+class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterTokenizer):
+    """Every code point of the vocabulary is an id, in ascending order; others are `unk`.
+
+    Nothing is normalised: "é" as one code point and as "e" with an accent are different text.
+
+    Args:
+        files: dict of file name to bytes: `tokenizer.json` and `characters.txt`, the characters one after the other.
+
+    Raises:
+        ValueError: a file does not hold what it should.
+
+    Example:
+
+    >>> CharacterTokenizer.train(texts=["abba"]).encode("bat").tolist()
+    [5, 4, 3]
+    """
+
+    @classmethod
+    def train(cls, files=None, vocabulary_size=None, *, texts=None):
+        """Keeps the characters of a text, or the most frequent ones.
+
+        Args:
+            files: a path, a glob pattern or a list of them.
+            vocabulary_size: at most this many ids, the 4 special ones counted; None keeps every character.
+            texts: instead of files, an iterable of str.
+
+        Raises:
+            ValueError: there is no text, or `vocabulary_size` leaves no room for a character.
+            FileNotFoundError: a file does not exist.
+        """
+        if vocabulary_size is not None and vocabulary_size <= NUM_SPECIAL_IDS:
+            raise ValueError(f"Expected a vocabulary_size over {NUM_SPECIAL_IDS}, got {vocabulary_size}.")
+        counts = np.zeros(NUM_CODE_POINTS, np.int64)
+        for block in text_blocks(files, texts):
+            points, repeats = np.unique(code_points(block.decode("utf-8", "replace")), return_counts=True)
+            counts[points] += repeats
+        points = np.flatnonzero(counts)
+        if vocabulary_size is not None:
+            by_count = np.argsort(-counts[points], kind="stable")  # of equally frequent ones, the lower code point
+            points = np.sort(points[by_count[: vocabulary_size - NUM_SPECIAL_IDS]])
+        return cls(cls.files_of("".join(map(chr, points.tolist()))))
+
+    def in_graph(self):
+        """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
+        import tensorflow as tf
+
+        tokens = [b"", b"", b"", "\ufffd".encode(), *(character.encode() for character in self.characters)]
+
+        def tokenize(text):
+            points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")  # (batch, characters), ragged
+            ids = look_up(self.table, points.flat_values)
+            return padded(ids, points.row_lengths(), self.pad_id)
+
+        return graph_module(tokenize, lambda ids, lengths: joined_tokens(ids, lengths, tokens))

@@ -1,0 +1,107 @@
+"""The parts that all tokenizers in the graph share, in operations of the stock TF Serving binary.
+
+TensorFlow is imported inside the functions: most programs that import a tokenizer never make a graph of it.
+"""
+
+from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS
+
+
+def graph_module(tokenize, detokenize, **parts):
+    """Joins two functions to the `tf.Module` that `in_graph()` returns.
+
+    Args:
+        tokenize: function of a (batch,) string tensor to `(ids, lengths)`: (batch, time) int32 padded on the right,
+            and (batch,) int32.
+        detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
+        parts: objects that the functions use and that a SavedModel must keep.
+
+    Returns:
+        `tf.Module` with `tokenize` and `detokenize` as `tf.function`.
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    for name, part in parts.items():
+        setattr(module, name, part)
+    module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    module.detokenize = tf.function(
+        detokenize,
+        input_signature=[
+            tf.TensorSpec([None, None], tf.int32, name="ids"),
+            tf.TensorSpec([None], tf.int32, name="lengths"),
+        ],
+    )
+    return module
+
+
+def valid_utf8(text):
+    """`text` (batch,) with U+FFFD for what is no UTF-8, exactly as `bytes.decode("utf-8", "replace")` does it."""
+    import tensorflow as tf
+
+    return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+
+
+def padded(flat_ids, lengths, pad_id):
+    """Rows of `flat_ids` (all,) by their `lengths` (batch,), as `(ids, lengths)` of `tokenize`."""
+    import tensorflow as tf
+
+    rows = tf.RaggedTensor.from_row_lengths(tf.cast(flat_ids, tf.int32), tf.cast(lengths, tf.int32), validate=False)
+    # A tokenizer without a pad id pads with 0; only `lengths` says what is text.
+    ids = rows.to_tensor(0 if pad_id is None else pad_id)
+    return ids, tf.cast(lengths, tf.int32)
+
+
+def joined_tokens(ids, lengths, tokens):
+    """Joins the byte strings of each row's first `lengths` ids, without making them valid UTF-8.
+
+    Args:
+        ids: (batch, time) int32; an id out of range produces nothing, as nothing can be raised in a served graph.
+        lengths: (batch,) int32.
+        tokens: list of bytes by id; empty for the special ones.
+
+    Returns:
+        (batch,) string.
+    """
+    import tensorflow as tf
+
+    table = tf.constant([*tokens, b""])  # the last one is for ids that do not count
+    counts = tf.sequence_mask(lengths, tf.shape(ids)[1]) & (ids >= 0) & (ids < len(tokens))
+    pieces = tf.gather(table, tf.where(counts, ids, len(tokens)))  # (batch, time)
+    return tf.strings.reduce_join(pieces, axis=1)
+
+
+def look_up(table, points):
+    """The values (n,) in a two-level table of code points, as `seqlm_runtime` packs it, for `points` (n,) int32."""
+    import tensorflow as tf
+
+    blocks = tf.cast(tf.gather(table[:NUM_BLOCKS], points // BLOCK), tf.int32)
+    return tf.gather(table[NUM_BLOCKS:], blocks * BLOCK + points % BLOCK)
+
+
+def encode_words(operation, words, rows, batch):
+    """The ids of all words, and how many each row of the batch has.
+
+    Args:
+        operation: an object of tensorflow-text whose `tokenize` gives ragged ids.
+        words: (words,) string.
+        rows: (words,) int32, the row of each word, ascending.
+        batch: number of rows.
+
+    Returns:
+        ids: (all,) int32.
+        lengths: (batch,) int32.
+    """
+    import tensorflow as tf
+
+    ids = operation.tokenize(words)  # (words, pieces), ragged
+    counts = tf.cast(ids.row_lengths(), tf.int32)
+    return ids.flat_values, tf.math.unsorted_segment_sum(counts, rows, batch)
+
+
+def cut_words(starts, rows, end, longest):
+    """Starts of words and their rows, with longer words cut into pieces of `longest`."""
+    import tensorflow as tf
+
+    ends = tf.concat([starts[1:], [end]], axis=0)[: tf.size(starts)]
+    parts = tf.ragged.range(starts, ends, longest)  # (words, parts)
+    return parts.flat_values, tf.repeat(rows, tf.cast(parts.row_lengths(), tf.int32))

@@ -1,0 +1,71 @@
+"""What Hugging Face's `tokenizers` library knows of Unicode, written out as tables of code points.
+
+A tokenizer takes its table along in its folder, so that a program that only encodes needs neither the library nor the
+same version of Unicode.
+"""
+
+import functools
+
+import numpy as np
+
+from seqlm_runtime.tokenizers.code_points import NUM_CODE_POINTS, table_bytes, two_level
+from seqlm_runtime.tokenizers.word_piece import APART, FIRST_FORM, NOTHING, SAME
+from seqlm_runtime.tokenizers.word_piece import SPACE as FORM_SPACE
+from seqlm_runtime.tokenizers.words import (
+    APOSTROPHE,
+    CONTRACTION_LETTERS,
+    LETTER,
+    NUMBER,
+    OTHER,
+    OTHER_SPACE,
+    SPACE,
+)
+
+SURROGATES = range(0xD800, 0xE000)
+
+
+@functools.cache
+def word_classes():
+    """The bytes of `classes.bin`: letter, number, space or other, as the `tokenizers` library sees it."""
+    from tokenizers import Regex, pre_tokenizers
+
+    points = np.array([point for point in range(NUM_CODE_POINTS) if point not in SURROGATES])
+    text = "".join(map(chr, points.tolist()))
+    values = np.full(NUM_CODE_POINTS, OTHER, np.uint8)
+    for pattern, value in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", OTHER_SPACE)):
+        # "removed" takes out what matches once the pattern is inverted: what is left are the matches.
+        split = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+        for _, (start, end) in split.pre_tokenize_str(text):
+            values[points[start:end]] = value
+    values[ord(" ")] = SPACE
+    values[ord("'")] = APOSTROPHE
+    values[list(CONTRACTION_LETTERS)] = list(CONTRACTION_LETTERS)
+    return table_bytes(two_level(values))
+
+
+@functools.cache
+def bert_forms(lowercase):
+    """The bytes of `forms.bin` and `forms.txt`: what BERT's normaliser and word splitter make of each code point.
+
+    Each code point stands between two marks that no other one turns into, so one call answers for many. What a
+    table cannot do is to bring several marks on one letter into canonical order; twenty of them outlast BERT's removal.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    mark = "\u3131"  # a Korean letter without a decomposition
+    points = [point for point in range(NUM_CODE_POINTS) if point not in SURROGATES and point != ord(mark)]
+    values = np.full(NUM_CODE_POINTS, NOTHING, np.uint16)
+    values[ord(mark)] = SAME
+    numbers = {}
+    for start in range(0, len(points), 1 << 15):
+        some = points[start : start + (1 << 15)]
+        text = normalizer.normalize_str(mark + mark.join(map(chr, some)) + mark)
+        forms = " ".join(word for word, _ in splitter.pre_tokenize_str(text)).split(mark)[1:-1]
+        for point, form in zip(some, forms, strict=True):
+            same = chr(point)
+            value = {same: SAME, " ": FORM_SPACE, f" {same} ": APART, "": NOTHING}.get(form)
+            values[point] = numbers.setdefault(form, FIRST_FORM + len(numbers)) if value is None else value
+    values[list(SURROGATES)] = values[0xFFFD]
+    return table_bytes(two_level(values)), "".join(form + "\n" for form in numbers).encode("utf-8")

@@ -1,0 +1,61 @@
+"""WordPiece in a TensorFlow graph: normal forms and words by core operations, pieces by FastWordpieceTokenizer."""
+
+from keras_seqlm.tokenizers.graph import encode_words, graph_module, joined_tokens, look_up, padded
+
+SAME_POINT = -1  # stands for the code point itself among those that it becomes
+SPACE_POINT = ord(" ")
+TOO_LONG = chr(0x10FFFF).encode()  # in no vocabulary, so it is `unk`
+
+
+def word_piece_graph(tokenizer):
+    """A word-piece tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
+    import tensorflow as tf
+    import tensorflow_text
+
+    specials = set(tokenizer.special_ids.values())
+    # No word holds a space, so no text becomes a special id.
+    vocabulary = [f"special {i}" if i in specials else line for i, line in enumerate(tokenizer.lines)]
+    matcher = tensorflow_text.FastWordpieceTokenizer(
+        vocab=vocabulary,
+        unknown_token=vocabulary[tokenizer.unk_id],
+        token_out_type=tf.int32,
+        max_bytes_per_word=1 << 20,
+        no_pretokenization=True,
+    )
+    same, space, apart, nothing = [SAME_POINT], [SPACE_POINT], [SPACE_POINT, SAME_POINT, SPACE_POINT], []
+    forms = [same, space, apart, nothing] + [[ord(character) for character in form] for form in tokenizer.forms]
+
+    def tokenize(text):
+        points, rows = _normal_points(text, tokenizer.form_table, forms)
+        is_word = tf.not_equal(points, SPACE_POINT)
+        before_is_word = tf.concat([[False], is_word[:-1] & tf.equal(rows[1:], rows[:-1])], axis=0)[: tf.size(points)]
+        starts = is_word & ~before_is_word
+        places = tf.cumsum(tf.cast(is_word, tf.int32), exclusive=True)
+        words = tf.RaggedTensor.from_row_starts(
+            tf.boolean_mask(points, is_word), tf.boolean_mask(places, starts), validate=False
+        )
+        too_long = words.row_lengths() > tokenizer.max_word_characters
+        words = tf.where(too_long, TOO_LONG, tf.strings.unicode_encode(words, "UTF-8"))
+        ids, lengths = encode_words(matcher, words, tf.boolean_mask(rows, starts), tf.size(text))
+        return padded(ids, lengths, tokenizer.pad_id)
+
+    def detokenize(ids, lengths):
+        return tf.strings.regex_replace(joined_tokens(ids, lengths, tokenizer.shown), "^ ", "")
+
+    return graph_module(tokenize, detokenize)
+
+
+def _normal_points(text, table, forms):
+    """The code points of all rows of `text` (batch,) after normalisation, and the row of each."""
+    import tensorflow as tf
+
+    points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")
+    rows = tf.repeat(tf.range(tf.size(text)), tf.cast(points.row_lengths(), tf.int32))
+    values = tf.cast(look_up(table, points.flat_values), tf.int32)
+    flat = tf.constant([point for form in forms for point in form], tf.int32)
+    sizes = tf.constant([len(form) for form in forms], tf.int32)
+    form_rows = tf.RaggedTensor.from_row_lengths(flat, sizes, validate=False)
+    became = tf.gather(form_rows, values)  # (characters, 0 to several)
+    lengths = tf.cast(became.row_lengths(), tf.int32)
+    own = tf.repeat(points.flat_values, lengths)
+    return tf.where(tf.equal(became.flat_values, SAME_POINT), own, became.flat_values), tf.repeat(rows, lengths)

@@ -1,0 +1,184 @@
+"""The console script `seqlm`: parsers and help, in milliseconds. What a command does stands in `keras_seqlm.commands`."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+
+EPILOG = "`seqlm COMMAND --help` says more. Errors end with exit code 2, a failed verification with 1."
+
+
+def size_table():
+    """The table of `--size`, read from `keras_seqlm/models/presets.py` without importing Keras."""
+    package = importlib.util.find_spec("keras_seqlm").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("seqlm_presets", pathlib.Path(package) / "models" / "presets.py")
+    presets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(presets)
+    lines = ["sizes (every part can be overridden):"]
+    lines.append("  size    transformer: layers x hidden_dim, heads, context    recurrent: layers x hidden_dim")
+    for size, t in presets.TRANSFORMER_SIZES.items():
+        r = presets.RECURRENT_SIZES[size]
+        parts = f"{t['num_layers']} x {t['hidden_dim']}, {t['num_heads']}, {t['max_length']}"
+        lines.append(f"  {size:7} {parts:51} {r['num_layers']} x {r['hidden_dim']}")
+    return "\n".join(lines)
+
+
+def parser():
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="seqlm",
+        description="Sequence language models from raw text to a SavedModel and a phone.",
+        epilog=f"{size_table()}\n\n{EPILOG}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and end")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    _demo(commands.add_parser("demo", help="train, export and verify three models on Python's own documentation"))
+    _train(
+        commands.add_parser(
+            "train",
+            help="train a language model on text files",
+            epilog=size_table(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    _generate(commands.add_parser("generate", help="write on after a prompt"))
+    _evaluate(commands.add_parser("evaluate", help="loss, bits per byte and perplexity of text files"))
+    _export(commands.add_parser("export", help="write a SavedModel or a LiteRT file, and verify it"))
+    _verify(commands.add_parser("verify", help="compare exported artifacts with their model, token by token"))
+    return top
+
+
+def _demo(p):
+    p.add_argument("--runs", default="runs/demo", metavar="FOLDER", help="run folders (default runs/demo)")
+    p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="artifacts (default saved_models)")
+    p.add_argument("--steps", type=int, default=None, help="training steps of each model (default: about four minutes)")
+    p.add_argument("--seed", type=int, default=1)
+
+
+def _train(p):
+    p.add_argument(
+        "--text", nargs="+", required=True, metavar="FILE", help="files, folders, globs; .txt .md .jsonl .gz"
+    )
+    p.add_argument("--out", required=True, metavar="runs/NAME", help="the run folder to write")
+    p.add_argument("--model", choices=["transformer", "lstm", "gru", "rnn"], default="transformer")
+    p.add_argument("--size", default="tiny", help="see the table below (default tiny)")
+    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    p.add_argument("--backend", choices=["tensorflow", "jax", "torch"], help="default: KERAS_BACKEND, else tensorflow")
+    group = p.add_argument_group("tokenizer")
+    group.add_argument(
+        "--tokenizer",
+        default="byte",
+        help="byte, character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
+    )
+    group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
+    group = p.add_argument_group("data")
+    group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
+    group.add_argument("--validation-fraction", type=float, default=0.1, help="else on the tail (default 0.1)")
+    group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
+    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state from batch to batch")
+    group = p.add_argument_group("parts of the model (override the size)")
+    for name in ("layers", "hidden-dim", "heads", "kv-heads", "intermediate-dim", "embedding-dim", "context"):
+        group.add_argument(f"--{name}", type=int, default=None)
+    group.add_argument("--activation", default=None, help="gelu_tanh, gelu, relu, swiglu, geglu")
+    group.add_argument("--norm", default=None, help="layer, rms")
+    group.add_argument("--positions", default=None, help="learned, sinusoidal, rotary")
+    group.add_argument("--untied", action="store_true", help="an output projection of its own")
+    group.add_argument("--dropout", type=float, default=0.0)
+    group = p.add_argument_group("recipe")
+    group.add_argument("--batch", type=int, default=16)
+    group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
+    group.add_argument("--optimizer", default="adamw")
+    group.add_argument("--schedule", default="cosine", help="cosine, linear, constant")
+    group.add_argument("--warmup", type=int, default=None, help="steps (default 100, at most a tenth)")
+    group.add_argument("--weight-decay", type=float, default=0.1)
+    group.add_argument("--clip-norm", type=float, default=1.0, help="0 switches it off")
+    group.add_argument("--precision", default="float32", help="float32, mixed_bfloat16, mixed_float16, bfloat16")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--validate-every", type=int, default=None, help="steps (default a tenth)")
+    group.add_argument("--distribution", default="single", help="single, mirrored (TensorFlow), data-parallel (JAX)")
+
+
+def _generate(p):
+    p.add_argument("run", metavar="RUN", help="a run folder")
+    p.add_argument("--prompt", default="", help="the text to write on from")
+    p.add_argument("--max-new-tokens", type=int, default=64)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token (default)")
+    p.add_argument("--top-k", type=int, default=0)
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--min-p", type=float, default=0.0)
+    p.add_argument("--repetition-penalty", type=float, default=1.0)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
+    _common(p)
+
+
+def _evaluate(p):
+    p.add_argument("run", metavar="RUN", help="a run folder")
+    p.add_argument("--text", nargs="+", required=True, metavar="FILE")
+    p.add_argument("--stride", type=int, default=None, help="Transformer: tokens between windows (default the context)")
+    p.add_argument("--batch", type=int, default=32, help="windows of a batch")
+    _common(p)
+
+
+def _export(p):
+    p.add_argument("run", metavar="RUN", help="a run folder")
+    p.add_argument("--to", required=True, choices=["saved-model", "litert"])
+    p.add_argument("--quantize", choices=["none", "float16", "int8"], default="none", help="of a LiteRT file")
+    p.add_argument("--name", help="default: the path below runs/, with - for /")
+    p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to write")
+    p.add_argument("--max-new-tokens-limit", type=int, default=256, help="of a SavedModel's requests")
+    p.add_argument("--overwrite", action="store_true", help="replace a LiteRT file that exists")
+    p.add_argument("--no-verify", action="store_true", help="do not compare with the model afterwards")
+    p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
+    _common(p, backend=False)
+
+
+def _verify(p):
+    p.add_argument("run", metavar="RUN", help="a run folder")
+    p.add_argument("artifacts", nargs="*", metavar="ARTIFACT", help="default: all of this run's in saved_models/")
+    p.add_argument("--name", help="default: the path below runs/, with - for /")
+    p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to look")
+    p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
+    _common(p, backend=False)
+
+
+def _common(p, backend=True):
+    p.add_argument("--json", metavar="FILE", help="write the result as JSON, too")
+    if backend:
+        p.add_argument(
+            "--backend", choices=["tensorflow", "jax", "torch"], help="default: KERAS_BACKEND, else tensorflow"
+        )
+
+
+def main(arguments=None):
+    """Run the command line; returns the exit code."""
+    args = parser().parse_args(arguments)
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("keras-seqlm"))
+        return 0
+    if args.command is None:
+        parser().print_help()
+        return 2
+    if getattr(args, "backend", None):
+        os.environ["KERAS_BACKEND"] = args.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    commands = importlib.import_module("keras_seqlm.commands")
+    try:
+        return commands.COMMANDS[args.command](args) or 0
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError) as error:
+        print(f"seqlm: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("seqlm: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Run an exported .tflite language model, as a phone does: ai-edge-litert for the network, NumPy for the rest."""
+
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from seqlm_runtime import tokenizers
+from seqlm_runtime.sampler import sample
+
+FORMAT = 1
+_SIDECAR = {
+    "sha256": str,
+    "state": dict,
+    "prefill_lengths": list,
+    "max_length": (int, type(None)),
+    "vocabulary_size": int,
+    "bos_id": (int, type(None)),
+    "eos_id": (int, type(None)),
+    "suppressed_ids": list,
+    "tokenizer_hash": str,
+}
+
+
+class LiteRTModel:
+    """A language model in a .tflite file that writes text.
+
+    Beside `NAME.tflite` lie `NAME.json`, which says what the file takes, and the folder `NAME.tokenizer`; a file
+    `NAME-int8.tflite` or `NAME-float16.tflite` may share the folder of `NAME`. One object answers one call at a time.
+
+    Args:
+        path: the .tflite file.
+        num_threads: threads for one step; None leaves the choice to LiteRT.
+
+    Raises:
+        FileNotFoundError: one of the three is missing.
+        ValueError: they do not belong together, or the sidecar is damaged.
+        ImportError: ai-edge-litert is not installed.
+
+    Attributes:
+        sidecar: what `NAME.json` says. tokenizer, max_length, vocabulary_size, prefill_lengths: parts of it.
+
+    Example:
+
+        model = LiteRTModel("saved_models/books.tflite")
+        model.generate("It was a dark night", max_new_tokens=50, temperature=0.8, seed=1)["text"]
+    """
+
+    def __init__(self, path, num_threads=None):
+        path = pathlib.Path(path)
+        self.path = str(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No LiteRT model at {path}.")
+        self.sidecar = _read_sidecar(path)
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != self.sidecar["sha256"]:
+            raise ValueError(
+                f"{path} is not the file that its sidecar describes: sha256 {found}, expected "
+                f"{self.sidecar['sha256']}. It is damaged or was replaced; export or copy it again."
+            )
+        self.tokenizer = _read_tokenizer(path, self.sidecar["tokenizer_hash"])
+        self.max_length = self.sidecar["max_length"]
+        self.vocabulary_size = self.sidecar["vocabulary_size"]
+        self.prefill_lengths = sorted(self.sidecar["prefill_lengths"])
+        self._runners = _signature_runners(path, num_threads, self._signature_names())
+
+    def _signature_names(self):
+        return [f"prefill_{length}" for length in self.prefill_lengths] + ["decode"]
+
+    def initial_state(self):
+        """The state before the first token: a dict of leaf name -> array of zeros."""
+        return {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in self.sidecar["state"].items()}
+
+    def step(self, token_ids, state):
+        """Read some tokens: a prompt, a part of one, or the token written last.
+
+        Args:
+            token_ids: one or more ids, (time,).
+            state: what `initial_state` or the last `step` returned; it is left as it was.
+
+        Returns:
+            A pair of the logits (vocabulary,) after the last of them, and the state to read on with.
+
+        Raises:
+            ValueError: no id, an id outside the vocabulary, or more than `max_length` in all.
+        """
+        token_ids = np.asarray(token_ids)
+        if token_ids.ndim != 1 or token_ids.size == 0 or token_ids.dtype.kind not in "iu":
+            raise ValueError(f"token_ids must be one or more integers in a row; got {token_ids!r}.")
+        if token_ids.min() < 0 or token_ids.max() >= self.vocabulary_size:
+            raise ValueError(f"token_ids must lie in 0 ... {self.vocabulary_size - 1}; got {token_ids.tolist()}.")
+        position = int(state["position"][0])
+        if self.max_length is not None and position + len(token_ids) > self.max_length:
+            raise ValueError(
+                f"The context holds {self.max_length} tokens: {position} are read and {len(token_ids)} more do not fit."
+            )
+        for name, length, count in self._chunks(position, len(token_ids)):
+            padded = np.zeros((1, length), np.int32)
+            padded[0, :count], token_ids = token_ids[:count], token_ids[count:]
+            outputs = self._runners[name](token_ids=padded, lengths=np.array([count], np.int32), **state)
+            logits = outputs.pop("logits")[0]
+            state = outputs
+        return logits, state
+
+    def logits(self, token_ids):
+        """The logits (vocabulary,) of the token that follows `token_ids`, read from the start."""
+        return self.step(token_ids, self.initial_state())[0]
+
+    def generate(
+        self,
+        prompt,
+        max_new_tokens=64,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        seed=0,
+    ):
+        """Write on from a prompt.
+
+        Args:
+            prompt: str or bytes; `bos` is put before it, where the tokenizer has one.
+            max_new_tokens: most tokens to write. The context may end the text earlier.
+            temperature: 0 for greedy, or above 0.
+            top_k, top_p, min_p, repetition_penalty, seed: as in `keras_seqlm.generation`.
+
+        Returns:
+            dict of `text` (the new text alone), `token_ids` (int32, without the end-of-text id), `stop_reason`
+            ("eos" or "length"), `truncated` (whether the prompt's beginning was cut off, so that prompt and new tokens
+            fit the context) and `num_tokens`.
+
+        Raises:
+            ValueError: a number out of range, or nothing to read: an empty prompt where the tokenizer has no `bos`.
+        """
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be 0 or more; got {max_new_tokens}.")
+        options = _checked_options(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        prompt_ids, truncated = self._prompt_ids(prompt, max_new_tokens)
+        if self.max_length is not None:
+            max_new_tokens = min(max_new_tokens, self.max_length - len(prompt_ids))
+        written, stop_reason = [], "length"
+        seen = np.zeros(self.vocabulary_size, np.float32)
+        seen[prompt_ids] = 1.0
+        unread, state = prompt_ids, self.initial_state()
+        while len(written) < max_new_tokens:
+            logits, state = self.step(unread, state)
+            read = len(prompt_ids) + len(written)
+            chosen = int(sample(logits, options, seen, read, self.sidecar["suppressed_ids"])[0])
+            if chosen == self.sidecar["eos_id"]:
+                stop_reason = "eos"
+                break
+            written.append(chosen)
+            seen[chosen] = 1.0
+            unread = [chosen]
+        token_ids = np.array(written, np.int32)
+        return {
+            "text": self.tokenizer.decode(token_ids),
+            "token_ids": token_ids,
+            "stop_reason": stop_reason,
+            "truncated": truncated,
+            "num_tokens": len(token_ids),
+        }
+
+    def _prompt_ids(self, prompt, max_new_tokens):
+        bos_id = self.sidecar["bos_id"]
+        ids = ([] if bos_id is None else [bos_id]) + self.tokenizer.encode(prompt).tolist()
+        if not ids:
+            raise ValueError("The prompt is empty and the tokenizer has no bos: there is nothing to write on from.")
+        room = len(ids) if self.max_length is None else max(1, self.max_length - max_new_tokens)
+        return ids[-room:], len(ids) > room
+
+    def _chunks(self, position, count):
+        """How `count` tokens are read from `position` on: (signature, its length, real tokens) one after another."""
+        while count:
+            fitting = [length for length in self.prefill_lengths if length <= count]
+            # Padding past the end of a cache would be shifted over older keys (house rule: position + T <= max_length).
+            padded = [
+                length
+                for length in self.prefill_lengths
+                if length > count and (self.max_length is None or position + length <= self.max_length)
+            ]
+            if count > 1 and fitting:
+                length = real = fitting[-1]
+            elif count > 1 and padded:
+                length, real = padded[0], count
+            else:
+                length = real = 1
+            yield ("decode" if length == 1 else f"prefill_{length}"), length, real
+            position, count = position + real, count - real
+
+
+def _checked_options(**options):
+    ranges = {
+        "temperature": (lambda x: 0 <= x < np.inf, "0 (greedy) or more, and finite"),
+        "top_k": (lambda x: 0 <= x < 2**31, "0 (off) or more"),
+        "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1 (off)"),
+        "min_p": (lambda x: 0 <= x <= 1, "between 0 (off) and 1"),
+        "repetition_penalty": (lambda x: 0 < x < np.inf, "above 0 and finite; 1 is off"),
+        "seed": (lambda x: 0 <= x < 2**31, "from 0 to 2**31 - 1"),
+    }
+    for name, value in options.items():
+        inside, wanted = ranges[name]
+        if not inside(value):
+            raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+    return options
+
+
+def _read_sidecar(path):
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no sidecar: expected {file}, which the export writes beside it.")
+    try:
+        sidecar = json.loads(file.read_bytes())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{file} is damaged: {error}.") from error
+    if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
+        raise ValueError(f"{file} is no sidecar of format {FORMAT}, the one that this version reads.")
+    wrong = [name for name, kind in _SIDECAR.items() if name not in sidecar or not isinstance(sidecar[name], kind)]
+    if wrong:
+        raise ValueError(f"{file} is damaged: {wrong} are missing or of another type.")
+    if "position" not in sidecar["state"]:
+        raise ValueError(f"{file} names no leaf 'position' in the state; it has {sorted(sidecar['state'])}.")
+    for name, leaf in sidecar["state"].items():
+        try:
+            np.empty(leaf["shape"], leaf["dtype"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file} is damaged: the leaf {name!r} has no usable shape and dtype: {leaf!r}."
+            ) from error
+    return sidecar
+
+
+def _read_tokenizer(path, wanted):
+    names = [path.stem] + [path.stem.removesuffix(end) for end in ("-int8", "-float16") if path.stem.endswith(end)]
+    folders = [path.with_name(f"{name}.tokenizer") for name in names]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"{path} has no tokenizer: expected the folder {folders[0]}.")
+    tokenizer = tokenizers.load(folder)
+    if tokenizer.hash != wanted:
+        raise ValueError(
+            f"The tokenizer in {folder} has the hash {tokenizer.hash}; the model was trained with {wanted}."
+        )
+    return tokenizer
+
+
+def _signature_runners(path, num_threads, names):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError("A .tflite model runs in LiteRT, which is missing: pip install ai-edge-litert.") from error
+    interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
+    found = interpreter.get_signature_list()
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{path} lacks the signatures {missing}; it has {sorted(found)}.")
+    return {name: interpreter.get_signature_runner(name) for name in names}

@@ -1,0 +1,36 @@
+"""GPT-2's split of a text into words, without a regular-expression engine that knows Unicode.
+
+Engines disagree on thousands of code points, so the classes of code points stand in a table, made once from the
+`tokenizers` library. The pattern runs over the string of classes, where the standard library's `re` is enough.
+"""
+
+import re
+
+from seqlm_runtime.tokenizers.code_points import NUM_BLOCKS, code_points, look_up, parse_table
+
+CLASSES_NAME = "classes.bin"
+SPACE, OTHER_SPACE, LETTER, NUMBER, OTHER, APOSTROPHE = b" SLNO'"
+CONTRACTION_LETTERS = b"strevmld"
+# 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ over classes in place of characters.
+_WORD = re.compile(rb"'s|'t|'re|'ve|'m|'ll|'d| ?[Lstrevmld]+| ?N+| ?[O']+|[S ]+(?![^S ])|[S ]+")
+
+
+def parse_classes(data):
+    """The checked table of classes in the bytes of `classes.bin`."""
+    table = parse_table(data, "uint8", 256, CLASSES_NAME)
+    known = bytes([SPACE, OTHER_SPACE, LETTER, NUMBER, OTHER, APOSTROPHE]) + CONTRACTION_LETTERS
+    if not set(table[NUM_BLOCKS:].tolist()) <= set(known):
+        raise ValueError(f"{CLASSES_NAME}: a code point is of a class that does not exist.")
+    return table
+
+
+def split_words(data, table):
+    """The words of `data` (bytes) in order, as str; a byte that is no UTF-8 stays as Python's surrogate escape."""
+    text = data.decode("utf-8", "surrogateescape")
+    classes = look_up(table, code_points(text)).tobytes()
+    return [text[match.start() : match.end()] for match in _WORD.finditer(classes)]
+
+
+def word_bytes(word):
+    """The bytes of a word of `split_words`."""
+    return word.encode("utf-8", "surrogateescape")

@@ -1,0 +1,184 @@
+"""Corpora: what is read, in which order, byte for byte, and what is refused."""
+
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+
+from keras_seqlm.data import Corpus, corpora, texts
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def documents(corpus):
+    found = []
+    for text, first, last in corpus.chunks():
+        if first:
+            found.append(b"")
+        found[-1] += text
+        open_document = not last
+    assert not open_document
+    return found
+
+
+def test_directory_is_read_recursively_in_sorted_order(tmp_path):
+    for name in ("b.txt", "a/z.md", "a/y.text.gz", "c.TXT", ".hidden/d.txt", "a/.e.txt", "picture.png"):
+        write(tmp_path / name, name)
+    write(tmp_path / "lines.jsonl", '{"text": "one"}\n\n{"text": "two"}')
+    assert documents(Corpus(tmp_path)) == [b"a/y.text.gz", b"a/z.md", b"b.txt", b"c.TXT", b"one", b"two"]
+
+
+def test_file_pattern_and_list(tmp_path):
+    for name in ("b.txt", "a.txt", "c.md", "plain"):
+        write(tmp_path / name, name)
+    assert documents(Corpus(tmp_path / "plain")) == [b"plain"]
+    assert documents(Corpus(f"{tmp_path}/*.txt")) == [b"a.txt", b"b.txt"]
+    # A list keeps its order, and a file met twice is read once.
+    assert documents(Corpus([f"{tmp_path}/c.md", f"{tmp_path}/*.txt", tmp_path / "a.txt"])) == [
+        b"c.md",
+        b"a.txt",
+        b"b.txt",
+    ]
+
+
+def test_name_that_looks_like_a_pattern(tmp_path):
+    path = write(tmp_path / "a[1].txt", "bracket")
+    assert b"".join(texts(str(path))) == b"bracket"
+
+
+@pytest.mark.parametrize("ending", ["txt", "txt.gz"])
+def test_bytes_are_kept(tmp_path, ending):
+    content = b"\xef\xbb\xbfa\r\nb\x00\xff\xfe c\xed\xa0\x80 \xe2\x80\xae\r\n" * 50
+    assert b"".join(texts(write(tmp_path / f"a.{ending}", content))) == content
+
+
+def test_jsonl_field_and_gzip(tmp_path):
+    lines = [{"body": "Grüße\n"}, {"body": ""}, {"body": "\ud83d x \ud83d\ude00"}]
+    path = write(tmp_path / "a.jsonl.gz", "\n".join(json.dumps(line) for line in lines))
+    # An empty text is no document; half a surrogate pair becomes U+FFFD, a whole one its character.
+    assert documents(Corpus(path, text_field="body")) == ["Grüße\n".encode(), "\ufffd x 😀".encode()]
+
+
+@pytest.mark.parametrize(
+    "content", [b"word " * 500, b"line one\n\n line two\n" * 200, "你好嗎".encode() * 400, b"\xbf" * 3000]
+)
+@pytest.mark.parametrize("size", [64, 100, 1000, 1999])
+def test_chunks_join_to_the_document_and_tear_nothing(tmp_path, content, size):
+    corpus = Corpus(write(tmp_path / "a.txt", content), chunk_size=size)
+    chunks = list(corpus.chunks())
+    assert b"".join(chunk.text for chunk in chunks) == content
+    assert [chunk.first for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    assert [chunk.last for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert all(0 < len(chunk.text) <= size for chunk in chunks)
+    for chunk in chunks[1:]:
+        if b" " in content:
+            # White space begins a chunk and none ends one, unless no border was in reach (1/16 of a small chunk).
+            assert size < 500 or (chunk.text[:1].isspace())
+        elif content[0] != 0xBF:
+            chunk.text.decode()
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, 2])
+def test_document_of_about_one_chunk(tmp_path, extra):
+    content = b"x" * (100 + extra)
+    chunks = list(Corpus(write(tmp_path / "a.txt", content), chunk_size=100).chunks())
+    assert b"".join(chunk.text for chunk in chunks) == content
+    assert chunks[-1].last and len(chunks) == (2 if extra > 0 else 1)
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.txt"):
+        Corpus(tmp_path / "absent.txt")
+    with pytest.raises(FileNotFoundError, match="absent.txt"):
+        Corpus([write(tmp_path / "there.txt", "x"), str(tmp_path / "absent.txt")])
+    with pytest.raises(ValueError, match="empty list"):
+        Corpus([])
+    with pytest.raises(ValueError, match=r"none.txt is empty"):
+        Corpus(write(tmp_path / "none.txt", ""))
+    with pytest.raises(ValueError, match=r"none.txt.gz holds no text"):
+        list(texts(write(tmp_path / "none.txt.gz", "")))
+    with pytest.raises(ValueError, match=r"none.jsonl holds no text"):
+        list(texts(write(tmp_path / "none.jsonl", "\n \n")))
+
+
+@pytest.mark.parametrize("entry", ["", "*.csv", "*.txt"])
+def test_nothing_readable_says_what_is_read(tmp_path, entry):
+    write(tmp_path / "a.csv", "x")
+    with pytest.raises(ValueError, match=r"\.txt, \.md, \.text, \.jsonl"):
+        Corpus(f"{tmp_path}/{entry}")
+
+
+def test_damaged_gzip_names_the_file(tmp_path):
+    whole = gzip.compress(bytes(range(256)) * 1000)
+    for name, content in (("cut", whole[: len(whole) // 2]), ("none", b"plain text"), ("bad", whole[:20] + b"\0" * 50)):
+        path = tmp_path / f"{name}.txt.gz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}.txt.gz is damaged"):
+            list(texts(path))
+
+
+BROKEN = ["{", "[]", "3", '{"other": "x"}', '{"text": 3}', "\xff", "[" * 100_000]
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_few_broken_lines_are_skipped_and_counted(tmp_path, line):
+    good = [json.dumps({"text": f"document {i}"}) for i in range(2000)]
+    path = write(tmp_path / "a.jsonl", "\n".join([*good[:700], "", line, *good[700:]]).encode("latin-1"))
+    corpus = Corpus(path)
+    with pytest.warns(UserWarning, match=r"a.jsonl: skipped 1 broken of 2001 lines, the first: line 702: "):
+        assert len(documents(corpus)) == 2000
+    assert corpus.skipped == 1
+
+
+def test_many_broken_lines_are_an_error_naming_file_and_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "x"}\n' * 5 + "{broken\n" + '{"text": "x"}\n' * 500)
+    with pytest.raises(ValueError, match=r"a.jsonl, line 6: .*1 of the first 506 lines are broken, more than 0.1%"):
+        list(texts(path))
+    corpus = Corpus(path, tolerance=0.01)
+    with pytest.warns(UserWarning, match="skipped 1"):
+        list(corpus.chunks())
+    # A file that is no JSON at all is left after a thousand lines.
+    path = write(tmp_path / "b.jsonl", "no json\n" * 100_000)
+    with pytest.raises(ValueError, match=r"b.jsonl, line 1: .*1000 of the first 1000 lines"):
+        list(texts(path))
+
+
+def test_overlong_json_line_is_broken_and_the_next_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "MAX_LINE", 1000)
+    monkeypatch.setattr(corpora, "CHUNK_SIZE", 700)
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "x" * 5000}) + '\n{"text": "next"}\n')
+    corpus = Corpus(path, tolerance=0.6)
+    with pytest.warns(UserWarning, match="line 1: longer than 1000 bytes"):
+        assert documents(corpus) == [b"next"]
+
+
+STREAM = """
+import resource, sys
+from keras_seqlm.data import texts
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+total = longest = 0
+for chunk in texts(sys.argv[1]):
+    total += len(chunk)
+    longest = max(longest, len(chunk))
+print(total, longest, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.parametrize("ending", ["txt", "txt.gz"])
+def test_a_line_of_64_megabytes_streams_in_flat_memory(tmp_path, ending):
+    path = tmp_path / f"long.{ending}"
+    opener = gzip.open(path, "wb", compresslevel=1) if ending.endswith("gz") else open(path, "wb")
+    with opener as handle:
+        for _ in range(64):
+            handle.write(b"x" * (1 << 20))
+    result = subprocess.run([sys.executable, "-c", STREAM, path], capture_output=True, text=True, check=True)
+    total, longest, growth = result.stdout.split()
+    assert (int(total), int(longest)) == (1 << 26, 1 << 20)
+    assert float(growth) < 16  # megabytes

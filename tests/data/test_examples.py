@@ -1,0 +1,13 @@
+"""The examples in the docstrings of the room run and say what they show."""
+
+import doctest
+
+import pytest
+
+from keras_seqlm.data import causal, corpora, packing, permutation
+
+
+@pytest.mark.parametrize("module", [causal, corpora, packing, permutation], ids=lambda module: module.__name__)
+def test_examples(module):
+    failed, tried = doctest.testmod(module)
+    assert failed == 0 and tried > 0

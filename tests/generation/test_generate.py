@@ -1,0 +1,291 @@
+import importlib
+
+import keras
+import numpy as np
+import pytest
+from helpers import (
+    CONTEXT,
+    MODELS,
+    SUPPRESSED,
+    VOCABULARY,
+    AddingModel,
+    assert_same_text,
+    assert_written_by,
+    choice,
+    ids_of,
+    new_model,
+    tiny,
+    whole_logits,
+)
+
+from keras_seqlm.generation import generate
+from keras_seqlm.generation.compiled import traces
+from keras_seqlm.models import TransformerLM
+
+loop = importlib.import_module("keras_seqlm.generation.generate")  # the package shows the function of that name
+PROMPTS = [ids_of(n, seed=n).tolist() for n in (3, 1, 8, 5)]
+EVERYWHERE = ("lstm", "rotary")
+MARKED = [pytest.param(name, marks=pytest.mark.backends) if name in EVERYWHERE else name for name in MODELS]
+
+
+def texts(results):
+    return [result.token_ids.tolist() for result in results]
+
+
+# The loop, with a model that adds.
+
+
+def adding(prompt, count, eos_id=2):
+    """What `AddingModel` writes: the sum of all ids; where that one may not be written, the lowest that may."""
+    text = list(prompt)
+    while len(text) < len(prompt) + count:
+        new = sum(text) % VOCABULARY
+        new = 2 if new in SUPPRESSED else new
+        if new == eos_id:
+            return text[len(prompt) :], "eos"
+        text.append(new)
+    return text[len(prompt) :], "length"
+
+
+@pytest.mark.backends
+def test_ragged_prompts_and_limits_and_the_end_id():
+    prompts = [*PROMPTS, [35, 7], [4]]
+    limits = [12, 5, 0, 1, 9, 16]
+    results = generate(AddingModel(), prompts, limits)
+    for result, prompt, limit in zip(results, prompts, limits, strict=True):
+        text, reason = adding(prompt, limit)
+        assert (result.token_ids.tolist(), result.stop_reason, result.truncated) == (text, reason, False)
+        assert result.token_ids.dtype == np.int32
+    assert {result.stop_reason for result in results} == {"eos", "length"}
+    assert results[4].token_ids.tolist() == [] and results[4].stop_reason == "eos"  # 35 + 7 = 2 at once
+
+
+@pytest.mark.backends
+def test_another_end_id_or_none():
+    prompt = [5, 6, 9]
+    text, _ = adding(prompt, 12, eos_id=None)
+    assert texts(generate(AddingModel(), [prompt], 12, eos_id=None)) == [text]
+    end = text[4]
+    assert end not in text[:4]
+    assert texts(generate(AddingModel(), [prompt], 12, eos_id=end)) == [text[:4]]
+
+
+def test_ids_that_are_never_written():
+    prompt = [9, 9]  # 18, 36, 32, 24 ...
+    assert texts(generate(AddingModel(), [prompt], 3)) == [[18, 36, 32]]
+    text = texts(generate(AddingModel(), [prompt], 3, eos_id=None, suppressed_ids=(36, None)))[0]
+    assert text == [18, 0, 36 - 36]  # of the equals that are left the lowest, again and again
+    assert texts(generate(AddingModel(), [[10, 31]], 1, suppressed_ids=()))[0] == [1]
+
+
+@pytest.mark.parametrize("longest", [1, 3, 5])
+def test_writing_in_pieces_changes_nothing(longest, monkeypatch):
+    whole = generate(AddingModel(), PROMPTS, [13, 2, 0, 7])
+    monkeypatch.setattr(loop, "LONGEST_CALL", longest)
+    pieces = generate(AddingModel(), PROMPTS, [13, 2, 0, 7])
+    assert texts(pieces) == texts(whole)
+    assert [each.stop_reason for each in pieces] == [each.stop_reason for each in whole]
+
+
+@pytest.mark.backends
+def test_a_function_that_stops():
+    calls = []
+
+    def after_three_or_a_nine(new):
+        calls.append(new.copy())
+        return len(new) == 3 and new[0] != 18 or new[-1] == 9
+
+    prompts = [[9, 9], [5, 6, 9], PROMPTS[0]]
+    results = generate(AddingModel(), prompts, 40, eos_id=None, stop=after_three_or_a_nine)
+    for prompt, result in zip(prompts, results, strict=True):
+        text, reason = adding(prompt, 40, eos_id=None), "length"
+        for end in range(1, 41):
+            if after_three_or_a_nine(np.array(text[0][:end])):
+                text, reason = (text[0][:end], None), "stop"
+                break
+        assert (result.token_ids.tolist(), result.stop_reason) == (text[0], reason)
+    assert len(results[0].token_ids) > loop.WATCHED_CALL and len(results[1].token_ids) == 3
+    assert all(call.dtype == np.int32 for call in calls[:3])
+
+
+def test_stop_before_the_end_id_and_after():
+    prompt = [5, 6, 9]
+    text, _ = adding(prompt, 12, eos_id=None)
+    end = text[4]
+    first = generate(AddingModel(), [prompt], 12, eos_id=end, stop=lambda new: len(new) == 3)[0]
+    assert (first.token_ids.tolist(), first.stop_reason) == (text[:3], "stop")
+    later = generate(AddingModel(), [prompt], 12, eos_id=end, stop=lambda new: len(new) == 6)[0]
+    assert (later.token_ids.tolist(), later.stop_reason) == (text[:4], "eos")
+
+
+def test_nothing_to_write():
+    assert generate(AddingModel(), [], 5) == []
+    for limits in (0, [0, 0]):
+        results = generate(AddingModel(), [[4], [5, 6]], limits)
+        assert texts(results) == [[], []]
+        assert [result.stop_reason for result in results] == ["length", "length"]
+
+
+@pytest.mark.backends
+def test_a_seen_id_is_less_likely():
+    """Logits 5 and 0 with a penalty of 1e9: the sum is avoided where prompt or text have had it."""
+    text = texts(generate(AddingModel(), [[20, 20]], 3, repetition_penalty=1e9, eos_id=None))[0]
+    assert text == [2, 4, 5]  # 40 is 0, and so suppressed: 2; 42 and 44 are 2 and 4; 48 is 8 ... see below
+
+
+# The models.
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_greedy_is_the_argmax_of_whole_passes(name):
+    model = tiny(name)
+    results = generate(model, PROMPTS, [10, 10, 3, 10], eos_id=None)
+    for prompt, text, count in zip(PROMPTS, texts(results), [10, 10, 3, 10], strict=True):
+        assert len(text) == count
+        assert_written_by(model, prompt, text)
+
+
+OPTIONS = {"temperature": [0.0, 1.5, 0.8, 1.2], "seed": [1, 2, 3, 4]}
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_a_row_alone_is_the_row_in_a_batch_sampled_or_greedy(name):
+    model = tiny(name)
+    together = texts(generate(model, PROMPTS, 10, eos_id=None, **OPTIONS))
+    for row, (prompt, text) in enumerate(zip(PROMPTS, together, strict=True)):
+        temperature, seed = OPTIONS["temperature"][row], OPTIONS["seed"][row]
+        alone = generate(model, [prompt], 10, eos_id=None, temperature=temperature, seed=seed)
+        assert_same_text(model, prompt, texts(alone)[0], text, temperature, seed)
+        assert_written_by(model, prompt, text, temperature, seed)
+
+
+def test_a_seed_is_a_text_and_another_seed_another():
+    model = tiny("lstm")
+    write = [texts(generate(model, PROMPTS, 10, temperature=1.5, seed=seed, eos_id=None)) for seed in (5, 5, 6)]
+    assert write[0] == write[1] != write[2]
+
+
+def test_a_model_writes_one_text_or_a_list():
+    model = tiny("learned")
+    several = model.generate(PROMPTS, max_new_tokens=4, eos_id=None)
+    assert [len(text) for text in several] == [4] * 4
+    one = model.generate(np.array(PROMPTS[0]), max_new_tokens=4, eos_id=None)
+    assert_same_text(model, PROMPTS[0], one, several[0])
+    assert len(model.generate([PROMPTS[0]], max_new_tokens=4, eos_id=None)) == 1
+    assert model.generate([]) == []
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_prompts_and_limits_of_one_bucket_share_a_trace(name):
+    model = new_model(name)
+    for length, count in ((3, 1), (9, 7), (16, 16), (1, 9)):
+        generate(model, [ids_of(length)], count, eos_id=None, temperature=0.1 * length, seed=length, top_k=length)
+    generate(model, [ids_of(5)], 3, top_p=0.5)
+    cache_length = None if name == "lstm" else 32
+    found = (traces(model, loop.start, cache_length), traces(model, loop.advance, 16, SUPPRESSED))
+    assert found == ((0, 0) if keras.backend.backend() == "torch" else (1, 1))
+
+
+def test_a_recurrent_model_writes_past_any_length(monkeypatch):
+    monkeypatch.setattr(loop, "LONGEST_CALL", 64)
+    model, prompt = tiny("lstm"), ids_of(3 * CONTEXT + 5).tolist()
+    result = generate(model, [prompt], 150, eos_id=None)[0]
+    assert (len(result.token_ids), result.stop_reason, result.truncated) == (150, "length", False)
+    assert_written_by(model, prompt, result.token_ids)
+
+
+@pytest.mark.backends
+def test_a_prompt_that_does_not_fit_loses_its_beginning():
+    model, prompt = tiny("rotary"), ids_of(40)
+    result = generate(model, [prompt], 8, eos_id=None)[0]
+    assert (len(result.token_ids), result.truncated, result.stop_reason) == (8, True, "length")
+    assert_written_by(model, prompt[-24:], result.token_ids)
+    assert_same_text(
+        model, prompt[-24:], generate(model, [prompt[-24:]], 8, eos_id=None)[0].token_ids, result.token_ids
+    )
+
+
+def test_what_fits_is_kept():
+    model = tiny("learned")
+    results = generate(model, [ids_of(24), ids_of(25), ids_of(32), ids_of(33)], [8, 8, 0, 0], eos_id=None)
+    assert [result.truncated for result in results] == [False, True, False, True]
+    assert [len(result.token_ids) for result in results] == [8, 8, 0, 0]
+
+
+def test_a_huge_limit_stops_at_the_end_of_the_context():
+    model, prompt = tiny("learned"), ids_of(10).tolist()
+    for limit in (CONTEXT, 10**6, 2**40):
+        result = generate(model, [prompt], limit, eos_id=None)[0]
+        assert (len(result.token_ids), result.truncated, result.stop_reason) == (CONTEXT - 1, True, "length")
+        assert_written_by(model, prompt[-1:], result.token_ids)
+
+
+@pytest.mark.parametrize(("name", "length"), [("learned", 10), ("rotary", 40)])
+def test_sliding_reads_the_newer_half_anew(name, length):
+    model, prompt = tiny(name), ids_of(length).tolist()
+    result = generate(model, [prompt, [9, 8]], 50, eos_id=None, slide=True)[0]
+    assert (len(result.token_ids), result.truncated, result.stop_reason) == (50, length >= CONTEXT, "length")
+    read = list(prompt)
+    for new in result.token_ids.tolist():
+        if len(read) >= CONTEXT:
+            read = read[-CONTEXT // 2 :]
+        chosen, distance = choice(whole_logits(model, read)[-1], len(read), 0.0, 0)
+        assert new == chosen or distance < 1e-4
+        read.append(new)
+
+
+def test_sliding_hears_the_end_id_and_the_stop():
+    model, prompt = tiny("learned"), ids_of(10).tolist()
+    text = generate(model, [prompt], 60, temperature=1.5, seed=3, eos_id=None, slide=True)[0].token_ids.tolist()
+    end = text[40]
+    result = generate(model, [prompt], 60, temperature=1.5, seed=3, eos_id=end, slide=True)[0]
+    assert (result.token_ids.tolist(), result.stop_reason) == (text[: text.index(end)], "eos")
+    stopped = generate(
+        model, [prompt], 60, temperature=1.5, seed=3, eos_id=None, slide=True, stop=lambda new: len(new) == 45
+    )
+    assert (stopped[0].token_ids.tolist(), stopped[0].stop_reason) == (text[:45], "stop")
+
+
+def test_sliding_with_a_context_of_one_token():
+    model = TransformerLM(VOCABULARY, size="nano", num_layers=1, hidden_dim=8, num_heads=1, max_length=1)
+    result = generate(model, [[5]], 4, eos_id=None, slide=True)[0]
+    assert len(result.token_ids) == 4
+    assert generate(model, [[5]], 4, eos_id=None)[0].stop_reason == "length"
+
+
+@pytest.mark.parametrize("name", ["gru", "rotary"])
+def test_half_precision_writes(name):
+    model = new_model(name, dtype="mixed_bfloat16")
+    results = generate(model, PROMPTS, 6, eos_id=None)
+    assert [len(result.token_ids) for result in results] == [6] * 4
+    for prompt, result in zip(PROMPTS, results, strict=True):  # logits of a pass and of steps differ by bfloat16's step
+        assert_written_by(model, prompt, result.token_ids, border=0.15)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[4], []], {}, "sequence 1 is empty; give at least one id"),
+        ([[]], {}, "sequence 0 is empty"),
+        ([[4, VOCABULARY]], {}, "holds id 40, and this model knows 0 to 39"),
+        ([[4], [-1, 5]], {}, "sequence 1 holds id -1"),
+        ([np.array([2**32 + 4])], {}, "holds id 4294967300"),
+        ([[4.5]], {}, "must be integers, got float64"),
+        ([[4]], {"max_new_tokens": -1}, "max_new_tokens must be whole numbers of 0 or more, got -1"),
+        ([[4]], {"max_new_tokens": 2.5}, "max_new_tokens must be whole numbers of 0 or more, got 2.5"),
+        ([[4]], {"max_new_tokens": 2.0}, "max_new_tokens must be whole numbers"),
+        ([[4]], {"max_new_tokens": True}, "max_new_tokens must be whole numbers"),
+        ([[4]], {"max_new_tokens": [3, 4]}, "a number or one for each of 1 prompts, got 2"),
+        ([[4]], {"temperature": float("nan")}, "temperature must be a finite number of 0"),
+        ([[4]], {"temperature": -0.5}, "temperature must be a finite number of 0"),
+        ([[4]], {"top_p": 0.0}, "top_p must be above 0"),
+        ([[4]], {"seed": [1, 2]}, "seed must be one value or one per row"),
+        ([[4]], {"suppressed_ids": (VOCABULARY,)}, "suppressed_ids must lie in 0 ... 39"),
+    ],
+)
+def test_errors(prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny("lstm"), prompts, **options)

@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from helpers import array, randomize
+from keras import ops
+
+from keras_seqlm.layers import TransformerBlock
+
+pytestmark = pytest.mark.backends
+
+
+def normalized(norm, x, weights):
+    if norm == "rms":
+        (scale,) = weights
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale
+    gamma, beta = weights
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * gamma + beta
+
+
+def causal_attention(layer, x):
+    w_qkv, b_qkv, w_o, b_o = (array(weight) for weight in layer.weights)
+    query, key, value = (
+        part.reshape(*x.shape[:2], layer.num_heads, -1) for part in np.split(x @ w_qkv + b_qkv, 3, axis=-1)
+    )
+    scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    weights = np.exp(np.where(np.tril(np.ones(scores.shape[2:])), scores, -np.inf))
+    weights = weights / weights.sum(-1, keepdims=True)
+    return np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape) @ w_o + b_o
+
+
+def feed_forward(layer, x):
+    w_1, b_1, w_2, b_2 = (array(weight) for weight in layer.weights)
+    return np.maximum(x @ w_1 + b_1, 0) @ w_2 + b_2
+
+
+def random_block(**options):
+    block = TransformerBlock(16, 4, 24, activation="relu", **options)
+    block.build()
+    randomize(block)
+    return block
+
+
+X = np.random.default_rng(0).standard_normal((2, 5, 16)).astype("float32")
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_formula(norm, norm_first):
+    block = random_block(norm=norm, norm_first=norm_first)
+    norms = [
+        lambda x, layer=layer: normalized(norm, x, [array(weight) for weight in layer.weights])
+        for layer in (block.attention_norm, block.feed_forward_norm)
+    ]
+    if norm_first:
+        x = X + causal_attention(block.attention, norms[0](X))
+        x = x + feed_forward(block.feed_forward, norms[1](x))
+    else:
+        x = norms[0](X + causal_attention(block.attention, X))
+        x = norms[1](x + feed_forward(block.feed_forward, x))
+    np.testing.assert_allclose(array(block(X)), x, atol=1e-5)
+
+
+def test_dropout_in_training_only():
+    block = random_block(dropout=0.5)
+    calm = array(block(X))
+    np.testing.assert_array_equal(array(block(X, training=False)), calm)
+    assert np.abs(array(block(X, training=True)) - calm).max() > 1e-3
+
+
+def test_residual_branches_shrink_the_last_products():
+    def spread(branches):
+        block = TransformerBlock(64, 4, 256, residual_branches=branches)
+        block.build()
+        return [array(layer.kernel).std() for layer in (block.attention.output_projection, block.feed_forward.down)]
+
+    np.testing.assert_allclose(np.array(spread(1)) / np.array(spread(16)), 4.0, rtol=0.05)
+
+
+def test_half_precision_computes_in_half_and_keeps_the_cache():
+    block = random_block(dtype="mixed_bfloat16")
+    cache = tuple(ops.full((2, 4, 8, 4), 1.001, "float32") for _ in range(2))
+    mask = ops.ones((1, 1, 5, 8), "bool")
+    row = ops.zeros((2,), "int32")
+    output, (keys, values) = block(X, attention_mask=mask, cache=cache, position=row, lengths=row + 5)
+    assert "bfloat16" in str(output.dtype)
+    for leaf in (keys, values):
+        np.testing.assert_array_equal(array(leaf)[:, :, 5:], np.float32(1.001))
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match=r"norm must be one of \['layer', 'rms'\], got 'batch'"):
+        TransformerBlock(16, 4, 24, norm="batch")
+
+
+def test_config_round_trip():
+    block = TransformerBlock(16, 4, 24, num_kv_heads=2, norm="rms", norm_first=False, dropout=0.1, rotary_base=50.0)
+    assert TransformerBlock.from_config(block.get_config()).get_config() == block.get_config()

@@ -1,0 +1,132 @@
+import keras
+import numpy as np
+import pytest
+from helpers import CONTEXT, array, arrays, compile_plainly, cross_entropy, ids_of, new_model, tiny
+
+from keras_seqlm.models import RECURRENT_SIZES, SIZES, RecurrentLM
+
+CELLS = ("rnn", "gru", "lstm")
+
+
+def test_size_sets_what_is_not_given():
+    model = RecurrentLM(50, size="nano", num_layers=2)
+    assert (model.num_layers, model.hidden_dim, model.embedding_dim) == (2, 160, 160)
+    assert set(SIZES) == set(RECURRENT_SIZES)
+
+
+def test_the_leaves_of_the_state():
+    assert sorted(tiny("gru").initial_state(2)) == ["h_0", "h_1", "position"]
+    state = tiny("lstm").initial_state(2, max_length=5)
+    assert sorted(state) == ["c_0", "c_1", "h_0", "h_1", "position"]
+    assert state["c_1"].shape == (2, 16)
+
+
+def test_projections():
+    hidden = np.random.default_rng(0).standard_normal((1, 2, 16)).astype("float32")
+    tied = tiny("rnn")
+    expected = hidden @ array(tied.token_embedding.table).T + array(tied.output_bias)
+    np.testing.assert_allclose(array(tied.logits_of(hidden)), expected, atol=1e-5)
+    bridged = tiny("lstm")
+    bridge = hidden @ array(bridged.bridge.kernel) + array(bridged.bridge.bias)
+    expected = bridge @ array(bridged.token_embedding.table).T + array(bridged.output_bias)
+    np.testing.assert_allclose(array(bridged.logits_of(hidden)), expected, atol=1e-5)
+    untied = tiny("gru")
+    expected = hidden @ array(untied.output_projection.kernel) + array(untied.output_projection.bias)
+    np.testing.assert_allclose(array(untied.logits_of(hidden)), expected, atol=1e-5)
+
+
+def test_it_reads_without_limit():
+    model, ids = tiny("lstm"), ids_of(1, 3 * CONTEXT)
+    state, pieces = model.initial_state(1), []
+    for start in range(0, 3 * CONTEXT, CONTEXT):
+        logits, state = model(ids[:, start : start + CONTEXT], state=state)
+        pieces.append(array(logits))
+    assert array(state["position"]).tolist() == [3 * CONTEXT]
+    np.testing.assert_allclose(np.concatenate(pieces, 1), array(model(ids)), atol=1e-5)
+
+
+def carried(model):
+    return {name: array(variable) for name, variable in model.carried.items()}
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("cell", CELLS)
+def test_training_carries_the_state_from_batch_to_batch(cell):
+    """Pieces of one sequence, at a learning rate of 0: the losses and states of the sequence read at once."""
+    model = compile_plainly(new_model(cell, stateful_batch_size=2), keras.optimizers.SGD(0.0))
+    ids = ids_of(2, 13)
+    whole = array(model(ids[:, :-1]))
+    state = model.initial_state(2)
+    for start in range(0, 12, 4):
+        x, y = ids[:, start : start + 4], ids[:, start + 1 : start + 5]
+        expected = cross_entropy(whole[:, start : start + 4], y)
+        assert model.train_on_batch(x, y) == pytest.approx(expected, abs=1e-5)
+        _, state = model(x, state=state)
+        for name, leaf in carried(model).items():
+            np.testing.assert_allclose(leaf, array(state[name]), atol=1e-5)
+
+
+@pytest.mark.backends
+def test_validation_neither_reads_nor_changes_what_is_carried():
+    model = compile_plainly(new_model("lstm", stateful_batch_size=2), keras.optimizers.SGD(0.0))
+    ids = ids_of(2, 9)
+    x, y = ids[:, :-1], ids[:, 1:]
+    model.train_on_batch(x, y)
+    before = carried(model)
+    assert min(np.abs(leaf).max() for leaf in before.values()) > 1e-2
+    expected = cross_entropy(array(tiny("lstm")(x)), y)  # the same weights, and no memory
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(expected, abs=1e-5)
+    model.evaluate(x[:1], y[:1], verbose=0)  # another batch size
+    model.predict(x, verbose=0)
+    model.generate([4, 5], max_new_tokens=3)
+    for name, leaf in carried(model).items():
+        np.testing.assert_array_equal(leaf, before[name])
+    model.reset_state()
+    assert all(np.all(leaf == 0) for leaf in carried(model).values())
+    assert model.train_on_batch(x, y) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_carried_reaches_fit():
+    """Two epochs of `fit` without shuffling go on where the last batch ended, validation between them."""
+    model = compile_plainly(new_model("gru", stateful_batch_size=2), keras.optimizers.SGD(0.0))
+    ids = ids_of(2, 9)
+    x = np.concatenate([ids[:, 0:4], ids[:, 4:8]])  # batch 1: the first halves, batch 2: the second
+    y = np.concatenate([ids[:, 1:5], ids[:, 5:9]])
+    state = model.initial_state(2)
+    losses = []
+    for start in (0, 4, 0, 4):
+        logits, state = model(ids[:, start : start + 4], state=state)
+        losses.append(cross_entropy(array(logits), ids[:, start + 1 : start + 5]))
+    history = model.fit(x, y, batch_size=2, epochs=2, shuffle=False, validation_data=(x, y), verbose=0).history
+    np.testing.assert_allclose(history["loss"], np.mean(np.reshape(losses, (2, 2)), 1), atol=1e-5)
+    assert history["val_loss"][0] == pytest.approx(history["val_loss"][1], abs=1e-6)
+    for name, leaf in arrays(state).items():
+        if name != "position":
+            np.testing.assert_allclose(carried(model)[name], leaf, atol=1e-5)
+
+
+def test_a_training_batch_of_another_size_is_refused():
+    model = compile_plainly(new_model("lstm", stateful_batch_size=2))
+    ids = ids_of(3, 5)
+    with pytest.raises(
+        ValueError, match="carries the state of 2 rows from batch to batch, and got a training batch of 3"
+    ):
+        model.train_on_batch(ids[:, :-1], ids[:, 1:])
+
+
+def test_dropout_in_training_only():
+    model, ids = new_model("gru", dropout=0.3), ids_of(2, 8)
+    np.testing.assert_array_equal(array(model(ids)), array(model(ids, training=False)))
+    assert np.abs(array(model(ids, training=True)) - array(model(ids))).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "LSTM"}, r"cell must be one of \['gru', 'lstm', 'rnn'\], got 'LSTM'"),
+        ({"size": "huge"}, r"size must be one of \['nano', .*\], got 'huge'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        RecurrentLM(50, **options)
