@@ -154,6 +154,20 @@ def _common(p, backend=True):
         )
 
 
+def _quietly(load):
+    """What `load` gives, without what TensorFlow's C++ half writes to standard error as it starts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        return load()
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def main(arguments=None):
     """Run the command line; returns the exit code."""
     args = parser().parse_args(arguments)
@@ -169,8 +183,8 @@ def main(arguments=None):
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands = importlib.import_module("keras_seqlm.commands")
     try:
+        commands = _quietly(lambda: importlib.import_module("keras_seqlm.commands"))
         return commands.COMMANDS[args.command](args) or 0
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError) as error:
         print(f"seqlm: error: {error}", file=sys.stderr)

@@ -38,12 +38,17 @@ def _compile(model, function, constants):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        graph = tf.function(lambda *tensors: function(model(), *constants, *tensors), autograph=False)
+        table = {}
 
+        # One concrete function for each set of shapes: a new shape is a new bucket here, and nothing to be warned of.
         def run(*tensors):
-            return graph(*tensors)
+            key = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tf.nest.flatten(tensors))
+            if key not in table:
+                graph = tf.function(lambda *tensors: function(model(), *constants, *tensors), autograph=False)
+                table[key] = graph.get_concrete_function(*tensors)
+            return table[key](*tensors)
 
-        run.traces = graph.experimental_get_tracing_count
+        run.traces = lambda: len(table)
         return run
     if backend == "jax":
         import jax

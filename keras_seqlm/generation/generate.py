@@ -6,7 +6,6 @@ code is compiled here, traced into a SavedModel by `export`, and run in pieces w
 
 import dataclasses
 
-import keras
 import numpy as np
 from keras import ops
 

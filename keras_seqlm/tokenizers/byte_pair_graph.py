@@ -21,7 +21,7 @@ def byte_pair_graph(tokenizer):
     """A byte-pair tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
     import tensorflow as tf
 
-    merger = operation(_merging_model(tokenizer))
+    merge = operation(_merging_model(tokenizer))
     characters = [ord(character) for character in BYTE_CHARACTERS]
 
     def tokenize(text):
@@ -31,13 +31,13 @@ def byte_pair_graph(tokenizer):
             starts, rows = cut_words(starts, rows, tf.size(codes), tokenizer.max_word_bytes)
         shown = tf.gather(characters, tf.cast(codes, tf.int32))
         words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_starts(shown, starts, validate=False), "UTF-8")
-        ids, lengths = encode_words(merger, words, rows, tf.size(text))
+        ids, lengths = encode_words(merge, words, rows, tf.size(text))
         return padded(ids, lengths, tokenizer.pad_id)
 
     def detokenize(ids, lengths):
         return valid_utf8(joined_tokens(ids, lengths, tokenizer.tokens))
 
-    return graph_module(tokenize, detokenize, merger=merger)
+    return graph_module(tokenize, detokenize)
 
 
 def _merging_model(tokenizer):

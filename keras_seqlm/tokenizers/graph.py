@@ -6,14 +6,13 @@ TensorFlow is imported inside the functions: most programs that import a tokeniz
 from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS
 
 
-def graph_module(tokenize, detokenize, **parts):
+def graph_module(tokenize, detokenize):
     """Joins two functions to the `tf.Module` that `in_graph()` returns.
 
     Args:
         tokenize: function of a (batch,) string tensor to `(ids, lengths)`: (batch, time) int32 padded on the right,
             and (batch,) int32.
         detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
-        parts: objects that the functions use and that a SavedModel must keep.
 
     Returns:
         `tf.Module` with `tokenize` and `detokenize` as `tf.function`.
@@ -21,8 +20,6 @@ def graph_module(tokenize, detokenize, **parts):
     import tensorflow as tf
 
     module = tf.Module()
-    for name, part in parts.items():
-        setattr(module, name, part)
     module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string, name="text")])
     module.detokenize = tf.function(
         detokenize,
@@ -78,11 +75,11 @@ def look_up(table, points):
     return tf.gather(table[NUM_BLOCKS:], blocks * BLOCK + points % BLOCK)
 
 
-def encode_words(operation, words, rows, batch):
+def encode_words(tokenize, words, rows, batch):
     """The ids of all words, and how many each row of the batch has.
 
     Args:
-        operation: an object of tensorflow-text whose `tokenize` gives ragged ids.
+        tokenize: function of (words,) string to ragged ids.
         words: (words,) string.
         rows: (words,) int32, the row of each word, ascending.
         batch: number of rows.
@@ -93,7 +90,7 @@ def encode_words(operation, words, rows, batch):
     """
     import tensorflow as tf
 
-    ids = operation.tokenize(words)  # (words, pieces), ragged
+    ids = tokenize(words)  # (words, pieces), ragged
     counts = tf.cast(ids.row_lengths(), tf.int32)
     return ids.flat_values, tf.math.unsorted_segment_sum(counts, rows, batch)
 

@@ -9,14 +9,14 @@ def sentence_piece_graph(tokenizer):
     """A sentence-piece tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
     import tensorflow as tf
 
-    encoder = operation(tokenizer.model)
+    encode = operation(tokenizer.model)
 
     def tokenize(text):
         if tokenizer.chunks:
             words, rows = _chunks(text)
         else:
             words, rows = valid_utf8(text), tf.range(tf.size(text))
-        ids, lengths = encode_words(encoder, words, rows, tf.size(text))
+        ids, lengths = encode_words(encode, words, rows, tf.size(text))
         return padded(ids, lengths, tokenizer.pad_id)
 
     def detokenize(ids, lengths):
@@ -25,7 +25,7 @@ def sentence_piece_graph(tokenizer):
             text = tf.strings.regex_replace(text, "^ ", "")
         return valid_utf8(text)
 
-    return graph_module(tokenize, detokenize, encoder=encoder)
+    return graph_module(tokenize, detokenize)
 
 
 def _chunks(text):

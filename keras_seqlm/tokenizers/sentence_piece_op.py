@@ -4,8 +4,15 @@ from seqlm_runtime.tokenizers.model_proto import serialize_model
 
 
 def operation(model):
-    """The operation for a `Model`, vetted first: on some damaged models tensorflow-text ends the process."""
+    """A function of a (words,) string tensor to ragged ids for a `Model`.
+
+    The model is vetted first: on some damaged ones tensorflow-text ends the process.
+
+    Raises:
+        ValueError: SentencePiece refuses the model.
+    """
     import sentencepiece
+    import tensorflow as tf
     import tensorflow_text
 
     data = serialize_model(model)
@@ -13,6 +20,10 @@ def operation(model):
         sentencepiece.SentencePieceProcessor(model_proto=data)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"SentencePiece refuses the model of this tokenizer: {error}.") from error
-    import tensorflow as tf
 
-    return tensorflow_text.SentencepieceTokenizer(model=data, out_type=tf.int32)
+    def tokenize(words):
+        # Made in the graph that uses it, the operation belongs to that graph. Made outside, it would be gone after any
+        # `keras.utils.set_random_seed`, which clears TensorFlow's caches and with them what an eager operation owns.
+        return tensorflow_text.SentencepieceTokenizer(model=data, out_type=tf.int32).tokenize(words)
+
+    return tokenize

@@ -36,7 +36,7 @@ def word_piece_graph(tokenizer):
         )
         too_long = words.row_lengths() > tokenizer.max_word_characters
         words = tf.where(too_long, TOO_LONG, tf.strings.unicode_encode(words, "UTF-8"))
-        ids, lengths = encode_words(matcher, words, tf.boolean_mask(rows, starts), tf.size(text))
+        ids, lengths = encode_words(matcher.tokenize, words, tf.boolean_mask(rows, starts), tf.size(text))
         return padded(ids, lengths, tokenizer.pad_id)
 
     def detokenize(ids, lengths):

@@ -113,7 +113,7 @@ class Progress(RunCallback):
         super().on_train_begin(logs)
         self._out = sys.stderr if self.stream is None else self.stream
         self._terminal = self._out.isatty()
-        self._drawn, self._printed = 0.0, self.run.first_step
+        self._drawn, self._printed = -math.inf, self.run.first_step
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
@@ -221,7 +221,7 @@ class LossPlot(RunCallback):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._drawn = 0.0
+        self._drawn = -math.inf
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)

@@ -145,7 +145,7 @@ class Recipe:
 
         Args:
             model: built in `scope()`. It is compiled by the recipe if it is not compiled yet; a compiled one, as
-                loaded from a file, goes on with its own optimizer, whose `WarmupSchedule` is set to this recipe's.
+                loaded from a file, goes on with its own optimizer, on this recipe's learning rates.
             train: data with `batches(first_step)`, as `data.causal_blocks` gives; or whatever `model.fit` takes and
                 that does not end before the run does.
             validation: what `model.fit` takes as `validation_data`.
@@ -170,7 +170,7 @@ class Recipe:
         devices.check(model)
         devices.prepare(model.optimizer)
         _check_iterations(model.optimizer, first_step)
-        self._renew_schedule(model)
+        self._renew(model)
         tokens = self._check_batch(train, first_step, devices)
         if first_step == 0 and getattr(model, "stateful_batch_size", None) is not None:
             model.reset_state()
@@ -238,14 +238,17 @@ class Recipe:
             global_clipnorm=self.clip_norm,
             **betas,
         )
-        optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if not decays(variable)])
+        _exclude(optimizer, variables)
         return optimizer
 
-    def _renew_schedule(self, model):
-        """Give a model that goes on the learning rates of this recipe, whose `steps` may be others than before."""
+    def _renew(self, model):
+        """What a compiled model's own optimizer needs to go on by this recipe: a file does not hold all of it."""
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
         old, new = getattr(optimizer, "_learning_rate", None), self.learning_rate_schedule()
-        if isinstance(old, WarmupSchedule) and old.get_config() != new.get_config():
+        if not isinstance(old, WarmupSchedule):
+            return  # compiled by the user, who has set what is wanted
+        _exclude(optimizer, model.trainable_variables)
+        if old.get_config() != new.get_config():  # `steps` may be others than before
             optimizer.learning_rate = new
             model.make_train_function(force=True)  # the traced one has the old schedule in it
 
@@ -274,6 +277,10 @@ def decays(variable):
     """Whether weight decay pulls at a variable: at matrices and tables of tokens, not at biases, scales and positions."""
     *parts, name = variable.path.split("/")
     return len(variable.shape) >= 2 and "bias" not in name and "positions" not in parts
+
+
+def _exclude(optimizer, variables):
+    optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if not decays(variable)])
 
 
 class _StopAt(keras.callbacks.Callback):

@@ -23,10 +23,10 @@ def scaled_logits(model, factor, inputs):
 def test_it_computes_what_the_function_computes():
     model, ids = tiny("rotary"), ops.convert_to_tensor(ids_of(2, 8))
     outputs = compiled(model, scaled_logits, 2.0)({"token_ids": ids})
-    np.testing.assert_allclose(array(outputs["logits"]), 2 * array(model(ids)), atol=1e-5)
+    np.testing.assert_allclose(array(outputs["logits"]), 2 * array(model(ids)), atol=1e-4)
     np.testing.assert_array_equal(array(outputs["ids"][0]), array(ids))
     third = compiled(model, scaled_logits, 3.0)({"token_ids": ids})  # another constant is another function
-    np.testing.assert_allclose(array(third["logits"]), 3 * array(model(ids)), atol=1e-5)
+    np.testing.assert_allclose(array(third["logits"]), 3 * array(model(ids)), atol=1e-4)
 
 
 def test_it_is_made_once_and_traced_once_for_each_set_of_shapes():

@@ -35,12 +35,15 @@ def texts(results):
 # The loop, with a model that adds.
 
 
-def adding(prompt, count, eos_id=2):
-    """What `AddingModel` writes: the sum of all ids; where that one may not be written, the lowest that may."""
+def adding(prompt, count, eos_id=2, suppressed_ids=SUPPRESSED, penalty=1.0):
+    """What `AddingModel` writes, and why it stops."""
     text = list(prompt)
     while len(text) < len(prompt) + count:
-        new = sum(text) % VOCABULARY
-        new = 2 if new in SUPPRESSED else new
+        logits = np.zeros(VOCABULARY)
+        logits[[sum(text) % VOCABULARY, (sum(text) + 1) % VOCABULARY]] = 5.0, 4.0
+        logits[text] /= penalty
+        logits[list(suppressed_ids)] = -np.inf
+        new = int(np.argmax(logits))
         if new == eos_id:
             return text[len(prompt) :], "eos"
         text.append(new)
@@ -71,10 +74,12 @@ def test_another_end_id_or_none():
 
 
 def test_ids_that_are_never_written():
-    prompt = [9, 9]  # 18, 36, 32, 24 ...
-    assert texts(generate(AddingModel(), [prompt], 3)) == [[18, 36, 32]]
-    text = texts(generate(AddingModel(), [prompt], 3, eos_id=None, suppressed_ids=(36, None)))[0]
-    assert text == [18, 0, 36 - 36]  # of the equals that are left the lowest, again and again
+    prompt = [9, 9]
+    assert adding(prompt, 3)[0] == [18, 36, 32]
+    for suppressed_ids in ((36,), (36, 37), ()):
+        text, _ = adding(prompt, 12, None, suppressed_ids)
+        options = {"eos_id": None, "suppressed_ids": (*suppressed_ids, None)}
+        assert texts(generate(AddingModel(), [prompt], 12, **options)) == [text]
     assert texts(generate(AddingModel(), [[10, 31]], 1, suppressed_ids=()))[0] == [1]
 
 
@@ -128,9 +133,12 @@ def test_nothing_to_write():
 
 @pytest.mark.backends
 def test_a_seen_id_is_less_likely():
-    """Logits 5 and 0 with a penalty of 1e9: the sum is avoided where prompt or text have had it."""
-    text = texts(generate(AddingModel(), [[20, 20]], 3, repetition_penalty=1e9, eos_id=None))[0]
-    assert text == [2, 4, 5]  # 40 is 0, and so suppressed: 2; 42 and 44 are 2 and 4; 48 is 8 ... see below
+    prompts = [[20, 21], [5, 35, 7], [12] * 9]  # the second sees its sum, 7, in the prompt
+    results = generate(AddingModel(), prompts, 14, repetition_penalty=[2.0, 2.0, 1.0], eos_id=None)
+    for prompt, text, penalty in zip(prompts, texts(results), (2.0, 2.0, 1.0), strict=True):
+        assert text == adding(prompt, 14, None, penalty=penalty)[0]
+    assert texts(results)[1][0] == 8
+    assert texts(results)[0] != adding(prompts[0], 14, None)[0]
 
 
 # The models.

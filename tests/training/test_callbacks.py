@@ -38,7 +38,7 @@ def test_rows_survive_a_crash(tmp_path):
     path = tmp_path / "run" / "history.csv"
     with pytest.raises(MemoryError):
         RECIPE.fit(
-            compiled(RECIPE, "tied"), Batches(), Batches().batch(50), [HistoryCSV(path), Crash(5)], progress=False
+            compiled(RECIPE, "bigram"), Batches(), Batches().batch(50), [HistoryCSV(path), Crash(5)], progress=False
         )
     with open(path, newline="") as file:
         header, *rows = csv.reader(file)
@@ -60,14 +60,14 @@ def test_a_line_cut_short_is_left_out(tmp_path):
 def test_a_new_run_starts_a_new_file(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("old\n")
-    RECIPE.fit(compiled(RECIPE, "tied"), Batches(), callbacks=[HistoryCSV(path)], progress=False)
+    RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=[HistoryCSV(path)], progress=False)
     assert [row["step"] for row in read_history(path)] == [2, 4, 6]
     assert [row["validation_loss"] for row in read_history(path)] == [None] * 3
 
 
 @pytest.mark.backends
 def test_callbacks_serve_a_plain_fit(tmp_path):
-    model = new_model("tied")
+    model = new_model("bigram")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(3e-3), loss, jit_compile=keras.backend.backend() == "jax")
     out = io.StringIO()
@@ -84,7 +84,7 @@ def test_callbacks_serve_a_plain_fit(tmp_path):
 def test_progress_off_a_terminal_gives_plain_lines_at_every_tenth():
     recipe = Recipe(steps=40, batch_size=4, validate_every=40)
     out = io.StringIO()
-    recipe.fit(compiled(recipe, "tied"), Batches(), Batches().batch(50), [Progress(stream=out)])
+    recipe.fit(compiled(recipe, "bigram"), Batches(), Batches().batch(50), [Progress(stream=out)])
     lines = out.getvalue().splitlines()
     assert len(lines) == 10 and "\r" not in out.getvalue() and "\x1b" not in out.getvalue()
     assert (
@@ -97,17 +97,17 @@ def test_progress_off_a_terminal_gives_plain_lines_at_every_tenth():
 
 def test_progress_in_a_terminal_redraws_one_line_and_keeps_those_of_the_validations():
     out = Terminal()
-    RECIPE.fit(compiled(RECIPE, "tied"), Batches(), Batches().batch(50), [Progress(stream=out, interval=0.0)])
+    RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), Batches().batch(50), [Progress(stream=out, interval=0.0)])
     assert out.getvalue().count("\r") == 6 + 3
     kept = out.getvalue().split("\n")[:-1]
     assert len(kept) == 3 and all("validation loss" in line for line in kept)
 
 
 def test_progress_goes_to_standard_error_unless_told_not_to(capsys):
-    RECIPE.fit(compiled(RECIPE, "tied"), Batches())
+    RECIPE.fit(compiled(RECIPE, "bigram"), Batches())
     shown = capsys.readouterr()
     assert "step 6/6" in shown.err and shown.out == ""
-    RECIPE.fit(compiled(RECIPE, "tied"), Batches(), progress=False)
+    RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -115,13 +115,13 @@ def test_samples_are_written_at_validation_points(tmp_path):
     path = tmp_path / "samples.txt"
     path.write_text("of an older run")
     RECIPE.fit(
-        compiled(RECIPE, "tied"),
+        compiled(RECIPE, "bigram"),
         Batches(),
         callbacks=[SampleWriter(lambda model: f"naïve {type(model).__name__}", path, every=2)],
         progress=False,
     )
     text = path.read_text(encoding="utf-8")
-    assert text == "--- step 4 ---\nnaïve TransformerLM\n\n--- step 6 ---\nnaïve TransformerLM\n\n"
+    assert text == "--- step 4 ---\nnaïve Sequential\n\n--- step 6 ---\nnaïve Sequential\n\n"
     with pytest.raises(ValueError, match="at least 1"):
         SampleWriter(str, path, every=0)
 
@@ -171,7 +171,7 @@ def test_the_curves_are_drawn_during_the_run_and_at_its_end(tmp_path, monkeypatc
     monkeypatch.setattr("keras_seqlm.training.callbacks.plot_history", lambda *paths: drawn.append(paths))
     history, path = tmp_path / "history.csv", tmp_path / "loss.png"
     RECIPE.fit(
-        compiled(RECIPE, "tied"),
+        compiled(RECIPE, "bigram"),
         Batches(),
         callbacks=[HistoryCSV(history), LossPlot(history, path, interval=3600.0)],
         progress=False,

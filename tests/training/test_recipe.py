@@ -116,7 +116,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_a_longer_recipe_stretches_the_learning_rate():
-    model = compiled(SHORT, "tied")
+    model = compiled(SHORT, "bigram")
     SHORT.fit(model, Batches(), progress=False)
     longer = dataclasses.replace(SHORT, steps=10)
     longer.fit(model, Batches(), first_step=6, progress=False)
@@ -126,7 +126,7 @@ def test_a_longer_recipe_stretches_the_learning_rate():
 
 
 def test_a_first_step_that_does_not_fit_is_refused():
-    model = compiled(SHORT, "tied")
+    model = compiled(SHORT, "bigram")
     with pytest.raises(ValueError, match="first_step=0, or start over"):
         SHORT.fit(model, Batches(), first_step=2)
     with pytest.raises(ValueError, match="between 0 and steps - 1 = 5"):
@@ -138,7 +138,7 @@ def test_a_first_step_that_does_not_fit_is_refused():
 def test_the_last_piece_may_be_short(tmp_path):
     recipe = dataclasses.replace(SHORT, steps=5, validate_every=2)
     history = recipe.fit(
-        compiled(recipe, "tied"),
+        compiled(recipe, "bigram"),
         Batches(),
         Batches().batch(99),
         callbacks=[HistoryCSV(tmp_path / "history.csv")],
@@ -152,7 +152,7 @@ def test_the_last_piece_may_be_short(tmp_path):
 
 def test_batches_of_another_size_than_the_recipe_says_are_refused():
     with pytest.raises(ValueError, match="batch_size=4, and the data has batches of 6 rows"):
-        SHORT.fit(compiled(SHORT, "tied"), Batches(rows=6))
+        SHORT.fit(compiled(SHORT, "bigram"), Batches(rows=6))
 
 
 @pytest.mark.backends

@@ -35,8 +35,14 @@ class Batches:
 
 
 def new_model(name, **options):
-    from keras_seqlm import models
+    """A Transformer, an LSTM, or "bigram": an embedding and a linear layer, for tests that only need something to train."""
+    from keras_seqlm import layers, models
 
+    if name == "bigram":
+        import keras
+
+        embedding = layers.TokenEmbedding(VOCABULARY, 8)
+        return keras.Sequential([keras.Input((LENGTH,), dtype="int32"), embedding, keras.layers.Dense(VOCABULARY)])
     kind, arguments = MODELS[name]
     return getattr(models, kind)(VOCABULARY, size="nano", **{**arguments, **options})
 
