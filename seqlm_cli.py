@@ -52,6 +52,7 @@ def parser():
 
 
 def _demo(p):
+    p.set_defaults(parse=lambda words: parser().parse_args(words))  # the demo runs other commands, as it prints them
     p.add_argument("--runs", default="runs/demo", metavar="FOLDER", help="run folders (default runs/demo)")
     p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="artifacts (default saved_models)")
     p.add_argument("--steps", type=int, default=None, help="training steps of each model (default: about four minutes)")
@@ -186,8 +187,14 @@ def main(arguments=None):
     try:
         commands = _quietly(lambda: importlib.import_module("keras_seqlm.commands"))
         return commands.COMMANDS[args.command](args) or 0
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
         print(f"seqlm: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        print(
+            f"seqlm: error: {error}; the {backend} backend needs: pip install keras-seqlm[{backend}]", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print("seqlm: interrupted", file=sys.stderr)

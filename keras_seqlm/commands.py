@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import sys
 
-import seqlm_cli
 from keras_seqlm import data, export, tasks, tokenizers, training
 from keras_seqlm.demo import demo
 from keras_seqlm.models import RecurrentLM, TransformerLM
@@ -231,7 +230,7 @@ def demo_(args):
     """`seqlm demo`: three models from Python's own documentation, exported and verified."""
 
     def run_command(words):
-        parsed = seqlm_cli.parser().parse_args(words)
+        parsed = args.parse(words)
         COMMANDS[parsed.command](parsed)
 
     return demo(args.runs, args.saved_models, args.steps, args.seed, run_command)

@@ -1,10 +1,45 @@
+"""Fixtures of the rooms that need trained models and their artifacts: each is made once, when a test first asks for it."""
+
+import functools
+import json
 import os
+import pathlib
+import subprocess
 import sys
+import textwrap
 
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ARCHITECTURES = ("rnn", "gru", "lstm", "transformer")
+QUANTIZED = ("lstm", "transformer")  # those exported as int8 and float16 as well
+CONTEXT = 64  # of the Transformer
+SENTENCES = (
+    "the cat sat on the mat and looked at the moon.",
+    "a dog ran over the hill to the old red barn.",
+    "rain fell on the roof all night, and nobody slept.",
+    "Zoë paid 12 € for two cafés and a piece of cake.",
+    "in the morning the sun rose over the quiet sea.",
+)
+PROMPTS = (
+    *("", "the cat", "a dog ran", "rain fell on the", "Zoë paid 12 €", "in the morning", "moon.", "the old red barn"),
+    *(
+        "x",
+        "Q?",
+        "the cat sat on the mat and looked at the moo",
+        "12",
+        " ",
+        "\n",
+        "é",
+        "nobody",
+        "sun",
+        "a",
+        "12 €",
+        "t",
+    ),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +47,147 @@ def same_random_numbers():
     """Every test starts from one seed, so that none depends on those before it; keras is seeded where it is loaded."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(20)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def token_cache(tmp_path_factory):
+    """The cache of tokenized corpora lies in a folder of the test run, also for the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_SEQLM_CACHE", str(tmp_path_factory.mktemp("token_cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def in_python():
+    """Runs a script in a fresh process, in any backend; returns the JSON of the last line that it prints."""
+
+    def run(script, *arguments, timeout=300, **environment):
+        result = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **environment},
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.strip().splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A text file of a few sentences, each a document of its own, said again and again."""
+    path = tmp_path_factory.mktemp("corpus") / "sentences.jsonl"
+    lines = [json.dumps({"text": SENTENCES[i * 7 % 5]}, ensure_ascii=False) for i in range(400)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(corpus):
+    """`trained(name)` is a `TextGeneration` of that architecture which has learned the sentences a little."""
+    made = {}
+
+    def get(name, dtype="float32"):
+        if (name, dtype) not in made:
+            made[name, dtype] = _train(corpus, name, dtype)
+        return made[name, dtype]
+
+    return get
+
+
+def _train(corpus, name, dtype):
+    import keras
+
+    from keras_seqlm import data, models, tasks, tokenizers
+
+    tokenizer = tokenizers.ByteTokenizer()
+    keras.utils.set_random_seed(11)
+    shape = {"size": "nano", "hidden_dim": 32, "dtype": dtype}
+    if name == "transformer":
+        model = models.TransformerLM(260, num_layers=2, num_heads=4, num_kv_heads=2, max_length=CONTEXT, **shape)
+    else:
+        parts = {"gru": {"num_layers": 2, "tie_embedding": False}, "lstm": {"embedding_dim": 24}}.get(name, {})
+        model = models.RecurrentLM(260, cell=name, **shape, **parts)
+    model.build()
+    train, _ = data.causal_blocks(corpus, tokenizer, sequence_length=CONTEXT, batch_size=8, validation_fraction=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(0.01), loss=loss, jit_compile=keras.backend.backend() == "jax")
+    model.fit(train, epochs=3, verbose=0, shuffle=False)
+    return tasks.TextGeneration(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def run_folder(trained, tmp_path_factory):
+    """`run_folder(name)` is the run folder of `trained(name)`, with its prompts."""
+    root = tmp_path_factory.mktemp("trained") / "runs"
+
+    @functools.cache
+    def save(name, dtype="float32"):
+        folder = root / (name if dtype == "float32" else f"{name}-{dtype}")
+        trained(name, dtype).save(folder)
+        (folder / "prompts.json").write_text(json.dumps({"prompts": PROMPTS}), encoding="utf-8")
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def saved_model(run_folder, tmp_path_factory):
+    """`saved_model(name)` is the path of the exported SavedModel."""
+    from keras_seqlm import export
+
+    root = tmp_path_factory.mktemp("saved_models")
+    return functools.cache(
+        lambda name: str(export.saved_model(run_folder(name), root / name / "1", max_new_tokens_limit=80))
+    )
+
+
+@pytest.fixture(scope="session")
+def litert(run_folder, tmp_path_factory):
+    """`litert(name, quantize)` is the path of the exported LiteRT file; all lie in one folder."""
+    from keras_seqlm import export
+
+    root = tmp_path_factory.mktemp("litert")
+    return functools.cache(
+        lambda name, quantize="none": str(export.litert(run_folder(name), root / f"{name}.tflite", quantize))
+    )
+
+
+@pytest.fixture(scope="session")
+def serve(in_python):
+    """`serve(path, requests)`: what a SavedModel answers in a process without XLA, one dict for each (signature, inputs)."""
+
+    def run(path, requests, xla=False):
+        return in_python(_SERVE, path, json.dumps(requests), int(xla))
+
+    return run
+
+
+# Strings travel as Latin-1, so that any bytes do; numbers that JSON lacks, such as NaN, are written by Python's json.
+_SERVE = """
+    import json, sys
+    import numpy as np
+    from seqlm_runtime import SavedModel
+    model = SavedModel(sys.argv[1], xla=bool(int(sys.argv[3])))
+    answers = []
+    for signature, inputs in json.loads(sys.argv[2]):
+        wanted = model.signatures[signature].inputs
+        values = {}
+        for name, value in inputs.items():
+            texts = wanted[name].dtype is object
+            values[name] = [v.encode("latin-1") for v in value] if texts else np.asarray(value, wanted[name].dtype)
+        answers.append({
+            name: [v.decode("latin-1") for v in value] if value.dtype == object else value.tolist()
+            for name, value in model.run(signature, **values).items()
+        })
+    loaded = [name for name in ("tensorflow", "keras", "keras_seqlm") if name in sys.modules]
+    assert not loaded, loaded
+    print(json.dumps(answers))
+"""
+
+
+def repository():
+    """The root of the checkout."""
+    return pathlib.Path(__file__).parents[1]

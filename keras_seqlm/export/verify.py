@@ -15,9 +15,9 @@ from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.tasks.task import read_json
+from seqlm_runtime.graph_file import operations
 from seqlm_runtime.replay import MODES
 from seqlm_runtime.sampler import sample
-from seqlm_runtime.saved_model import operations
 
 NEW_TOKENS = 32
 TIE = 1e-4  # two logits, or a draw and a border, that are closer than this may go either way
@@ -36,6 +36,7 @@ class Agreement:
     prompts: int
     agree: int
     exempt_steps: int
+    same_choices: float  # share of the steps along the model's own texts where both choose the same token
     max_logit_difference: float
     forbidden_ops: list
     first_disagreement: str = ""
@@ -65,14 +66,25 @@ class Report(list):
         return {a.artifact: {**dataclasses.asdict(a), "ok": a.ok, "gated": a.gated} for a in self}
 
     def __str__(self):
-        rows = [("artifact", "kind", "agree", "exempt steps", "max |logit difference|", "forbidden ops", "")]
+        titles = (
+            "artifact",
+            "kind",
+            "agree",
+            "same choices",
+            "exempt steps",
+            "max |logit difference|",
+            "forbidden ops",
+        )
+        rows = [(*titles, "")]
         for a in self:
             verdict = "ok" if a.ok and a.gated else "reported" if a.ok else "FAILED"
-            forbidden = ", ".join(a.forbidden_ops) or "none"
-            difference = f"{a.max_logit_difference:.1e}"
-            rows.append(
-                (a.artifact, a.kind, f"{a.agree}/{a.prompts}", str(a.exempt_steps), difference, forbidden, verdict)
+            figures = (
+                f"{a.agree}/{a.prompts}",
+                f"{a.same_choices:.1%}",
+                str(a.exempt_steps),
+                f"{a.max_logit_difference:.1e}",
             )
+            rows.append((a.artifact, a.kind, *figures, ", ".join(a.forbidden_ops) or "none", verdict))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines + [f"{a.artifact}: {a.first_disagreement}" for a in self if a.first_disagreement])
@@ -158,26 +170,31 @@ def _compare(artifact, prompts, reference, folder):
         raise ValueError(f"{artifact} does not run: {done.stderr.strip()[-1500:]}")
     with np.load(answer) as stored:
         got = dict(stored)
-    agreeing, exempt, difference, first = 0, 0, 0.0, ""
+    agreeing, exempt, difference, first, same = 0, 0, 0.0, "", []
     for row in range(len(prompts)):
         complaints = []
         for mode in MODES:
             complaint, ties = compare_text(mode, row, expected, got)
-            exempt += ties
-            difference = max(difference, _distance(expected[f"{mode}_logits_{row}"], got[f"{mode}_logits_{row}"]))
             complaints += [complaint] if complaint else []
+            exempt += ties
+            logits = [source[f"{mode}_logits_{row}"] for source in (expected, got)]
+            difference = max(difference, float(np.max(np.abs(logits[0] - logits[1]), initial=0.0)))
+            first_step = int(expected[f"{mode}_first_{row}"])
+            choices = [_choices(part, mode, first_step, expected["suppressed_ids"])[0] for part in logits]
+            same += (choices[0] == choices[1]).tolist()
         agreeing += not complaints
         if complaints and not first:
             first = f"prompt {row} ({prompts[row]!r}), {complaints[0]}"
     return Agreement(
-        artifact,
-        kind,
-        len(prompts),
-        agreeing,
-        exempt,
-        difference,
-        forbidden_ops(artifact),
-        first if kind in ("saved-model", "litert") else "",
+        artifact=artifact,
+        kind=kind,
+        prompts=len(prompts),
+        agree=agreeing,
+        exempt_steps=exempt,
+        same_choices=float(np.mean(same)) if same else 1.0,
+        max_logit_difference=difference,
+        forbidden_ops=forbidden_ops(artifact),
+        first_disagreement=first if kind in ("saved-model", "litert") else "",
     )
 
 
@@ -219,10 +236,6 @@ def _choices(logits, mode, first, suppressed_ids):
         return np.zeros(0, "int32"), np.zeros(0)
     positions = first + np.arange(len(logits))
     return sample(logits, MODES[mode], None, positions, tuple(suppressed_ids.tolist()), with_margin=True)
-
-
-def _distance(a, b):
-    return float(np.max(np.abs(a - b), initial=0.0))
 
 
 def _same_text(expected, got):

@@ -30,8 +30,10 @@ def evaluate(task, files, stride=None, batch_size=32, cache_dir=None):
         `num_bytes`.
 
     Raises:
-        ValueError: a stride out of range, or files without text.
+        ValueError: a stride or batch size out of range, or files without text.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     store = data.pack(files, task.tokenizer, cache_dir=cache_dir)
     context = task.model.max_length
     if stride is not None and (context is None or not 1 <= stride <= context):

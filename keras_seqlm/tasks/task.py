@@ -8,6 +8,7 @@ import zipfile
 import keras
 
 from keras_seqlm import tokenizers
+from keras_seqlm.models import LanguageModel
 
 MODEL, TOKENIZER, TASK = "model.keras", "tokenizer", "task.json"
 _TASKS = {}  # class name -> class, filled as the classes are defined
@@ -21,13 +22,16 @@ class Task:
         tokenizer: a tokenizer of `keras_seqlm.tokenizers`.
 
     Raises:
-        ValueError: the two do not belong together: another vocabulary size, or another tokenizer's hash in the model.
+        ValueError: no `LanguageModel`, or the two do not belong together: another vocabulary size, or another
+            tokenizer's hash in the model.
     """
 
     def __init_subclass__(cls):
         _TASKS[cls.__name__] = cls
 
     def __init__(self, model, tokenizer):
+        if not isinstance(model, LanguageModel):
+            raise ValueError(f"expected a LanguageModel, got {type(model).__name__}")
         if model.vocabulary_size != tokenizer.vocabulary_size:
             raise ValueError(
                 f"the model knows {model.vocabulary_size} ids and the tokenizer has {tokenizer.vocabulary_size}; "

@@ -82,9 +82,13 @@ class SentencePieceTokenizer(Tokenizer):
         text = self._charsmap.replace(text)
         if model.remove_extra_whitespaces:
             text = re.sub(" +", " ", text).strip(" ")
-        if text and model.add_dummy_prefix:
-            text = text + " " if model.whitespace_suffix else " " + text
-        return text.replace(" ", SPACE_MARK) if model.escape_whitespaces else text
+        if text and model.add_dummy_prefix and not model.whitespace_suffix:
+            text = " " + text
+        mark = SPACE_MARK if model.escape_whitespaces else " "
+        text = text.replace(" ", mark)
+        if model.remove_extra_whitespaces:
+            text = text.rstrip(mark)  # a mark that was written out goes too
+        return text + mark if text and model.add_dummy_prefix and model.whitespace_suffix else text
 
     def _check(self):
         model = self.model

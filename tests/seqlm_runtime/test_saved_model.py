@@ -10,7 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from seqlm_runtime.saved_model import SavedModel, operations
+from seqlm_runtime.graph_file import operations
+from seqlm_runtime.saved_model import SavedModel
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
 
@@ -300,12 +301,12 @@ def test_requests_from_several_threads(model):
 
 
 def test_other_systems_are_told_what_to_do(folder, monkeypatch):
-    from seqlm_runtime import saved_model
+    from seqlm_runtime import tensorflow_c
 
-    monkeypatch.setattr(saved_model.sys, "platform", "darwin")
-    saved_model._load_library.cache_clear()
+    monkeypatch.setattr(tensorflow_c.sys, "platform", "darwin")
+    tensorflow_c.load_library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="fresh process.*WSL2"):
             SavedModel(folder)
     finally:
-        saved_model._load_library.cache_clear()
+        tensorflow_c.load_library.cache_clear()

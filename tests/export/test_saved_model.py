@@ -1,0 +1,277 @@
+"""A SavedModel in TensorFlow's C library, XLA off as on the stock server: it says what its model says, to any request."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from conftest import ARCHITECTURES, CONTEXT, PROMPTS
+from helpers import array
+
+from keras_seqlm import export
+from seqlm_runtime.saved_model import SavedModel, operations
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
+
+LIMIT = 80  # max_new_tokens_limit of the fixture
+OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
+OPTIONS = {
+    "max_new_tokens": (np.int32, (None,)),
+    "temperature": (np.float32, (None,)),
+    "top_k": (np.int32, (None,)),
+    "top_p": (np.float32, (None,)),
+    "min_p": (np.float32, (None,)),
+    "repetition_penalty": (np.float32, (None,)),
+    "seed": (np.int32, (None,)),
+}
+TEXT = {"text": (object, (None,))}
+WRITTEN = {
+    "generated_text": (object, (None,)),
+    "token_ids": (np.int32, (None, None)),
+    "num_tokens": (np.int32, (None,)),
+    "truncated": (np.bool_, (None,)),
+}
+SIGNATURES = {
+    "serving_default": (TEXT, WRITTEN),
+    "generate_text": (TEXT, WRITTEN),
+    "generate": ({**TEXT, **OPTIONS}, WRITTEN),
+    "generate_xla": ({**TEXT, **OPTIONS}, WRITTEN),
+    "score": (TEXT, {"log_probability": (np.float32, (None,)), "num_tokens": (np.int32, (None,))}),
+    "logits": (
+        {"token_ids": (np.int32, (None, None)), "lengths": (np.int32, (None,))},
+        {"logits": (np.float32, (None, None, 260))},
+    ),
+}
+# One batch whose rows want different things, of one prompt each from PROMPTS.
+MIXED = {
+    "max_new_tokens": [12, 40, 0, 20, 7, 33, 1, 60],
+    "temperature": [0.0, 0.8, 0.8, 1.5, 0.0, 0.3, 1.0, 0.7],
+    "top_k": [0, 40, 0, 5, 3, 0, 1, 0],
+    "top_p": [1.0, 0.95, 0.5, 1.0, 1.0, 0.7, 1.0, 0.9],
+    "min_p": [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.02],
+    "repetition_penalty": [1.0, 1.0, 1.0, 1.2, 1.5, 1.0, 1.0, 1.1],
+    "seed": [0, 7, 1, 2, 3, 2**31 - 1, 5, 6],
+}
+
+
+def latin(texts):
+    return [(text if isinstance(text, bytes) else text.encode()).decode("latin-1") for text in texts]
+
+
+def request(texts, **options):
+    """A request to `generate`: every option as a row of values, those not given being off."""
+    given = {"max_new_tokens": 16, **OFF, **options}
+    rows = {name: value if isinstance(value, list) else [value] * len(texts) for name, value in given.items()}
+    return {"text": latin(texts), **rows}
+
+
+def texts_of(answer):
+    return [text.encode("latin-1").decode("utf-8") for text in answer["generated_text"]]  # strict: it is valid UTF-8
+
+
+def ids_of(answer):
+    return [ids[:count] for ids, count in zip(answer["token_ids"], answer["num_tokens"], strict=True)]
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_signatures_are_those_that_are_promised(saved_model, name):
+    with SavedModel(saved_model(name), xla=True) as model:
+        found = {
+            signature: tuple({key: (info.dtype, info.shape) for key, info in part.items()} for part in parts)
+            for signature, parts in model.signatures.items()
+        }
+    assert found == SIGNATURES
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_served_text_is_the_models_text(saved_model, trained, serve, name):
+    task, prompts = trained(name), list(PROMPTS[:8])
+    long = "the cat sat on the mat. " * 12
+    served, default, alone, again, score, cut = serve(
+        saved_model(name),
+        [
+            ("generate", request(prompts, **MIXED)),
+            ("serving_default", {"text": latin(prompts)}),
+            ("generate", request(prompts[3:4], **{key: values[3:4] for key, values in MIXED.items()})),
+            ("generate", request(prompts, **MIXED)),
+            ("score", {"text": latin([*prompts, "\x00", "x" * 40])}),
+            ("generate", request([long, "a"], max_new_tokens=[20, 5])),
+        ],
+    )
+    wanted = task.write(prompts, **MIXED)
+    assert ids_of(served) == [text.token_ids for text in wanted]
+    assert texts_of(served) == [text.text for text in wanted]
+    assert served["truncated"] == [text.truncated for text in wanted]
+    assert served == again, "one request, one answer"
+    assert ids_of(alone) == ids_of(served)[3:4], "a row alone is the row in a batch"
+    assert texts_of(default) == task.generate(prompts)
+    assert [max(ids, default=0) for ids in default["token_ids"]] and all(
+        not any(ids[count:]) for ids, count in zip(default["token_ids"], default["num_tokens"], strict=True)
+    ), "what lies beyond a row's text is 0"
+    assert score["log_probability"] == pytest.approx(task.score([*prompts, "\x00", "x" * 40]), abs=2e-3)
+    assert score["num_tokens"] == [len(text.encode()) for text in [*prompts, "\x00", "x" * 40]]
+    long_texts = task.write([long, "a"], [20, 5])
+    assert ids_of(cut) == [text.token_ids for text in long_texts]
+    assert cut["truncated"] == [text.truncated for text in long_texts] == [name == "transformer", False]
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_the_served_logits_are_the_models_logits(saved_model, trained, serve, name):
+    ids = np.random.default_rng(1).integers(4, 260, (3, 20)).astype("int32")
+    lengths = [20, 1, 7]
+    (answer,) = serve(saved_model(name), [("logits", {"token_ids": ids.tolist(), "lengths": lengths})])
+    wanted = array(trained(name).model(ids))
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(np.array(answer["logits"])[row, :length], wanted[row, :length], atol=1e-5)
+
+
+HOSTILE_TEXTS = [
+    *(b"", b" ", b"\n", b"\x00", b"a\x00b", b"\xff\xfe", b"\xc3", b"\xf0\x9f", b"caf\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbfx"),
+    *("\u202e\u200f abc", "👩\u200d👩\u200d👧", "秦川雄帝宅", "e" + "\u0301" * 500, "ﷺ\u2028\u0085\r\n\t", "x" * 20_000),
+]  # fmt: skip
+HOSTILE_OPTIONS = [
+    {"max_new_tokens": 0},
+    {"max_new_tokens": -1},
+    {"max_new_tokens": 2**31 - 1},
+    {"max_new_tokens": -(2**31)},
+    {"temperature": float("nan")},
+    {"temperature": -1.0},
+    {"temperature": float("inf")},
+    {"temperature": 1e-30, "seed": 3},
+    {"temperature": 1.0, "top_p": 0.0},
+    {"temperature": 1.0, "top_p": 2.0},
+    {"temperature": 1.0, "top_p": float("nan")},
+    {"temperature": 1.0, "top_p": -1.0},
+    {"temperature": 1.0, "top_k": -5},
+    {"temperature": 1.0, "top_k": 2**31 - 1},
+    {"temperature": 1.0, "min_p": float("nan")},
+    {"temperature": 1.0, "min_p": 9.0},
+    {"repetition_penalty": 0.0},
+    {"repetition_penalty": -2.0},
+    {"repetition_penalty": float("nan")},
+    {"repetition_penalty": float("inf")},
+    {"temperature": 1.0, "seed": -1},
+    {"temperature": 1.0, "seed": -(2**31)},
+]
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_no_request_fails_or_gives_what_is_no_text(saved_model, trained, serve, name):
+    columns = {key: [row.get(key, 16 if key == "max_new_tokens" else OFF.get(key)) for row in HOSTILE_OPTIONS] for key in OPTIONS}
+    prompt = "the cat"
+    texts, options, empty, empty_default, empty_score, scores, plain = serve(
+        saved_model(name),
+        [
+            ("serving_default", {"text": latin(HOSTILE_TEXTS)}),
+            ("generate", request([prompt] * len(HOSTILE_OPTIONS), **columns)),
+            ("generate", request([])),
+            ("serving_default", {"text": []}),
+            ("score", {"text": []}),
+            ("score", {"text": latin(HOSTILE_TEXTS)}),
+            ("generate", request([prompt] * 4, max_new_tokens=[16, 80, 16, 16], temperature=[0.0, 0.0, 1.0, 1e6])),
+        ],
+    )
+    assert len(texts_of(texts)) == len(HOSTILE_TEXTS)
+    assert all(count <= 64 for count in texts["num_tokens"])
+    assert all(i == 2 or 3 < i < 260 or i == 0 for ids in texts["token_ids"] for i in ids)
+    assert np.isfinite(scores["log_probability"]).all() and scores["log_probability"][0] == 0.0
+    for answer in (empty, empty_default):
+        assert answer["generated_text"] == answer["num_tokens"] == answer["truncated"] == answer["token_ids"] == []
+    assert empty_score == {"log_probability": [], "num_tokens": []}
+
+    new, (greedy, longest, sampled, hottest) = ids_of(options), ids_of(plain)
+    assert len(texts_of(options)) == len(new) and all(0 <= i < 260 for ids in new for i in ids)
+    by_option = {json.dumps(option): ids for option, ids in zip(HOSTILE_OPTIONS, new, strict=True)}
+
+    def got(**option):
+        return by_option[json.dumps(option)]
+
+    nan = float("nan")
+    assert got(max_new_tokens=0) == got(max_new_tokens=-1) == got(max_new_tokens=-(2**31)) == []
+    huge = got(max_new_tokens=2**31 - 1)
+    assert huge == trained(name).write(prompt, LIMIT)[0].token_ids == longest and len(huge) <= LIMIT
+    assert got(temperature=nan) == got(temperature=-1.0) == got(temperature=1e-30, seed=3) == greedy
+    assert got(temperature=float("inf")) == hottest
+    assert got(temperature=1.0, top_p=0.0) == got(temperature=1.0, top_p=-1.0) == greedy
+    for off in ({"top_p": 2.0}, {"top_p": nan}, {"top_k": -5}, {"top_k": 2**31 - 1}, {"min_p": nan}):
+        assert got(temperature=1.0, **off) == sampled
+    for off in (0.0, -2.0, nan):
+        assert got(repetition_penalty=off) == greedy
+
+
+def test_the_compiled_signature_writes_the_same(saved_model, serve):
+    for name in ("lstm", "transformer"):
+        wish = request(list(PROMPTS[:8]), **MIXED)
+        plain, compiled, nothing = serve(
+            saved_model(name), [("generate", wish), ("generate_xla", wish), ("generate_xla", request([]))], xla=True
+        )
+        assert ids_of(plain) == ids_of(compiled) and plain["generated_text"] == compiled["generated_text"]
+        assert plain["truncated"] == compiled["truncated"]
+        assert nothing["generated_text"] == []
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_xla_is_in_the_compiled_signature_alone(saved_model, name):
+    found = operations(saved_model(name))
+    assert found.xla("generate_xla")
+    assert {signature for signature in found.signatures if found.xla(signature)} == {"generate_xla"}
+    assert export.verify.__module__  # the names below are of the module, not of the function
+    assert forbidden(saved_model(name)) == []
+
+
+def forbidden(path):
+    from keras_seqlm.export.verify import forbidden_ops
+
+    return forbidden_ops(path)
+
+
+def test_what_lies_in_the_folder(saved_model):
+    folder = pathlib.Path(saved_model("lstm"))
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1"]
+    sidecar = json.loads((folder / "assets.extra" / "seqlm.json").read_text())
+    assert sidecar["max_new_tokens_limit"] == LIMIT and sidecar["vocabulary_size"] == 260
+    assert sidecar["max_length"] is None and sidecar["model"] == "RecurrentLM" and len(sidecar["tokenizer_hash"]) == 16
+
+
+def test_an_existing_version_is_kept_unless_told(saved_model, run_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("keras_seqlm.export.saved_model.run_clean", lambda *_, path, **__: pathlib.Path(path).mkdir())
+    target = tmp_path / "books" / "1"
+    target.mkdir(parents=True)
+    (target / "kept").write_text("x")
+    with pytest.raises(FileExistsError, match="name another version, or overwrite it"):
+        export.saved_model(run_folder("lstm"), target)
+    assert (target / "kept").exists()
+    assert export.saved_model(run_folder("lstm"), target, overwrite=True) == target
+    assert [path.name for path in tmp_path.rglob("*")] == ["books", "1"]
+
+
+@pytest.mark.parametrize("path", ["books", "books/v1", "books/1.5", "books/-1"])
+def test_a_folder_that_is_no_version_is_refused(run_folder, tmp_path, path):
+    with pytest.raises(ValueError, match="a folder named by its version, as in saved_models/NAME/1"):
+        export.saved_model(run_folder("lstm"), tmp_path / path)
+
+
+def test_a_limit_below_one_is_refused(run_folder, tmp_path):
+    with pytest.raises(ValueError, match="max_new_tokens_limit must be at least 1, got 0"):
+        export.saved_model(run_folder("lstm"), tmp_path / "1", max_new_tokens_limit=0)
+
+
+def test_the_next_version(tmp_path):
+    assert export.next_version(tmp_path / "none") == 1
+    for name in ("1", "3", "10", ".11.part-7", "latest"):
+        (tmp_path / name).mkdir()
+    assert export.next_version(tmp_path) == 11
+    assert export.next_version(tmp_path / "1") == 1
+
+
+def test_a_failed_export_leaves_nothing(run_folder, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for path in ("tokenizer", "task.json"):
+        (run / path).symlink_to(run_folder("lstm") / path)
+    content = (run_folder("lstm") / "model.keras").read_bytes()
+    (run / "model.keras").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"model\.keras is damaged"):
+        export.saved_model(run, tmp_path / "books" / "1")
+    assert list((tmp_path / "books").iterdir()) == []

@@ -1,0 +1,148 @@
+"""Text in, text out: `write`, `generate` and `score` against the model's own ids and logits."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import CONTEXT
+from helpers import array, randomize
+
+from keras_seqlm.models import RecurrentLM, TransformerLM
+from keras_seqlm.tasks import TextGeneration
+from keras_seqlm.tokenizers import ByteTokenizer
+
+SAMPLED = {"temperature": 0.9, "top_k": 30, "seed": 5}
+
+
+@pytest.fixture(scope="module", params=["recurrent", "transformer"])
+def writer(request):
+    """A task whose model has random weights, small enough for every backend."""
+    if request.param == "recurrent":
+        model = RecurrentLM(260, cell="lstm", size="nano", hidden_dim=16)
+    else:
+        model = TransformerLM(260, size="nano", num_layers=1, hidden_dim=16, num_heads=2, max_length=32)
+    model.build()
+    randomize(model)
+    return TextGeneration(model, ByteTokenizer())
+
+
+@pytest.mark.backends
+def test_text_is_what_the_model_writes_after_bos_and_the_prompt(writer):
+    (text,) = writer.write("It was", max_new_tokens=10, **SAMPLED)
+    ids = [1, *(byte + 4 for byte in b"It was")]
+    new = writer.model.generate(ids, max_new_tokens=10, **SAMPLED)
+    assert text.token_ids == new.tolist()
+    assert text.text == bytes(i - 4 for i in new).decode("utf-8", errors="replace")
+    assert (text.prompt, text.truncated) == ("It was", False)
+    assert text.stop_reason == ("length" if len(new) == 10 else "eos")
+
+
+@pytest.mark.backends
+def test_a_row_alone_is_the_row_in_a_batch_whatever_the_options_of_the_others(writer):
+    prompts = ["", "It was", "a", "é中"]
+    options = {
+        "max_new_tokens": [9, 0, 4, 12],
+        "temperature": [0.0, 0.0, 1.1, 0.7],
+        "top_k": [0, 5, 0, 40],
+        "top_p": [1.0, 0.5, 0.9, 1.0],
+        "min_p": [0.0, 0.0, 0.05, 0.0],
+        "repetition_penalty": [1.0, 1.2, 1.0, 1.3],
+        "seed": [0, 1, 2, 2**31 - 1],
+    }
+    together = writer.write(prompts, **options)
+    for row, prompt in enumerate(prompts):
+        (alone,) = writer.write(prompt, **{name: values[row] for name, values in options.items()})
+        assert together[row] == alone
+    assert together[1].text == "" and together[1].stop_reason == "length"
+
+
+def test_a_string_gives_a_string_and_a_list_a_list(writer):
+    assert writer.generate("a", 5) == writer.generate(["a"], 5)[0] == writer.write("a", 5)[0].text
+    assert writer.generate([], 5) == [] and writer.write([], 5) == []
+
+
+def test_a_seed_decides_the_text(writer):
+    first, second, other = (writer.generate("a", 24, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_a_stop_string_ends_the_text_before_it(writer):
+    whole = writer.generate("a", 24, **SAMPLED)
+    stop = whole[5:8]
+    (text,) = writer.write("a", 24, stop=["never said", "", stop], **SAMPLED)
+    assert text.text == whole[: whole.index(stop)] and text.stop_reason == "stop"
+    assert writer.write("a", 24, stop="never said", **SAMPLED)[0].text == whole
+    assert writer.write("a", 24, stop=None, **SAMPLED)[0].text == whole
+
+
+def test_a_text_ends_where_the_model_says_so(trained):
+    (text,) = trained("rnn").write("the cat", max_new_tokens=60)
+    assert text.stop_reason == "eos" and text.text.endswith(".") and 2 not in text.token_ids
+
+
+def test_a_long_prompt_keeps_its_end_and_says_so(trained):
+    transformer, prompt = trained("transformer"), "the cat sat on the mat. " * 10
+    (text,) = transformer.write(prompt, max_new_tokens=20)
+    assert text.truncated and text.prompt == prompt
+    assert text.token_ids == transformer.model.generate(transformer.ids_of(prompt)[-(CONTEXT - 20) :], 20).tolist()
+    assert not transformer.write("x" * (CONTEXT - 21), max_new_tokens=20)[0].truncated
+    assert transformer.write("x" * (CONTEXT - 20), max_new_tokens=20)[0].truncated
+    assert not trained("rnn").write(prompt, max_new_tokens=5)[0].truncated
+
+
+def test_a_huge_wish_ends_at_the_context(trained):
+    (text,) = trained("transformer").write("zz", max_new_tokens=2**40, temperature=5.0, seed=3)
+    assert text.stop_reason in ("length", "eos") and len(text.token_ids) <= CONTEXT - 1
+    (cut,) = trained("transformer").write("a dog ran over the hill", max_new_tokens=1000)
+    assert cut.truncated and len(cut.token_ids) <= CONTEXT - 1
+
+
+def test_any_text_may_be_a_prompt(writer):
+    prompts = ["", " ", "\n", "\x00", "a\x00b", "\ufeffx", "\u202eabc", "👩\u200d👩\u200d👧", "秦川雄帝宅" * 20]
+    for text in writer.write(prompts, 4, temperature=1.0):
+        assert len(text.token_ids) <= 4
+        json.dumps(text.__dict__).encode()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": float("nan")},
+        {"temperature": -0.1},
+        {"temperature": float("inf")},
+        {"top_p": 0},
+        {"top_p": 2},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"seed": -1},
+        {"max_new_tokens": -1},
+        {"max_new_tokens": 1.5},
+        {"max_new_tokens": [1, 2]},
+        {"temperature": [0.0, 1.0]},
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused_by_name(writer, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        writer.write("a", **options)
+
+
+@pytest.mark.backends
+def test_score_is_the_sum_of_the_log_probabilities_after_bos(writer):
+    texts = ["It was", "", "é", "a dark night"]
+    scores = writer.score(texts)
+    for text, score in zip(texts, scores, strict=True):
+        ids = np.array([1, *(byte + 4 for byte in text.encode())], "int32")
+        logits = array(writer.model(ids[None]))[0].astype("float64")
+        log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        assert score == pytest.approx(log_probabilities[np.arange(len(ids) - 1), ids[1:]].sum(), abs=1e-3)
+    assert writer.score("It was") == pytest.approx(scores[0], abs=1e-4) and isinstance(writer.score("x"), float)
+    assert scores[1] == 0.0 and writer.score([]).shape == (0,)
+
+
+def test_a_text_beyond_the_context_is_not_scored_in_part(trained):
+    assert trained("transformer").score("x" * CONTEXT) < 0
+    with pytest.raises(ValueError, match=f"reads {CONTEXT} tokens at most"):
+        trained("transformer").score("x" * (CONTEXT + 1))
+    assert trained("rnn").score("x" * 300) < 0
