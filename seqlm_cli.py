@@ -187,14 +187,12 @@ def main(arguments=None):
     try:
         commands = _quietly(lambda: importlib.import_module("keras_seqlm.commands"))
         return commands.COMMANDS[args.command](args) or 0
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
-        print(f"seqlm: error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
+    except (ValueError, OSError, ImportError) as error:
+        message = " ".join(str(error).split())  # one line, whatever Keras says
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        print(
-            f"seqlm: error: {error}; the {backend} backend needs: pip install keras-seqlm[{backend}]", file=sys.stderr
-        )
+        if isinstance(error, ModuleNotFoundError) and error.name in (backend, f"{backend}lib"):
+            message += f"; the {backend} backend needs: pip install keras-seqlm[{backend}]"
+        print(f"seqlm: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("seqlm: interrupted", file=sys.stderr)

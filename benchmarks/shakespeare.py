@@ -21,7 +21,7 @@ import time
 
 SHAPES = {
     "transformer": {"num_layers": 4, "num_heads": 4, "hidden_dim": 128, "max_length": 64},
-    "lstm": {"num_layers": 2, "hidden_dim": 217},  # parameters within 1% of the Transformer's
+    "lstm": {"num_layers": 2, "hidden_dim": 222},  # parameters within 1% of the Transformer's
 }
 
 

@@ -19,15 +19,22 @@ TRAINED_TOKENIZERS = {
 }
 NUM_PROMPTS, PROMPT_TOKENS = 20, 24
 _TRANSFORMER_ONLY = ("heads", "kv_heads", "intermediate_dim", "activation", "norm", "positions", "context")
+_COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 
 
 def train(args):
     """`seqlm train`: from text files to a run folder."""
     folder = pathlib.Path(args.out)
-    if folder.exists() and not args.overwrite and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise FileExistsError(f"{folder} exists; name another folder, or replace it with --overwrite")
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        if not args.overwrite:
+            raise FileExistsError(f"{folder} exists; name another folder, or replace it with --overwrite")
+        if not any((folder / name).exists() for name in ("recipe.json", "model.keras")):
+            raise FileExistsError(f"{folder} is no run folder, so --overwrite does not delete it; name another one")
     recurrent = args.model != "transformer"
+    for name in _COUNTS:
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     for name in _TRANSFORMER_ONLY[:-1] if recurrent else _RECURRENT_ONLY:
         if getattr(args, name):
             owner = "a Transformer" if recurrent else "a recurrent model"
@@ -102,7 +109,11 @@ def generate(args):
         stop=args.stop,
     )
     if result.truncated:
-        print("seqlm: the prompt is longer than the context allows; its beginning was left out", file=sys.stderr)
+        print(
+            f"seqlm: prompt and {args.max_new_tokens} new tokens do not fit the context of {task.model.max_length}; "
+            "the beginning of the prompt was left out",
+            file=sys.stderr,
+        )
     print(f"{result.prompt}{result.text}")
     _json(args, {name: getattr(result, name) for name in ("prompt", "text", "token_ids", "stop_reason")})
 

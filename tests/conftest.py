@@ -3,43 +3,15 @@
 import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from sentences import PROMPTS, SENTENCES, train_on_sentences
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-ARCHITECTURES = ("rnn", "gru", "lstm", "transformer")
-QUANTIZED = ("lstm", "transformer")  # those exported as int8 and float16 as well
-CONTEXT = 64  # of the Transformer
-SENTENCES = (
-    "the cat sat on the mat and looked at the moon.",
-    "a dog ran over the hill to the old red barn.",
-    "rain fell on the roof all night, and nobody slept.",
-    "Zoë paid 12 € for two cafés and a piece of cake.",
-    "in the morning the sun rose over the quiet sea.",
-)
-PROMPTS = (
-    *("", "the cat", "a dog ran", "rain fell on the", "Zoë paid 12 €", "in the morning", "moon.", "the old red barn"),
-    *(
-        "x",
-        "Q?",
-        "the cat sat on the mat and looked at the moo",
-        "12",
-        " ",
-        "\n",
-        "é",
-        "nobody",
-        "sun",
-        "a",
-        "12 €",
-        "t",
-    ),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -91,31 +63,10 @@ def trained(corpus):
 
     def get(name, dtype="float32"):
         if (name, dtype) not in made:
-            made[name, dtype] = _train(corpus, name, dtype)
+            made[name, dtype] = train_on_sentences(corpus, name, dtype)
         return made[name, dtype]
 
     return get
-
-
-def _train(corpus, name, dtype):
-    import keras
-
-    from keras_seqlm import data, models, tasks, tokenizers
-
-    tokenizer = tokenizers.ByteTokenizer()
-    keras.utils.set_random_seed(11)
-    shape = {"size": "nano", "hidden_dim": 32, "dtype": dtype}
-    if name == "transformer":
-        model = models.TransformerLM(260, num_layers=2, num_heads=4, num_kv_heads=2, max_length=CONTEXT, **shape)
-    else:
-        parts = {"gru": {"num_layers": 2, "tie_embedding": False}, "lstm": {"embedding_dim": 24}}.get(name, {})
-        model = models.RecurrentLM(260, cell=name, **shape, **parts)
-    model.build()
-    train, _ = data.causal_blocks(corpus, tokenizer, sequence_length=CONTEXT, batch_size=8, validation_fraction=0)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.Adam(0.01), loss=loss, jit_compile=keras.backend.backend() == "jax")
-    model.fit(train, epochs=3, verbose=0, shuffle=False)
-    return tasks.TextGeneration(model, tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -123,14 +74,16 @@ def run_folder(trained, tmp_path_factory):
     """`run_folder(name)` is the run folder of `trained(name)`, with its prompts."""
     root = tmp_path_factory.mktemp("trained") / "runs"
 
-    @functools.cache
-    def save(name, dtype="float32"):
-        folder = root / (name if dtype == "float32" else f"{name}-{dtype}")
-        trained(name, dtype).save(folder)
-        (folder / "prompts.json").write_text(json.dumps({"prompts": PROMPTS}), encoding="utf-8")
-        return folder
+    made = {}
 
-    return save
+    def get(name, dtype="float32"):
+        if (name, dtype) not in made:
+            made[name, dtype] = folder = root / f"{name}-{dtype}"
+            trained(name, dtype).save(folder)
+            (folder / "prompts.json").write_text(json.dumps({"prompts": PROMPTS}), encoding="utf-8")
+        return made[name, dtype]
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -150,9 +103,14 @@ def litert(run_folder, tmp_path_factory):
     from keras_seqlm import export
 
     root = tmp_path_factory.mktemp("litert")
-    return functools.cache(
-        lambda name, quantize="none": str(export.litert(run_folder(name), root / f"{name}.tflite", quantize))
-    )
+    made = {}
+
+    def get(name, quantize="none"):
+        if (name, quantize) not in made:
+            made[name, quantize] = str(export.litert(run_folder(name), root / f"{name}.tflite", quantize))
+        return made[name, quantize]
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -186,8 +144,3 @@ _SERVE = """
     assert not loaded, loaded
     print(json.dumps(answers))
 """
-
-
-def repository():
-    """The root of the checkout."""
-    return pathlib.Path(__file__).parents[1]

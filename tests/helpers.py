@@ -6,8 +6,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.generation.random import uniform
 from keras_seqlm.models import RecurrentLM, TransformerLM
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    # Compiling takes most of these tests' time; the fresh processes of test_saving.py run with all optimisations.
+    jax.config.update("jax_disable_most_optimizations", True)
 
 VOCABULARY = 40
 CONTEXT = 32
@@ -72,7 +79,7 @@ def arrays(state):
 
 
 class AddingModel:
-    """A model whose next id is the sum of all ids read so far, the one after it second best.
+    """A model whose next id is the sum of `id + 1` over all ids read so far, the one after it second best.
 
     A padded id that is read, or an id that is read twice, shows at once.
     """
@@ -85,17 +92,28 @@ class AddingModel:
     def __call__(self, inputs, state):
         ids, lengths = inputs["token_ids"], inputs["lengths"]
         real = ops.arange(ops.shape(ids)[1], dtype="int32")[None] < lengths[:, None]
-        totals = state["total"][:, None] + ops.cumsum(ops.where(real, ids, 0), axis=1)
+        totals = state["total"][:, None] + ops.cumsum(ops.where(real, ids + 1, 0), axis=1)
         state = {"position": state["position"] + lengths, "total": totals[:, -1]}
         best, second = (ops.one_hot(ops.mod(totals + k, VOCABULARY), VOCABULARY, dtype="float32") for k in (0, 1))
         return 5.0 * best + 4.0 * second, state
+
+
+def run(model, function, *tensors):
+    """`function(model, *tensors)`: eager, but on JAX compiled, where every operation would be compiled by itself."""
+    if keras.backend.backend() == "jax":
+        return compiled(model, function)(*tensors)
+    return function(model, *tensors)
+
+
+def logits_without_state(model, token_ids):
+    return model(token_ids)
 
 
 def whole_logits(model, ids):
     """Logits (time, vocabulary) of one sequence in one pass without state; padded, so that shapes are few."""
     padded = np.zeros((1, -(-len(ids) // CONTEXT) * CONTEXT), "int32")
     padded[0, : len(ids)] = ids
-    return array(model(padded))[0, : len(ids)]
+    return array(run(model, logits_without_state, padded))[0, : len(ids)]
 
 
 def choice(logits, position, temperature, seed):

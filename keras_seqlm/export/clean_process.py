@@ -12,7 +12,11 @@ import subprocess
 import sys
 import tempfile
 
-FAILED = 3  # the exit code of a failure whose message is for the user
+# Failures whose message is for the user, by name; they are raised again in the process that asked.
+_FOR_USERS = {
+    kind.__name__: kind
+    for kind in (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError, ValueError)
+}
 
 
 def run_clean(function, imports=(), **arguments):
@@ -27,7 +31,7 @@ def run_clean(function, imports=(), **arguments):
         What the function returned.
 
     Raises:
-        ValueError, FileNotFoundError: as raised there.
+        ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError: as raised there.
         RuntimeError: the process failed in another way; the end of its output is in the message.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -51,19 +55,19 @@ def run_clean(function, imports=(), **arguments):
     if "result" in content:
         return content["result"]
     if "error" in content:
-        raise {"ValueError": ValueError, "FileNotFoundError": FileNotFoundError}[content["kind"]](content["error"])
+        raise _FOR_USERS[content["kind"]](content["error"])
     raise RuntimeError(f"{function} failed in its own process (exit {done.returncode}):\n{done.stderr[-3000:]}")
 
 
 def _main():
     request = json.load(sys.stdin)
-    for name in request["imports"]:
-        importlib.import_module(name)
     module, name = request["function"].split(":")
     try:
+        for imported in request["imports"]:
+            importlib.import_module(imported)
         content = {"result": getattr(importlib.import_module(module), name)(**request["arguments"])}
-    except (ValueError, FileNotFoundError) as error:
-        kind = "FileNotFoundError" if isinstance(error, FileNotFoundError) else "ValueError"
+    except tuple(_FOR_USERS.values()) as error:
+        kind = next(name for name, kind in _FOR_USERS.items() if isinstance(error, kind))
         content = {"error": str(error), "kind": kind}
     pathlib.Path(request["answer"]).write_text(json.dumps(content))
 

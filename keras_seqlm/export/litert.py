@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 
+from keras_seqlm import tokenizers
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
@@ -33,7 +34,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
         The path of the .tflite as `pathlib.Path`.
 
     Raises:
-        FileExistsError: the file exists and `overwrite` is false.
+        FileExistsError: the file, or beside it the tokenizer of another model, exists and `overwrite` is false.
         ValueError: another ending than .tflite, or an unknown `quantize`.
 
     Example:
@@ -62,6 +63,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
                 path=str(part),
                 tokenizer_path=str(tokenizer),
                 quantize=quantize,
+                overwrite=overwrite,
             )
         json_part = part.with_name(part.name + ".json")
         json_part.write_text(json.dumps(sidecar, indent=1) + "\n")
@@ -72,11 +74,16 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
     return target
 
 
-def write_litert(run_folder, path, tokenizer_path, quantize):
+def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
     task = load_at_float32(run_folder)
+    if not overwrite and os.path.exists(tokenizer_path) and tokenizers.load(tokenizer_path).hash != task.tokenizer.hash:
+        raise FileExistsError(
+            f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
+            "overwrite it"
+        )
     for layer in task.model._flatten_layers():
         if hasattr(layer, "single_write"):
             layer.single_write = "slice"  # a builtin of LiteRT; see layers.write_cache

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import tempfile
 import numpy as np
 
 from keras_seqlm.export.clean_process import run_clean
-from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.loading import load_reference
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.tasks.task import read_json
 from seqlm_runtime.graph_file import operations
@@ -24,6 +25,7 @@ TIE = 1e-4  # two logits, or a draw and a border, that are closer than this may 
 DEFAULT_PROMPTS = ("", "The", "It is", "In the", "A ", "If you", "This ", "1. ", "What", "and then")
 # A server's graph touches no file, runs no Python and keeps no table that grows with its traffic.
 _FORBIDDEN = {"ReadFile", "WriteFile", "PyFunc", "EagerPyFunc", "PyFuncStateless", "MutableHashTableV2"}
+_ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 _LITERT_FORBIDDEN = {"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
 
 
@@ -133,7 +135,7 @@ def verify(task, *artifacts, prompts=None, imports=()):
 
 def write_reference(run_folder, prompts, path):
     """The model's half, in the clean process: its texts, and its logits along them."""
-    task = load_at_float32(run_folder)
+    task = load_reference(run_folder)
     model, context = task.model, task.model.max_length
     keep = None if context is None else max(1, context - NEW_TOKENS)
     content = {
@@ -167,7 +169,9 @@ def _compare(artifact, prompts, reference, folder):
         [sys.executable, "-m", "seqlm_runtime.replay", request, answer], env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        raise ValueError(f"{artifact} does not run: {done.stderr.strip()[-1500:]}")
+        said = done.stderr.strip().splitlines() or [f"its process ended with exit code {done.returncode}"]
+        errors = [i for i, line in enumerate(said) if _ERROR.match(line)]  # the last one is what the runner raised
+        raise ValueError(f"{artifact} does not run: {' '.join(said[errors[-1] if errors else -1 :])[-1500:]}")
     with np.load(answer) as stored:
         got = dict(stored)
     agreeing, exempt, difference, first, same = 0, 0, 0.0, "", []
@@ -178,7 +182,7 @@ def _compare(artifact, prompts, reference, folder):
             complaints += [complaint] if complaint else []
             exempt += ties
             logits = [source[f"{mode}_logits_{row}"] for source in (expected, got)]
-            difference = max(difference, float(np.max(np.abs(logits[0] - logits[1]), initial=0.0)))
+            difference = max(difference, _distance(*logits))
             first_step = int(expected[f"{mode}_first_{row}"])
             choices = [_choices(part, mode, first_step, expected["suppressed_ids"])[0] for part in logits]
             same += (choices[0] == choices[1]).tolist()
@@ -215,7 +219,9 @@ def compare_text(mode, row, expected, got):
     written_choices = (written + [eos_id])[:steps] if len(written) < steps else written[:steps]
     tie = int(np.argmax(ties)) if ties.any() else steps
     if wanted_choices == written_choices:
-        if wanted == written and not _same_text(expected[f"{mode}_text_{row}"], got[f"{mode}_text_{row}"]):
+        if wanted != written:
+            return f"{mode}: it writes {len(written)} tokens, not {len(wanted)}", int(ties.sum())
+        if not _same_text(expected[f"{mode}_text_{row}"], got[f"{mode}_text_{row}"]):
             return f"{mode}: the ids agree, and their text does not", 0
         return "", int(ties.sum())
     differs = next(i for i, (a, b) in enumerate(zip(wanted_choices, written_choices, strict=True)) if a != b)
@@ -236,6 +242,11 @@ def _choices(logits, mode, first, suppressed_ids):
         return np.zeros(0, "int32"), np.zeros(0)
     positions = first + np.arange(len(logits))
     return sample(logits, MODES[mode], None, positions, tuple(suppressed_ids.tolist()), with_margin=True)
+
+
+def _distance(expected, got):
+    distance = np.abs(expected - got)
+    return float(np.max(np.where(np.isnan(distance), np.inf, distance), initial=0.0))  # `max` would pass over NaN
 
 
 def _same_text(expected, got):

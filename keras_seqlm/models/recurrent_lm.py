@@ -125,9 +125,8 @@ class RecurrentLM(LanguageModel):
                     f"this model carries the state of {self.stateful_batch_size} rows from batch to batch, "
                     f"and got a training batch of {token_ids.shape[0]}; use that batch size, or set stateful_batch_size=None"
                 )
-            before = (
-                {name: ops.convert_to_tensor(variable) for name, variable in self.carried.items()} if carrying else None
-            )
+            # Copies, because the assignment below writes in place, and torch's backward pass still needs the old numbers.
+            before = {name: ops.copy(variable) for name, variable in self.carried.items()} if carrying else None
             x, after = self.recurrent(x, state=before, segment_ids=inputs.get("segment_ids"), training=training)
             if carrying:
                 for name, variable in self.carried.items():

@@ -86,8 +86,15 @@ def load(folder):
         raise ValueError(f"{folder / MODEL} is damaged: it is no .keras file; train again or restore it from a copy")
     try:
         model = keras.saving.load_model(folder / MODEL, compile=False)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise ValueError(f"{folder / MODEL} is damaged: {error}; train again or restore it from a copy") from error
+    except (zipfile.BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
+        if "Could not locate class" in str(error):
+            name = str(error).split("'")[1]
+            raise ValueError(
+                f"{folder / MODEL} is of the class {name!r}, which is not known here: import the module that defines it "
+                "first (in exports and on the command line: --import MODULE)"
+            ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder / MODEL} is damaged: {reason}; train again or restore it from a copy") from error
     return _TASKS[name](model, tokenizer)
 
 

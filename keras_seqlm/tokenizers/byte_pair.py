@@ -51,7 +51,7 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
                 occur twice gives a smaller vocabulary.
             texts: instead of files, an iterable of str.
             max_word_bytes: longer words are cut, here and whenever the tokenizer encodes. In a language without spaces
-                a word is a whole phrase, and a lower number saves memory in training.
+                a word is a whole phrase.
 
         Raises:
             ValueError: there is no text, or `vocabulary_size` is under 260.

@@ -225,8 +225,9 @@ class Recipe:
 
     @classmethod
     def from_json(cls, path):
-        """Read `recipe.json`."""
-        return cls.from_dict(json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
+        """Read `recipe.json`: a recipe's own, or a run folder's, which holds one beside what else was asked for."""
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return cls.from_dict(content.get("recipe", content))
 
     def _new_optimizer(self, variables):
         kind = _optimizer_class(self.optimizer)

@@ -66,7 +66,11 @@ def _entries(data):
     for key, place in _keys(np.frombuffer(data[4 : 4 + size], "<u4").tolist()):
         if place >= len(strings):
             raise ValueError("The SentencePiece model's character map is damaged: a replacement is not there.")
-        yield key.decode("utf-8"), strings[place : strings.index(b"\0", place)].decode("utf-8")
+        replacement = strings[place : strings.index(b"\0", place)]
+        try:
+            yield key.decode("utf-8"), replacement.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The SentencePiece model's character map has {key + replacement!r}, no UTF-8.") from error
 
 
 def _keys(units):

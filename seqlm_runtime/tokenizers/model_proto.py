@@ -120,7 +120,10 @@ def _parse_piece(data):
         raise ValueError(f"The SentencePiece piece {text[:20]!r} is of kind {kind!r}, which does not exist.")
     if not math.isfinite(score):
         raise ValueError(f"The SentencePiece piece {text[:20]!r} has the score {score}.")
-    return text.decode("utf-8"), score, kind
+    try:
+        return text.decode("utf-8"), score, kind
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The SentencePiece piece {text[:20]!r} is no UTF-8.") from error
 
 
 def _fields(data):

@@ -34,13 +34,16 @@ def texts(results):
 
 # The loop, with a model that adds.
 
+ADDER = AddingModel()
+
 
 def adding(prompt, count, eos_id=2, suppressed_ids=SUPPRESSED, penalty=1.0):
     """What `AddingModel` writes, and why it stops."""
     text = list(prompt)
     while len(text) < len(prompt) + count:
         logits = np.zeros(VOCABULARY)
-        logits[[sum(text) % VOCABULARY, (sum(text) + 1) % VOCABULARY]] = 5.0, 4.0
+        total = sum(text) + len(text)
+        logits[[total % VOCABULARY, (total + 1) % VOCABULARY]] = 5.0, 4.0
         logits[text] /= penalty
         logits[list(suppressed_ids)] = -np.inf
         new = int(np.argmax(logits))
@@ -52,89 +55,83 @@ def adding(prompt, count, eos_id=2, suppressed_ids=SUPPRESSED, penalty=1.0):
 
 @pytest.mark.backends
 def test_ragged_prompts_and_limits_and_the_end_id():
-    prompts = [*PROMPTS, [35, 7], [4]]
+    prompts = [*PROMPTS, [33, 7], [4]]
     limits = [12, 5, 0, 1, 9, 16]
-    results = generate(AddingModel(), prompts, limits)
+    results = generate(ADDER, prompts, limits)
     for result, prompt, limit in zip(results, prompts, limits, strict=True):
         text, reason = adding(prompt, limit)
         assert (result.token_ids.tolist(), result.stop_reason, result.truncated) == (text, reason, False)
         assert result.token_ids.dtype == np.int32
     assert {result.stop_reason for result in results} == {"eos", "length"}
-    assert results[4].token_ids.tolist() == [] and results[4].stop_reason == "eos"  # 35 + 7 = 2 at once
+    assert results[4].token_ids.tolist() == [] and results[4].stop_reason == "eos"  # 34 + 8 = 2 at once
 
 
 @pytest.mark.backends
 def test_another_end_id_or_none():
-    prompt = [5, 6, 9]
+    prompt = [19, 9]  # 30, 21, 4, 8, 17, 35 ...
     text, _ = adding(prompt, 12, eos_id=None)
-    assert texts(generate(AddingModel(), [prompt], 12, eos_id=None)) == [text]
+    assert texts(generate(ADDER, [prompt], 12, eos_id=None)) == [text]
     end = text[4]
     assert end not in text[:4]
-    assert texts(generate(AddingModel(), [prompt], 12, eos_id=end)) == [text[:4]]
+    assert texts(generate(ADDER, [prompt], 12, eos_id=end)) == [text[:4]]
 
 
 def test_ids_that_are_never_written():
     prompt = [9, 9]
-    assert adding(prompt, 3)[0] == [18, 36, 32]
-    for suppressed_ids in ((36,), (36, 37), ()):
+    assert adding(prompt, 3, None, ())[0] == [20, 1, 3]
+    for suppressed_ids in (SUPPRESSED, (20,), (20, 21), ()):
         text, _ = adding(prompt, 12, None, suppressed_ids)
         options = {"eos_id": None, "suppressed_ids": (*suppressed_ids, None)}
-        assert texts(generate(AddingModel(), [prompt], 12, **options)) == [text]
-    assert texts(generate(AddingModel(), [[10, 31]], 1, suppressed_ids=()))[0] == [1]
+        assert texts(generate(ADDER, [prompt], 12, **options)) == [text]
 
 
 @pytest.mark.parametrize("longest", [1, 3, 5])
 def test_writing_in_pieces_changes_nothing(longest, monkeypatch):
-    whole = generate(AddingModel(), PROMPTS, [13, 2, 0, 7])
+    whole = generate(ADDER, PROMPTS, [13, 2, 0, 7])
     monkeypatch.setattr(loop, "LONGEST_CALL", longest)
-    pieces = generate(AddingModel(), PROMPTS, [13, 2, 0, 7])
+    pieces = generate(ADDER, PROMPTS, [13, 2, 0, 7])
     assert texts(pieces) == texts(whole)
     assert [each.stop_reason for each in pieces] == [each.stop_reason for each in whole]
 
 
 @pytest.mark.backends
 def test_a_function_that_stops():
-    calls = []
+    kinds = set()
+    ends = {30: 20, 4: 3}  # by the first new id: in the second call, in the first, never
 
-    def after_three_or_a_nine(new):
-        calls.append(new.copy())
-        return len(new) == 3 and new[0] != 18 or new[-1] == 9
+    def stop(new):
+        kinds.add(new.dtype)
+        return len(new) == ends.get(int(new[0]))
 
-    prompts = [[9, 9], [5, 6, 9], PROMPTS[0]]
-    results = generate(AddingModel(), prompts, 40, eos_id=None, stop=after_three_or_a_nine)
-    for prompt, result in zip(prompts, results, strict=True):
-        text, reason = adding(prompt, 40, eos_id=None), "length"
-        for end in range(1, 41):
-            if after_three_or_a_nine(np.array(text[0][:end])):
-                text, reason = (text[0][:end], None), "stop"
-                break
-        assert (result.token_ids.tolist(), result.stop_reason) == (text[0], reason)
-    assert len(results[0].token_ids) > loop.WATCHED_CALL and len(results[1].token_ids) == 3
-    assert all(call.dtype == np.int32 for call in calls[:3])
+    prompts = [[14, 14], [27, 14], [10, 9]]
+    results = generate(ADDER, prompts, 40, eos_id=None, stop=stop)
+    for prompt, result, count, reason in zip(prompts, results, (20, 3, 40), ("stop", "stop", "length"), strict=True):
+        assert (result.token_ids.tolist(), result.stop_reason) == (adding(prompt, count, eos_id=None)[0], reason)
+    assert kinds == {np.dtype("int32")}
 
 
 def test_stop_before_the_end_id_and_after():
-    prompt = [5, 6, 9]
+    prompt = [19, 9]  # 30, 21, 4, 8, 17, 35 ...
     text, _ = adding(prompt, 12, eos_id=None)
     end = text[4]
-    first = generate(AddingModel(), [prompt], 12, eos_id=end, stop=lambda new: len(new) == 3)[0]
+    first = generate(ADDER, [prompt], 12, eos_id=end, stop=lambda new: len(new) == 3)[0]
     assert (first.token_ids.tolist(), first.stop_reason) == (text[:3], "stop")
-    later = generate(AddingModel(), [prompt], 12, eos_id=end, stop=lambda new: len(new) == 6)[0]
+    later = generate(ADDER, [prompt], 12, eos_id=end, stop=lambda new: len(new) == 6)[0]
     assert (later.token_ids.tolist(), later.stop_reason) == (text[:4], "eos")
 
 
 def test_nothing_to_write():
-    assert generate(AddingModel(), [], 5) == []
+    assert generate(ADDER, [], 5) == []
     for limits in (0, [0, 0]):
-        results = generate(AddingModel(), [[4], [5, 6]], limits)
+        results = generate(ADDER, [[4], [5, 6]], limits)
         assert texts(results) == [[], []]
         assert [result.stop_reason for result in results] == ["length", "length"]
 
 
 @pytest.mark.backends
 def test_a_seen_id_is_less_likely():
-    prompts = [[20, 21], [5, 35, 7], [12] * 9]  # the second sees its sum, 7, in the prompt
-    results = generate(AddingModel(), prompts, 14, repetition_penalty=[2.0, 2.0, 1.0], eos_id=None)
+    prompts = [[20, 21], [5, 32, 7], [12] * 9]  # the second sees its sum, 7, in the prompt
+    results = generate(ADDER, prompts, 14, repetition_penalty=[2.0, 2.0, 1.0], eos_id=None)
     for prompt, text, penalty in zip(prompts, texts(results), (2.0, 2.0, 1.0), strict=True):
         assert text == adding(prompt, 14, None, penalty=penalty)[0]
     assert texts(results)[1][0] == 8
@@ -228,6 +225,15 @@ def test_a_huge_limit_stops_at_the_end_of_the_context():
         result = generate(model, [prompt], limit, eos_id=None)[0]
         assert (len(result.token_ids), result.truncated, result.stop_reason) == (CONTEXT - 1, True, "length")
         assert_written_by(model, prompt[-1:], result.token_ids)
+
+
+@pytest.mark.backends
+def test_a_row_at_the_end_of_its_context_stands_still_while_others_write():
+    model, prompts = tiny("rotary"), [ids_of(6).tolist(), ids_of(CONTEXT - 2).tolist(), ids_of(CONTEXT).tolist()]
+    results = generate(model, prompts, [20, 2, 0], eos_id=None)
+    assert [len(result.token_ids) for result in results] == [20, 2, 0]
+    for prompt, result in zip(prompts, results, strict=True):
+        assert_written_by(model, prompt, result.token_ids)
 
 
 @pytest.mark.parametrize(("name", "length"), [("learned", 10), ("rotary", 40)])

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from helpers import array, arrays, randomize
@@ -109,6 +110,17 @@ def test_one_step_at_a_time(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_a_length_that_is_not_known_beforehand(cell):
+    stack, x = random_stack(cell, num_layers=2), normal(3, 7, FEATURES)
+    inputs = [keras.Input((None, FEATURES)), keras.Input((), dtype="int32"), keras.Input((None,), dtype="int32")]
+    model = keras.Model(inputs, stack(inputs[0], lengths=inputs[1], segment_ids=inputs[2])[0])
+    expected, _ = stack(x, lengths=LENGTHS, segment_ids=SEGMENTS)
+    found = model.predict([x, LENGTHS, SEGMENTS], verbose=0)
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(found[row, :length], array(expected)[row, :length], atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_an_idle_row_keeps_its_state_to_the_bit(cell):
     stack, state = random_stack(cell), random_state(cell, 2)
     for time in (1, 3):
@@ -177,8 +189,6 @@ def test_torch_computes_the_same(cell):
 def test_gradients_are_those_of_torch(cell):
     """Through a training step of plain SGD, since Keras has no gradient of its own; borders and padding aside."""
     torch = pytest.importorskip("torch")
-    import keras
-
     stack, x, target = random_stack(cell), normal(3, 7, FEATURES), normal(3, 7, HIDDEN, seed=4)
     twin = as_torch(cell, stack)
     inputs = keras.Input((7, FEATURES))

@@ -9,7 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import MODELS, SUPPRESSED, array, arrays, assert_same_text, ids_of, new_model, tiny
+from helpers import MODELS, SUPPRESSED, array, arrays, assert_same_text, compile_plainly, ids_of, new_model, tiny
 
 from keras_seqlm.layers import RecurrentStack, TokenEmbedding, TransformerBlock
 from keras_seqlm.models import RecurrentLM, TransformerLM
@@ -136,7 +136,6 @@ def test_save_and_load(name, tmp_path):
     model = tiny(name)
     model.save(tmp_path / "model.keras")
     twin = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(array(twin(IDS)), array(model(IDS)))
     assert twin.get_config() == model.get_config()
     logits, state = twin(IDS, state=twin.initial_state(2))
     expected, expected_state = model(IDS, state=model.initial_state(2))
@@ -147,9 +146,7 @@ def test_save_and_load(name, tmp_path):
 
 @pytest.mark.backends
 def test_training_goes_on_where_the_file_ends(tmp_path):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model = new_model("gru", stateful_batch_size=2)
-    model.compile("adam", loss=loss, jit_compile=False)
+    model = compile_plainly(new_model("gru", stateful_batch_size=2))
     x, y = IDS[:, :-1], IDS[:, 1:]
     model.train_on_batch(x, y)
     model.save(tmp_path / "model.keras")

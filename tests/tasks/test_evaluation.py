@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, SENTENCES
 from helpers import array
+from sentences import CONTEXT, SENTENCES
 
 from keras_seqlm.generation import score
 from keras_seqlm.tasks import evaluate

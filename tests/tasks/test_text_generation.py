@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CONTEXT
 from helpers import array, randomize
+from sentences import CONTEXT
 
 from keras_seqlm.models import RecurrentLM, TransformerLM
 from keras_seqlm.tasks import TextGeneration

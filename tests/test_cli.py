@@ -1,0 +1,279 @@
+"""The command line: what each command writes, prints and returns."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sentences import CONTEXT, SENTENCES
+
+import keras_seqlm
+import seqlm_cli
+from keras_seqlm import export, tasks
+from keras_seqlm.commands import artifact_name, artifacts_of, prompts_from
+from keras_seqlm.export.verify import Agreement
+from keras_seqlm.tokenizers import ByteTokenizer
+
+RUN_FILES = ["history.csv", "loss.png", "model.keras", "prompts.json", "recipe.json"]
+RUN_FILES += ["samples.txt", "task.json", "tokenizer"]
+SMALL = ["--size", "nano", "--layers", "1", "--hidden-dim", "32", "--batch", "4"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Numbered sentences, so that it shows from which part of the file something comes."""
+    path = tmp_path_factory.mktemp("text") / "numbered.txt"
+    path.write_text("".join(f"number {i:04d} is here, {SENTENCES[i % 5]}\n" for i in range(400)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(text, tmp_path_factory):
+    """A run folder as `seqlm train` writes it."""
+    folder = tmp_path_factory.mktemp("cli") / "runs" / "books" / "small"
+    words = ["train", "--text", text, "--out", folder, *SMALL, "--heads", "2", "--context", "48"]
+    words += ["--steps", "12", "--validate-every", "5", "--seed", "3"]
+    assert seqlm_cli.main([str(word) for word in words]) == 0
+    return folder
+
+
+def test_train_writes_a_run_folder(run):
+    assert sorted(path.name for path in run.iterdir()) == RUN_FILES
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    with open(run / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["5", "10", "12"]
+    assert all(float(row["validation_loss"]) > 0 for row in rows)
+    assert float(rows[-1]["validation_bits_per_byte"]) < 8.5
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["recipe"]["steps"] == 12 and recipe["recipe"]["seed"] == 3 and recipe["command"]["heads"] == 2
+    assert recipe["backend"] == "tensorflow"
+    assert (run / "samples.txt").read_text(encoding="utf-8").strip()
+
+
+def test_train_builds_the_model_that_was_asked_for(run):
+    model = tasks.load(run).model
+    assert (model.num_layers, model.hidden_dim, model.num_heads, model.max_length) == (1, 32, 2, 48)
+    assert model.tokenizer_hash == ByteTokenizer().hash
+
+
+def test_the_prompts_are_of_the_validation_part(run, text):
+    prompts = json.loads((run / "prompts.json").read_text())["prompts"]
+    assert len(prompts) == 20 and len(set(prompts)) > 10
+    content = text.read_text(encoding="utf-8")
+    tail = content[int(0.88 * len(content)) :]
+    assert all(prompt and prompt in tail for prompt in prompts)
+
+
+def test_prompts_of_a_short_part_are_texts_too():
+    tokenizer = ByteTokenizer()
+    for text in ("", "a", "Zoë € " * 3, "€" * 40):
+        prompts = prompts_from(np.concatenate([[1], tokenizer.encode(text), [2]]), tokenizer)
+        assert len(prompts) == 20 and "\ufffd" not in "".join(prompts)
+
+
+def test_generate_prints_and_writes_the_text(run, capsys, tmp_path):
+    options = {"max_new_tokens": 12, "temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.01, "seed": 5}
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    answer = tmp_path / "answer.json"
+    command = ["generate", str(run), "--prompt", "number 00", *words, "--repetition-penalty", "1.1"]
+    assert seqlm_cli.main([*command, "--json", str(answer)]) == 0
+    content = json.loads(answer.read_text(encoding="utf-8"))
+    assert set(content) == {"prompt", "text", "token_ids", "stop_reason"}
+    (wanted,) = tasks.load(run).write("number 00", repetition_penalty=1.1, **options)
+    assert (content["text"], content["token_ids"]) == (wanted.text, wanted.token_ids)
+    assert content["stop_reason"] == wanted.stop_reason and content["prompt"] == "number 00"
+    shown = capsys.readouterr()
+    assert shown.out == f"number 00{wanted.text}\n" and shown.err == ""
+
+
+def test_generate_ends_before_a_stop_string(run_folder, capsys):
+    command = ["generate", str(run_folder("rnn")), "--prompt", "the cat", "--stop", "zzz", "--stop", " moon"]
+    assert seqlm_cli.main(command) == 0
+    assert capsys.readouterr().out == "the cat the\n"
+
+
+def test_a_prompt_beyond_the_context_works_and_is_told(run_folder, capsys):
+    prompt = "the cat sat on the mat. " * 8
+    assert (
+        seqlm_cli.main(["generate", str(run_folder("transformer")), "--prompt", prompt, "--max-new-tokens", "9"]) == 0
+    )
+    shown = capsys.readouterr()
+    assert shown.out.startswith(prompt) and shown.err.count("\n") == 1
+    assert f"do not fit the context of {CONTEXT}; the beginning of the prompt was left out" in shown.err
+
+
+def test_a_huge_number_of_tokens_ends_at_the_context(run_folder, tmp_path):
+    answer = tmp_path / "answer.json"
+    command = ["generate", str(run_folder("transformer")), "--max-new-tokens", "1000000000", "--json", str(answer)]
+    assert seqlm_cli.main([*command, "--temperature", "5", "--seed", "1"]) == 0
+    content = json.loads(answer.read_text(encoding="utf-8"))
+    assert len(content["token_ids"]) <= CONTEXT - 1
+    assert content["stop_reason"] == ("eos" if len(content["token_ids"]) < CONTEXT - 1 else "length")
+
+
+@pytest.mark.parametrize(("name", "options"), [("gru", []), ("transformer", ["--stride", "20", "--batch", "3"])])
+def test_evaluate_prints_and_writes_the_loss(run_folder, text, capsys, tmp_path, name, options):
+    short = tmp_path / "short.txt"
+    short.write_bytes(text.read_bytes()[:1500])
+    answer = tmp_path / "answer.json"
+    command = ["evaluate", str(run_folder(name)), "--text", str(short), *options, "--json", str(answer)]
+    assert seqlm_cli.main(command) == 0
+    content = json.loads(answer.read_text())
+    assert set(content) == {"loss", "bits_per_byte", "perplexity", "num_tokens", "num_bytes"}
+    stride = 20 if options else None
+    wanted = tasks.evaluate(tasks.load(run_folder(name)), short, stride=stride, batch_size=3)
+    assert content == pytest.approx(wanted) and content["num_bytes"] == 1500
+    assert f"loss {wanted['loss']:.4f} nats a token" in capsys.readouterr().out
+
+
+def test_a_folder_that_exists_is_replaced_only_on_demand(run, text, capsys, tmp_path):
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert seqlm_cli.main(["train", "--text", str(text), "--out", str(run)]) == 2
+    assert f"{run} exists; name another folder, or replace it with --overwrite" in capsys.readouterr().err
+    assert seqlm_cli.main(["train", "--text", str(tmp_path / "no.txt"), "--out", str(run), "--overwrite"]) == 2
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+
+
+def test_overwrite_never_deletes_what_is_no_run_folder(text, capsys, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for place in ("thesis", "thesis/chapter.txt"):
+        assert seqlm_cli.main(["train", "--text", str(text), "--out", str(tmp_path / place), "--overwrite"]) == 2
+        assert "is no run folder, so --overwrite does not delete it" in capsys.readouterr().err
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_invalid_utf8_trains_into_a_folder_that_is_replaced(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    (tmp_path / "raw.txt").write_bytes(random.integers(0, 256, 4000, "uint8").tobytes() + b"\xff\xfe\x00\xc3")
+    folder = tmp_path / "runs" / "raw"
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text("{}")
+    (folder / "left_over.txt").write_text("from before")
+    words = [
+        "train",
+        "--text",
+        str(tmp_path / "raw.txt"),
+        "--out",
+        str(folder),
+        "--overwrite",
+        "--model",
+        "rnn",
+        *SMALL,
+    ]
+    assert seqlm_cli.main([*words, "--context", "16", "--steps", "3", "--carry-state"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+    shown = capsys.readouterr()
+    assert "step 3, validation loss" in shown.out and "RecurrentLM" in shown.err
+    assert tasks.load(folder).model.stateful_batch_size == 4
+    assert seqlm_cli.main(["generate", str(folder), "--prompt", "\x00é", "--max-new-tokens", "3"]) == 0
+
+
+# --- exports; what they hold is tested in tests/export
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Exports and verification without their processes: what they are asked for, and whether the report is good."""
+    asked, good = [], [True]
+
+    def make(kind, path, folder):
+        asked.append((kind, path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if folder else path.write_text("")
+        return path
+
+    def saved_model(run, path, limit, imports):
+        return make(f"saved-model limit {limit}", path, folder=True)
+
+    def litert(run, path, quantize, overwrite, imports):
+        return make(f"litert {quantize}", path, folder=False)
+
+    def verify(run, *artifacts, imports):
+        asked.append(("verify", *artifacts))
+        report = export.Report()
+        if not good[0]:
+            report.append(Agreement("a", "litert", 20, 0, 0, 0.0, 1.0, [], "wrong"))
+        return report
+
+    monkeypatch.setattr(export, "saved_model", saved_model)
+    monkeypatch.setattr(export, "litert", litert)
+    monkeypatch.setattr(export, "verify", verify)
+    return asked, good
+
+
+def test_export_writes_the_next_version_and_verifies_it(no_process, tmp_path):
+    asked, good = no_process
+    root = tmp_path / "saved_models"
+    command = ["export", "runs/books/small", "--saved-models", str(root), "--to", "saved-model"]
+    assert seqlm_cli.main(command) == 0
+    assert seqlm_cli.main([*command, "--max-new-tokens-limit", "9", "--no-verify"]) == 0
+    first, second = root / "books-small" / "1", root / "books-small" / "2"
+    assert asked == [("saved-model limit 256", first), ("verify", first), ("saved-model limit 9", second)]
+    good[0] = False
+    assert seqlm_cli.main([*command, "--name", "other"]) == 1
+    assert asked[-1] == ("verify", root / "other" / "1")
+
+
+def test_export_of_a_lite_file(no_process, tmp_path):
+    asked, _ = no_process
+    command = ["export", "runs/books", "--saved-models", str(tmp_path), "--to", "litert", "--quantize", "int8"]
+    assert seqlm_cli.main(command) == 0
+    assert asked == [("litert int8", tmp_path / "books.tflite"), ("verify", tmp_path / "books.tflite")]
+
+
+def test_verify_takes_the_newest_version_and_every_lite_file(no_process, tmp_path, capsys):
+    asked, _ = no_process
+    for version in ("1", "2", "10"):
+        (tmp_path / "books" / version).mkdir(parents=True)
+    for name in ("books.tflite", "books-int8.tflite", "books-float16.tflite", "other.tflite"):
+        (tmp_path / name).write_text("")
+    files = [tmp_path / name for name in ("books.tflite", "books-float16.tflite", "books-int8.tflite")]
+    assert artifacts_of("books", tmp_path) == [tmp_path / "books" / "10", *files]
+    assert seqlm_cli.main(["verify", "runs/books", "--saved-models", str(tmp_path)]) == 0
+    assert seqlm_cli.main(["verify", "runs/books", str(files[1])]) == 0
+    assert asked == [("verify", tmp_path / "books" / "10", *files), ("verify", str(files[1]))]
+    assert seqlm_cli.main(["verify", "runs/books", "--name", "nothing", "--saved-models", str(tmp_path)]) == 2
+    assert "there is no artifact of 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/books", "books"),
+        ("runs/demo/rnn/", "demo-rnn"),
+        ("/tmp/runs/runs/a", "a"),
+        ("./runs/a/../b", "b"),
+        ("elsewhere/books", "books"),
+    ],
+)
+def test_the_name_of_an_artifact(path, name):
+    assert artifact_name(path) == name
+
+
+# --- the script
+
+
+def seqlm(*words):
+    return subprocess.run([sys.executable, "-m", "seqlm_cli", *words], capture_output=True, text=True, timeout=120)
+
+
+def test_exit_codes_and_streams_of_the_script(tmp_path):
+    nothing = seqlm()
+    assert nothing.returncode == 2 and "COMMAND" in nothing.stdout
+    assert seqlm("--version").stdout.strip() == keras_seqlm.__version__
+    unknown = seqlm("translate")
+    assert unknown.returncode == 2 and "invalid choice: 'translate'" in unknown.stderr
+    missing = seqlm("generate", str(tmp_path / "nowhere"))
+    assert missing.returncode == 2 and missing.stdout == ""
+    assert missing.stderr == f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}'\n"
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "export", "verify"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        seqlm_cli.main([command, "--help"])
+    assert ended.value.code == 0 and len(capsys.readouterr().out.splitlines()) > 5
