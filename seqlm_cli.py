@@ -29,25 +29,30 @@ def parser():
     """The parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="seqlm",
+        allow_abbrev=False,
         description="Sequence language models from raw text to a SavedModel and a phone.",
         epilog=f"{size_table()}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="store_true", help="print the version and end")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
-    _demo(commands.add_parser("demo", help="train, export and verify three models on Python's own documentation"))
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name, **options):
+        return subparsers.add_parser(name, allow_abbrev=False, **options)
+
+    _demo(command("demo", help="train, export and verify three models on Python's own documentation"))
     _train(
-        commands.add_parser(
+        command(
             "train",
             help="train a language model on text files",
             epilog=size_table(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
-    _generate(commands.add_parser("generate", help="write on after a prompt"))
-    _evaluate(commands.add_parser("evaluate", help="loss, bits per byte and perplexity of text files"))
-    _export(commands.add_parser("export", help="write a SavedModel or a LiteRT file, and verify it"))
-    _verify(commands.add_parser("verify", help="compare exported artifacts with their model, token by token"))
+    _generate(command("generate", help="write on after a prompt"))
+    _evaluate(command("evaluate", help="loss, bits per byte and perplexity of text files"))
+    _export(command("export", help="write a SavedModel or a LiteRT file, and verify it"))
+    _verify(command("verify", help="compare exported artifacts with their model, token by token"))
     return top
 
 

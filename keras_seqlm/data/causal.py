@@ -1,7 +1,6 @@
 """Blocks of a token stream for next-token training, each batch a pure function of (seed, step)."""
 
 import copy
-import sys
 import warnings
 
 import keras
@@ -286,15 +285,11 @@ class CausalBlocks(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         # Keras also ends an "epoch" when it rewinds before the first one, and with `steps_per_epoch` it ends one while
-        # it goes on reading the same pass over the data. Neither may move the epoch on.
-        caller = sys._getframe(1).f_back
-        rewound = (
-            caller and caller.f_code.co_name == "reset" and caller.f_globals.get("__name__", "").startswith("keras.")
-        )
-        half_read = self._in_epoch and 0 < self._reads < len(self)
-        self._in_epoch = False
-        if half_read and not rewound:
-            return
-        self._reads, self._highest_read = 0, -1
-        if not rewound:
+        # it goes on reading the same pass over the data: only a pass read to its end moves the epoch on. (JAX and torch
+        # read one batch to build the model, so an epoch of a single batch is counted once too often there.)
+        passed = self._in_epoch and self._reads >= len(self)
+        if passed:
             self.epoch += 1
+        if passed or not self._in_epoch:
+            self._reads, self._highest_read = 0, -1
+        self._in_epoch = False

@@ -7,7 +7,7 @@ from keras import ops
 from keras_seqlm.layers import RecurrentStack
 from keras_seqlm.layers.recurrent import STATE_NAMES, scan
 
-pytestmark = pytest.mark.backends
+EVERYWHERE = pytest.mark.backends
 CELLS = ("rnn", "gru", "lstm")
 FEATURES, HIDDEN = 5, 6
 
@@ -87,7 +87,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["lengths", "borders", *(pytest.param(c, marks=EVERYWHERE) for c in ("plain", "both"))]
+)
 @pytest.mark.parametrize("cell", CELLS)
 def test_formula(cell, case):
     stack, x, state = random_stack(cell), normal(3, 7, FEATURES), random_state(cell, 3)
@@ -98,6 +100,7 @@ def test_formula(cell, case):
         np.testing.assert_allclose(array(new_state[name]), leaf, atol=1e-5)
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_step_at_a_time(cell):
     stack, x, state = random_stack(cell, num_layers=2), normal(3, 4, FEATURES), random_state(cell, 3, layers=2)
@@ -109,7 +112,7 @@ def test_one_step_at_a_time(cell):
         np.testing.assert_allclose(array(state[name]), leaf, atol=1e-6)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["rnn", "gru", pytest.param("lstm", marks=EVERYWHERE)])
 def test_a_length_that_is_not_known_beforehand(cell):
     stack, x = random_stack(cell, num_layers=2), normal(3, 7, FEATURES)
     inputs = [keras.Input((None, FEATURES)), keras.Input((), dtype="int32"), keras.Input((None,), dtype="int32")]
@@ -120,6 +123,7 @@ def test_a_length_that_is_not_known_beforehand(cell):
         np.testing.assert_allclose(found[row, :length], array(expected)[row, :length], atol=1e-5)
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("cell", CELLS)
 def test_an_idle_row_keeps_its_state_to_the_bit(cell):
     stack, state = random_stack(cell), random_state(cell, 2)
@@ -130,6 +134,7 @@ def test_an_idle_row_keeps_its_state_to_the_bit(cell):
             assert np.abs(leaf[1] - state[name][1]).max() > 1e-3
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("cell", CELLS)
 def test_scan_is_what_the_keras_layers_compute(cell):
     stack, x, state = random_stack(cell, num_layers=2), normal(3, 7, FEATURES), random_state(cell, 3, layers=2)
@@ -169,6 +174,7 @@ def as_torch(cell, stack):
     return twin
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("cell", CELLS)
 def test_torch_computes_the_same(cell):
     torch = pytest.importorskip("torch")
@@ -185,7 +191,7 @@ def test_torch_computes_the_same(cell):
             np.testing.assert_allclose(array(new_state[f"{name}_{i}"]), leaves[i].numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["rnn", *(pytest.param(cell, marks=EVERYWHERE) for cell in ("gru", "lstm"))])
 def test_gradients_are_those_of_torch(cell):
     """Through a training step of plain SGD, since Keras has no gradient of its own; borders and padding aside."""
     torch = pytest.importorskip("torch")
@@ -212,6 +218,7 @@ def weights_of_torch(twin):
     return [weight.detach().numpy().T for weight in (twin.weight_ih_l0, twin.weight_hh_l0)]
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("cell", CELLS)
 def test_half_precision_carries_the_state_in_float32(cell):
     stack = random_stack(cell, dtype="mixed_bfloat16")
@@ -223,6 +230,7 @@ def test_half_precision_carries_the_state_in_float32(cell):
         np.testing.assert_array_equal(array(leaf)[0], np.float32(1.001))
 
 
+@EVERYWHERE
 def test_a_leaf_comes_back_in_the_type_it_came_in():
     stack = random_stack("lstm")
     state = {name: ops.cast(leaf, "float16") for name, leaf in random_state("lstm", 2).items()}
@@ -235,6 +243,7 @@ def test_scan_of_another_width_is_refused_by_the_product():
         scan("rnn", ops.ones((1, 2, 3)), (ops.zeros((1, 4)),), ops.ones((5, 4)), ops.ones((4, 4)), ops.zeros((4,)))
 
 
+@EVERYWHERE
 def test_dropout_between_layers_in_training_only():
     stack, x = random_stack("gru", num_layers=2, dropout=0.5), normal(3, 7, FEATURES)
     calm = array(stack(x)[0])

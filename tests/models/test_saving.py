@@ -32,7 +32,11 @@ ids, answers = np.array(task["ids"], "int32"), {}
 for file in sorted(folder.glob("*.keras")):
     model = keras.saving.load_model(file)
     inputs = [ids, ids[:, ::-1]] if file.stem == "shared" else ids
-    logits = keras.ops.convert_to_numpy(keras.ops.cast(model(inputs), "float32"))
+    run = model
+    if keras.backend.backend() == "jax":  # operation by operation, compiling takes far longer
+        import jax
+        run = jax.jit(lambda inputs: model(inputs))
+    logits = keras.ops.convert_to_numpy(keras.ops.cast(run(inputs), "float32"))
     np.save(folder / f"{file.stem}-{keras.backend.backend()}.npy", logits)
     if file.stem in task["texts"]:
         texts = [model.generate(task["prompts"], 12, eos_id=None, **options) for options in ({}, task["sampling"])]

@@ -1,0 +1,66 @@
+"""The demonstration at toy size, from the corpus to the report."""
+
+import json
+import sys
+
+import pytest
+
+import seqlm_cli
+from keras_seqlm import demo, tasks
+
+
+@pytest.mark.slow
+def test_the_demo_ends_well(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "MODELS", {name: demo.MODELS[name] for name in ("rnn", "transformer")})
+    runs, saved_models = tmp_path / "runs" / "demo", tmp_path / "saved_models"
+    words = ["demo", "--steps", "3", "--runs", str(runs), "--saved-models", str(saved_models)]
+    assert seqlm_cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "$ seqlm train --text" in shown and "SavedModel = model" in shown
+
+    rows = json.loads((runs / "table.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["rnn", "transformer"]
+    for row in rows:
+        assert row["saved_model_agree"] == row["litert_agree"] == "20/20"
+        assert row["int8_agree"].endswith("/20") and row["int8_mb"] < row["tflite_mb"]
+        assert 0 < row["bits_per_byte"] < 8 and row["parameters"] > 10_000
+        assert f"{row['model']}: {demo.PROMPT}" in shown
+    assert (runs / "loss.png").read_bytes().startswith(b"\x89PNG")
+    page = (runs / "report.html").read_text(encoding="utf-8")
+    assert page.count("20/20") >= 4 and "<h3>transformer</h3>" in page and "loss.png" in page
+
+    names = ["demo-rnn", "demo-rnn-int8.json", "demo-rnn-int8.tflite", "demo-rnn.json", "demo-rnn.tflite"]
+    assert sorted(path.name for path in saved_models.glob("demo-rnn*")) == [*names, "demo-rnn.tokenizer"]
+    assert [path.name for path in (saved_models / "demo-rnn").iterdir()] == ["1"]
+    assert tasks.load(runs / "rnn").tokenizer.vocabulary_size == 1024
+
+
+def test_the_corpus_is_there_without_the_documentation_module(tmp_path, monkeypatch):
+    path = demo.write_corpus(tmp_path / "topics.jsonl")
+    topics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(topics) > 50 and all(topic["text"] for topic in topics)
+    assert path.read_bytes() == demo.write_corpus(tmp_path / "again.jsonl").read_bytes()
+
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)  # what Python says of a missing module
+    path = demo.write_corpus(tmp_path / "docstrings.jsonl")
+    docstrings = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert sum(len(topic["text"]) for topic in docstrings) > 100_000
+    assert {"argparse", "unittest"} <= {topic["name"] for topic in docstrings}
+
+
+def test_an_artifact_that_disagrees_fails_the_demo(tmp_path, monkeypatch, capsys):
+    from keras_seqlm.export import Report
+    from keras_seqlm.export.verify import Agreement
+
+    def report(_, __, name):
+        agree = 19 if name == "lstm" else 20
+        return Report([Agreement(name, "litert", 20, agree, 0, 1.0, 0.0, [], "step 3 is 5, not 4")])
+
+    monkeypatch.setattr(demo, "_export", report)
+    monkeypatch.setattr(
+        demo, "_row", lambda run, name, report: dict.fromkeys(demo._COLUMNS) | {"model": name, "sample": ""}
+    )
+    monkeypatch.setattr(demo, "_plot", lambda runs: None)
+    assert demo.demo(tmp_path, tmp_path, 1, 1, lambda words: None) == 1
+    errors = capsys.readouterr().err
+    assert "lstm: an artifact disagrees" in errors and "step 3 is 5, not 4" in errors and "rnn" not in errors
