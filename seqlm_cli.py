@@ -60,7 +60,9 @@ def _demo(p):
     p.set_defaults(parse=lambda words: parser().parse_args(words))  # the demo runs other commands, as it prints them
     p.add_argument("--runs", default="runs/demo", metavar="FOLDER", help="run folders (default runs/demo)")
     p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="artifacts (default saved_models)")
-    p.add_argument("--steps", type=int, default=None, help="training steps of each model (default: about four minutes)")
+    p.add_argument(
+        "--steps", type=int, default=None, help="training steps of each model (default: under five minutes in all)"
+    )
     p.add_argument("--seed", type=int, default=1)
 
 

@@ -219,7 +219,7 @@ DAMAGES = {
     "a width that is no number": (config(b'"hidden_dim": 32', b'"hidden_dim": "wide"'), "model.keras is damaged"),
     "an unknown part": (config(b'"hidden_dim": 32', b'"hidden_dims": 32'), "model.keras is damaged"),
     "another context": (config(b'"max_length": 64', b'"max_length": 99'), "model.keras is damaged"),
-    "another class": (config(b'"TransformerLM"', b'"TransporterLM"'), "import the module that defines it first"),
+    "another class": (config(b"TransformerLM", b"TransporterLM"), "import the module that defines it first"),
 }
 
 
@@ -232,7 +232,7 @@ def test_a_damaged_run_folder(folder, refused, damage):
 
 def test_prompts_that_are_no_prompts(run_folder, refused, tmp_path):
     folder = shutil.copytree(run_folder("rnn"), tmp_path / "run")
-    for content in ("{", "[]", "{}", '{"prompts": "the cat"}', '{"prompts": [1, 2]}'):
+    for content in ("{", "[]", "{}", '{"prompts": "the cat"}', '{"prompts": [1, 2]}', '{"prompts": []}'):
         (folder / "prompts.json").write_text(content)
         assert "prompts.json is damaged" in refused("verify", folder, folder / "model.keras")
 

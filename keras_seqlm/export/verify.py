@@ -120,8 +120,7 @@ def verify(task, *artifacts, prompts=None, imports=()):
             raise FileNotFoundError(f"there is no artifact {str(artifact)!r}")
     with as_run_folder(task) as run_folder, tempfile.TemporaryDirectory() as folder:
         if prompts is None:
-            stored = run_folder / "prompts.json"
-            prompts = read_json(stored)["prompts"] if stored.exists() else DEFAULT_PROMPTS
+            prompts = _stored_prompts(run_folder / "prompts.json")
         prompts, reference = list(prompts), os.path.join(folder, "reference.npz")
         run_clean(
             "keras_seqlm.export.verify:write_reference",
@@ -131,6 +130,15 @@ def verify(task, *artifacts, prompts=None, imports=()):
             path=reference,
         )
         return Report(_compare(str(artifact), prompts, reference, folder) for artifact in artifacts)
+
+
+def _stored_prompts(path):
+    if not path.exists():
+        return DEFAULT_PROMPTS
+    prompts = read_json(path).get("prompts")
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts) or not prompts:
+        raise ValueError(f'{path} is damaged: expected a list of texts under "prompts"')
+    return prompts
 
 
 def write_reference(run_folder, prompts, path):

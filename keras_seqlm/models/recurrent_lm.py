@@ -115,7 +115,8 @@ class RecurrentLM(LanguageModel):
 
     def hidden_states(self, inputs, state=None, training=None):
         token_ids = inputs["token_ids"]
-        x = self.token_embedding(token_ids)
+        # The table starts small, since it is the output projection, too; what is read starts at unit scale.
+        x = self.token_embedding(token_ids) * self.embedding_dim**0.5
         if self.embedding_dropout is not None:
             x = self.embedding_dropout(x, training=training)
         if state is None:
