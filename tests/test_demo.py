@@ -29,10 +29,12 @@ def test_the_demo_ends_well(tmp_path, monkeypatch, capsys):
     page = (runs / "report.html").read_text(encoding="utf-8")
     assert page.count("20/20") >= 4 and "<h3>transformer</h3>" in page and "loss.png" in page
 
-    names = ["demo-rnn", "demo-rnn-int8.json", "demo-rnn-int8.tflite", "demo-rnn.json", "demo-rnn.tflite"]
-    assert sorted(path.name for path in saved_models.glob("demo-rnn*")) == [*names, "demo-rnn.tokenizer"]
-    assert [path.name for path in (saved_models / "demo-rnn").iterdir()] == ["1"]
-    assert tasks.load(runs / "rnn").tokenizer.vocabulary_size == 1024
+    endings = ["", "-int8.json", "-int8.tflite", ".json", ".tflite", ".tokenizer"]
+    for name in ("demo-rnn", "demo-transformer"):
+        found = sorted(path.name for path in saved_models.glob(f"{name}*"))
+        assert found == [f"{name}{ending}" for ending in endings]
+    assert [path.name for path in (saved_models / "demo-transformer").iterdir()] == ["1"]
+    assert tasks.load(runs / "transformer").tokenizer.vocabulary_size == 1024
 
 
 def test_the_corpus_is_there_without_the_documentation_module(tmp_path, monkeypatch):

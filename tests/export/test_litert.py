@@ -11,8 +11,9 @@ import pytest
 from helpers import array
 from sentences import ARCHITECTURES, CONTEXT, PROMPTS, QUANTIZED
 
-from keras_seqlm import export
+from keras_seqlm import export, tokenizers
 from keras_seqlm.export.verify import forbidden_ops
+from keras_seqlm.tokenizers import CharacterTokenizer
 from seqlm_runtime import LiteRTModel
 
 LITERT_MODULE = importlib.import_module("keras_seqlm.export.litert")  # `export.litert` is the function
@@ -75,6 +76,7 @@ def test_the_sidecar_describes_the_file(litert, trained, name):
     assert path.with_suffix(".tokenizer").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_builtin_operations_alone(litert, name):
     for quantize in ("none", "float16", "int8") if name in QUANTIZED else ("none",):
@@ -154,6 +156,16 @@ def test_an_existing_file_is_kept_unless_told(run_folder, monkeypatch, tmp_path,
     assert export.litert(run_folder("lstm"), tmp_path / "books.tflite", quantize, overwrite=True) == target
     assert target.read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{target.stem}.json", target.name]
+
+
+def test_the_tokenizer_of_another_model_is_kept(run_folder, tmp_path):
+    other = CharacterTokenizer.train(texts=["abc"])
+    other.save(tmp_path / "books.tokenizer")
+    where = {"path": str(tmp_path / "part"), "tokenizer_path": str(tmp_path / "books.tokenizer")}
+    with pytest.raises(FileExistsError, match="the tokenizer of another model, whose files need it"):
+        LITERT_MODULE.write_litert(str(run_folder("lstm")), **where, quantize="int8", overwrite=False)
+    assert tokenizers.load(tmp_path / "books.tokenizer").hash == other.hash
+    assert [path.name for path in tmp_path.iterdir()] == ["books.tokenizer"]
 
 
 def test_a_failed_export_leaves_nothing(run_folder, tmp_path):

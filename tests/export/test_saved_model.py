@@ -205,6 +205,7 @@ def test_no_request_fails_or_gives_what_is_no_text(saved_model, trained, serve, 
         assert got(repetition_penalty=off) == greedy
 
 
+@pytest.mark.slow
 def test_the_compiled_signature_writes_the_same(saved_model, serve):
     for name in ("lstm", "transformer"):
         wish = request(list(PROMPTS[:8]), **MIXED)
