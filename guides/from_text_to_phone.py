@@ -3,8 +3,7 @@
 Question: how do I get from a folder of text files to a model that TensorFlow Serving and LiteRT run, and how do I know
 that they say what my model says?
 
-At the size below (two minutes on two cores) the model reaches about 2.4 bits a byte on text that it has not seen; the
-SavedModel and the LiteRT file then agree with it in all 20 of 20 texts, greedy and sampled, token by token.
+The report at the end says so: each artifact beside the model, token by token, greedy and sampled. `main` returns it.
 """
 
 import pathlib
