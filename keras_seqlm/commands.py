@@ -18,7 +18,7 @@ TRAINED_TOKENIZERS = {
     "sentencepiece": "SentencePieceTokenizer",
 }
 NUM_PROMPTS, PROMPT_TOKENS = 20, 24
-_TRANSFORMER_ONLY = ("heads", "kv_heads", "intermediate_dim", "activation", "norm", "positions", "context")
+_TRANSFORMER_ONLY = ("heads", "kv_heads", "intermediate_dim", "activation", "norm", "positions")
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 
@@ -35,7 +35,7 @@ def train(args):
     for name in _COUNTS:
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name in _TRANSFORMER_ONLY[:-1] if recurrent else _RECURRENT_ONLY:
+    for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
         if getattr(args, name):
             owner = "a Transformer" if recurrent else "a recurrent model"
             raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
