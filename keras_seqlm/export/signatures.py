@@ -97,36 +97,33 @@ def serving_module(model, tokenizer, max_new_tokens_limit):
         real = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
         return {"logits": tf.where(real[:, :, None], values, 0.0)}
 
-    text = tf.TensorSpec([None], tf.string, "text")
-    request = {
-        "text": text,
-        "max_new_tokens": tf.TensorSpec([None], tf.int32, "max_new_tokens"),
-        **{name: tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()},
-    }
-
     def generate(text, max_new_tokens, **options):
         return answer(text, max_new_tokens, options)
 
     def generate_xla(text, max_new_tokens, **options):
         return answer(text, max_new_tokens, options, xla=True)
 
-    def concrete(function, **specs):
-        return tf.function(function, autograph=False).get_concrete_function(**specs)
+    functions = (generate_text, generate, generate_xla, score, logits)
+    return module, _traced({function.__name__: function for function in functions})
 
-    generate_text = concrete(generate_text, text=text)
-    signatures = {
-        "serving_default": generate_text,
-        "generate_text": generate_text,
-        "generate": concrete(generate, **request),
-        "generate_xla": concrete(generate_xla, **request),
-        "score": concrete(score, text=text),
-        "logits": concrete(
-            logits,
-            token_ids=tf.TensorSpec([None, None], tf.int32, "token_ids"),
-            lengths=tf.TensorSpec([None], tf.int32, "lengths"),
-        ),
+
+def _traced(functions):
+    """A concrete function for each signature's function, and `serving_default`, which is `generate_text`."""
+    import tensorflow as tf
+
+    text = {"text": tf.TensorSpec([None], tf.string, "text")}
+    options = {name: tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()}
+    request = {**text, "max_new_tokens": tf.TensorSpec([None], tf.int32, "max_new_tokens"), **options}
+    ids = {
+        "token_ids": tf.TensorSpec([None, None], tf.int32, "token_ids"),
+        "lengths": tf.TensorSpec([None], tf.int32, "lengths"),
     }
-    return module, signatures
+    specs = {"generate_text": text, "generate": request, "generate_xla": request, "score": text, "logits": ids}
+    signatures = {
+        name: tf.function(function, autograph=False).get_concrete_function(**specs[name])
+        for name, function in functions.items()
+    }
+    return {"serving_default": signatures["generate_text"], **signatures}
 
 
 def keep_last(ids, lengths, most):
