@@ -9,8 +9,8 @@ from keras_seqlm.layers.feed_forward import FeedForward
 NORMS = ("layer", "rms")
 
 
-def normalization(norm, hidden_dim, epsilon=1e-5, **kwargs):
-    """A built `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis.
+def normalization(norm, epsilon=1e-5, **kwargs):
+    """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis.
 
     Raises:
         ValueError: another name.
@@ -18,9 +18,7 @@ def normalization(norm, hidden_dim, epsilon=1e-5, **kwargs):
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
     kind = keras.layers.LayerNormalization if norm == "layer" else keras.layers.RMSNormalization
-    layer = kind(epsilon=epsilon, **kwargs)
-    layer.build((None, None, hidden_dim))
-    return layer
+    return kind(epsilon=epsilon, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
@@ -105,13 +103,13 @@ class TransformerBlock(keras.layers.Layer):
         )
         self.feed_forward = FeedForward(hidden_dim, intermediate_dim, activation, name="feed_forward", **common)
         norms = {"epsilon": epsilon, "dtype": self.dtype_policy}
-        self.attention_norm = normalization(norm, hidden_dim, name="attention_norm", **norms)
-        self.feed_forward_norm = normalization(norm, hidden_dim, name="feed_forward_norm", **norms)
+        self.attention_norm = normalization(norm, name="attention_norm", **norms)
+        self.feed_forward_norm = normalization(norm, name="feed_forward_norm", **norms)
         self.branch_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
 
     def build(self, input_shape=None):
-        self.attention.build((None, None, self.hidden_dim))
-        self.feed_forward.build((None, None, self.hidden_dim))
+        for layer in (self.attention, self.feed_forward, self.attention_norm, self.feed_forward_norm):
+            layer.build((None, None, self.hidden_dim))
 
     def call(
         self,

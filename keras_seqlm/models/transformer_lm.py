@@ -120,7 +120,7 @@ class TransformerLM(LanguageModel):
             )
             for i in range(self.num_layers)
         ]
-        self.output_norm = normalization(norm, self.hidden_dim, name="output_norm", **policy) if norm_first else None
+        self.output_norm = normalization(norm, name="output_norm", **policy) if norm_first else None
         self.output_projection = None
         if not tie_embedding:
             self.output_projection = keras.layers.Dense(
@@ -133,8 +133,9 @@ class TransformerLM(LanguageModel):
             self.position_embedding.build()
         for block in self.blocks:
             block.build()
-        if self.output_projection is not None:
-            self.output_projection.build((None, None, self.hidden_dim))
+        for layer in (self.output_norm, self.output_projection):
+            if layer is not None:
+                layer.build((None, None, self.hidden_dim))
         self.built = True
 
     def initial_state(self, batch_size, max_length=None):
