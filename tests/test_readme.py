@@ -51,3 +51,12 @@ def test_the_tree_names_every_room():
     for room in package.iterdir():
         if (room / "__init__.py").exists():
             assert f"  {room.name}/ " in README, room.name
+
+
+def test_the_sizes_are_those_of_the_models():
+    from keras_seqlm.models import RECURRENT_SIZES, TRANSFORMER_SIZES
+
+    for size, t in TRANSFORMER_SIZES.items():
+        r = RECURRENT_SIZES[size]
+        transformer = f"{t['num_layers']} x {t['hidden_dim']}, {t['num_heads']}, {t['max_length']}"
+        assert f"| {size} | {transformer} | {r['num_layers']} x {r['hidden_dim']} |" in README
