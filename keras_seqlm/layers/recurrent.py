@@ -113,6 +113,14 @@ def gpu_is_present():
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
+class Orthogonal(keras.initializers.Orthogonal):
+    """Keras's orthogonal initializer, computed in float32: its QR decomposition has no half precision everywhere."""
+
+    def __call__(self, shape, dtype=None):
+        return ops.cast(super().__call__(shape, dtype="float32"), dtype or "float32")
+
+
+@keras.saving.register_keras_serializable("keras_seqlm")
 class RecurrentStack(keras.layers.Layer):
     """`num_layers` SimpleRNN, GRU or LSTM layers, each reading what the one below wrote.
 
@@ -169,7 +177,12 @@ class RecurrentStack(keras.layers.Layer):
         self.use_cudnn = use_cudnn
         self.layers = [
             KERAS_LAYERS[cell](
-                hidden_dim, return_sequences=True, return_state=True, name=f"{cell}_{i}", dtype=self.dtype_policy
+                hidden_dim,
+                recurrent_initializer=Orthogonal(),
+                return_sequences=True,
+                return_state=True,
+                name=f"{cell}_{i}",
+                dtype=self.dtype_policy,
             )
             for i in range(num_layers)
         ]

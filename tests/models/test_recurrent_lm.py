@@ -127,3 +127,12 @@ def test_dropout_in_training_only():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         RecurrentLM(50, **options)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_weights_in_half_precision(cell):
+    model = RecurrentLM(20, cell=cell, num_layers=1, hidden_dim=8, dtype="bfloat16")
+    logits = model(np.ones((2, 3), "int32"))
+    assert all(variable.dtype == "bfloat16" for variable in model.trainable_variables)
+    assert np.isfinite(keras.ops.convert_to_numpy(logits)).all()
