@@ -71,6 +71,7 @@ def refusals(recipe):
     half = dataclasses.replace(recipe, precision="mixed_float16")
     odd = dataclasses.replace(recipe, batch_size=3)
     outside = new_model("tied")
+    outside.build()  # JAX: a model without weights gets them in the scope when it is compiled, and is right
     with recipe.scope():
         carrying, inside = new_model("lstm", stateful_batch_size=4), new_model("tied")
     attempts = {
