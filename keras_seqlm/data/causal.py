@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_seqlm.data.corpora import find_files
+from keras_seqlm.data.corpora import TOLERANCE, find_files
 from keras_seqlm.data.packing import pack
 from keras_seqlm.data.permutation import permute, stream_key
 
@@ -24,6 +24,7 @@ def causal_blocks(
     contiguous=False,
     shuffle=True,
     text_field="text",
+    tolerance=TOLERANCE,
     cache_dir=None,
 ):
     """Make training and validation blocks of text files, for a model that predicts the next token.
@@ -43,6 +44,7 @@ def causal_blocks(
             needs it. Not shuffled; call `fit(..., shuffle=False)`.
         shuffle: permute the training blocks and cut the stream at other places in each epoch.
         text_field: the field of a `.jsonl` line that holds the text.
+        tolerance: the fraction of the files that may be broken and is skipped (see `Corpus`).
         cache_dir: where the ids are kept (see `pack`).
 
     Returns:
@@ -50,7 +52,8 @@ def causal_blocks(
 
     Raises:
         FileNotFoundError: if a named file is absent.
-        ValueError: if an argument is out of range, there is no text, or fewer tokens than one batch needs.
+        ValueError: if an argument is out of range, there is no text or too much of it is broken, or there are fewer tokens
+            than one batch needs.
 
     Example:
 
@@ -67,14 +70,15 @@ def causal_blocks(
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"`validation_fraction` must be at least 0 and below 1, received {validation_fraction}.")
-    store = pack(files, tokenizer, cache_dir=cache_dir, text_field=text_field)
+    reading = {"cache_dir": cache_dir, "text_field": text_field, "tolerance": tolerance}
+    store = pack(files, tokenizer, **reading)
     shape = {"sequence_length": sequence_length, "batch_size": batch_size, "segment_ids": segment_ids}
     train_tokens, validation_tokens = store, None
     if validation is not None:
         both = {path.resolve() for path in find_files(files)} & {path.resolve() for path in find_files(validation)}
         if both:
             warnings.warn(f"{min(both)} is both trained on and validated on.", stacklevel=2)
-        validation_tokens = pack(validation, tokenizer, cache_dir=cache_dir, text_field=text_field)
+        validation_tokens = pack(validation, tokenizer, **reading)
     elif validation_fraction:
         split = int((1 - validation_fraction) * len(store))
         train_tokens, validation_tokens = store.part(0, split), store.part(split)
@@ -97,8 +101,11 @@ class CausalBlocks(keras.utils.PyDataset):
     number a little above 1, chosen so that the loss which Keras averages over batches, padding included, is the mean
     over all targets exactly. In a metric of your own divide by the sum of the weights, or list it in `weighted_metrics`.
 
+    A batch takes a fraction of a millisecond, so worker processes are refused: Keras waits for ever for one that was
+    killed. Threads (`workers`) are not.
+
     Args:
-        tokens: a `TokenStore`.
+        tokens: a `TokenStore`, or an integer array.
         sequence_length: tokens of a row.
         batch_size: rows of a batch.
         seed: decides the cut and the order of every epoch.
@@ -106,15 +113,19 @@ class CausalBlocks(keras.utils.PyDataset):
         contiguous: cut the stream in `batch_size` equal streams; row r reads stream r from its start in each epoch.
         shuffle: permute the blocks, and shift all borders by a new offset in each epoch.
         complete: cover the whole stream, with padding and sample weights; in order.
+        vocabulary_size: ids from this number on are refused, for an array or for a model that knows fewer ids than the
+            tokenizer. A `TokenStore` holds all it reads against the tokenizer's own.
 
     Attributes:
+        vocabulary_size: number of ids that the model must know; None for an array without one.
         num_tokens: tokens of the stream.
         num_targets: targets of an epoch.
         num_bytes: raw bytes of text in the stream, for bits per byte.
         epoch: number of the epoch that `dataset[i]` reads; may be set.
 
     Raises:
-        ValueError: if an argument is out of range or the stream has fewer tokens than one batch needs.
+        ValueError: if an argument is out of range or the stream has fewer tokens than one batch needs; on reading, if an
+            id is outside the vocabulary.
     """
 
     def __init__(
@@ -128,6 +139,7 @@ class CausalBlocks(keras.utils.PyDataset):
         contiguous=False,
         shuffle=True,
         complete=False,
+        vocabulary_size=None,
     ):
         super().__init__()
         for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
@@ -143,6 +155,8 @@ class CausalBlocks(keras.utils.PyDataset):
         self.contiguous = contiguous
         self.shuffle = shuffle and not contiguous and not complete
         self.complete = complete
+        self.vocabulary_size = vocabulary_size or getattr(tokens, "vocabulary_size", None)
+        self._checks_ids = vocabulary_size is not None
         self.epoch = 0
         self._rows = slice(None)
         self._reads, self._highest_read = 0, -1
@@ -197,8 +211,10 @@ class CausalBlocks(keras.utils.PyDataset):
         x, y, weight = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         segments = np.zeros(shape, np.int32)
         real = len(self) * self.global_batch_size * self.sequence_length / self.num_targets
-        for row, start in enumerate(self._starts(int(step))[self._rows].tolist()):
+        for row, start in enumerate(self._starts(int(step)).tolist()):
             ids = self.tokens[start : start + self.sequence_length + 1]
+            if self._checks_ids:
+                self._check_ids(ids, start)
             used = max(0, len(ids) - 1)
             x[row, :used], y[row, :used], weight[row, :used] = ids[:used], ids[1:], real
             if self.segment_ids and used:
@@ -206,10 +222,18 @@ class CausalBlocks(keras.utils.PyDataset):
         inputs = {"token_ids": x, "segment_ids": segments} if self.segment_ids else x
         return (inputs, y, weight) if self.complete else (inputs, y)
 
+    def _check_ids(self, ids, start):
+        wrong = np.flatnonzero((ids < 0) | (ids >= self.vocabulary_size))
+        if len(wrong):
+            raise ValueError(
+                f"Token {start + wrong[0]} of the stream is {ids[wrong[0]]}, and the model knows the ids from 0 to "
+                f"{self.vocabulary_size - 1}: take the tokenizer that the model was built for."
+            )
+
     def _starts(self, step):
-        """First token of each row of the global batch: (global_batch_size,) int64."""
+        """First token of each row of this process's part of the batch: (batch_size,) int64."""
         epoch, step = divmod(step, len(self))
-        rows = np.arange(self.global_batch_size)
+        rows = np.arange(self.global_batch_size)[self._rows]
         pairs = len(self.tokens) - 1
         if self.contiguous:
             return rows * (pairs // self.global_batch_size) + step * self.sequence_length
@@ -271,8 +295,20 @@ class CausalBlocks(keras.utils.PyDataset):
         self._reads += 1
         return self.batch(self.epoch * len(self) + index)
 
+    @property
+    def use_multiprocessing(self):
+        return False
+
+    @use_multiprocessing.setter
+    def use_multiprocessing(self, value):
+        if value:
+            raise ValueError(
+                "Worker processes are refused: Keras waits for ever for one that was killed, and a batch takes less time than "
+                "sending it. Leave `use_multiprocessing` False; `workers` are then threads."
+            )
+
     def _check_order(self, index):
-        if not (self.contiguous and self._in_epoch) or self.workers > 1 or self.use_multiprocessing:
+        if not (self.contiguous and self._in_epoch) or self.workers > 1:
             return
         if index > self._highest_read + 1:
             raise ValueError(

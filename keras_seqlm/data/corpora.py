@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 ENDINGS = (".txt", ".md", ".text", ".jsonl")
 CHUNK_SIZE = 1 << 20
-MAX_LINE = 1 << 26  # A line of JSON is parsed whole; a longer one counts as broken.
+MAX_LINE = 1 << 25  # A line of JSON is parsed whole, in up to eleven times its size; a longer one counts as broken.
+TOLERANCE = 0.001
 _SPACES = b" \n\t\r\f\v"
 
 
@@ -37,15 +38,17 @@ class Corpus:
             Each entry is expanded in sorted order; a file met twice is read once.
         text_field: the field of a JSON line that holds the text.
         chunk_size: most bytes of a chunk.
-        tolerance: broken lines of a `.jsonl` file are skipped, counted and warned of up to this fraction of its lines.
+        tolerance: what is broken is skipped, counted and warned of up to this fraction: of the lines of a `.jsonl` file,
+            and of the corpus's bytes on disk for gzip that is cut or damaged, which is read up to the damage.
 
     Attributes:
         files: the files to be read, in order.
         skipped: broken JSON lines skipped so far by `chunks()`.
+        damaged_files: cut or damaged gzip files met so far by `chunks()`.
 
     Raises:
         FileNotFoundError: if a named file is absent.
-        ValueError: if a directory or pattern holds no text, or a file is empty.
+        ValueError: if a directory or pattern holds no text, a file is empty, or an argument is out of range.
 
     Example:
 
@@ -56,36 +59,49 @@ class Corpus:
     [Chunk(text=b'Dear reader', first=True, last=True)]
     """
 
-    def __init__(self, files, text_field="text", chunk_size=CHUNK_SIZE, tolerance=0.001):
+    def __init__(self, files, text_field="text", chunk_size=CHUNK_SIZE, tolerance=TOLERANCE):
         if chunk_size < 64:
             raise ValueError(f"`chunk_size` must be at least 64 bytes, received {chunk_size}.")
+        if not 0 <= tolerance <= 1:
+            raise ValueError(f"`tolerance` must be a fraction from 0 to 1, received {tolerance}.")
         self.files = find_files(files)
         self.text_field = text_field
         self.chunk_size = chunk_size
         self.tolerance = tolerance
-        self.skipped = 0
+        self.skipped, self.damaged_files = 0, []
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the chunks of every document in order.
 
         Raises:
-            ValueError: if a file turns out to be empty, is cut or damaged gzip, or holds too many broken JSON lines.
+            ValueError: if a file turns out to hold nothing but white space, or too much of the text is broken.
         """
-        self.skipped = 0
+        self.skipped, self.damaged_files = 0, []
+        nothing = True
         for path in self.files:
-            handle = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
-            with handle:
+            with _open(path) as handle:
                 documents = self._lines(path, handle) if _ending(path) == ".jsonl" else (handle,)
-                empty = True
-                try:
-                    for document in documents:
-                        for chunk in _chunks(document, self.chunk_size):
-                            empty = False
-                            yield chunk
-                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                    raise ValueError(f"{path} is damaged or cut gzip ({error}): make or fetch it again.") from error
-            if empty:
-                raise ValueError(f"{path} holds no text: take it out of the corpus, or fill it.")
+                blank = True
+                for document in documents:
+                    for chunk in _chunks(document, self.chunk_size):
+                        blank = blank and chunk.text.isspace()
+                        yield chunk
+                nothing = nothing and blank
+                if _damage(handle) is not None:
+                    self._tolerate(path, _damage(handle))
+                elif blank:
+                    raise ValueError(f"{path} holds no text: take it out of the corpus, or fill it.")
+        if nothing:
+            raise ValueError(f"All of the corpus is damaged, {self.damaged_files[0]} and what follows: fetch it again.")
+
+    def _tolerate(self, path, damage):
+        """Count a damaged file; how much it has lost cannot be known, so its whole size counts."""
+        self.damaged_files.append(path)
+        share = sum(one.stat().st_size for one in self.damaged_files) / sum(one.stat().st_size for one in self.files)
+        told = f"{path} is damaged or cut gzip ({damage}), {100 * share:.2g}% of the corpus's bytes are in such files"
+        if share > self.tolerance:
+            raise ValueError(f"{told}, more than {self.tolerance:.1%}: make or fetch it again, or raise `tolerance`.")
+        warnings.warn(f"{told}: read up to the damage.", stacklevel=3)
 
     def _lines(self, path, handle):
         """Yield the text of each JSON line as a file in memory; skip broken lines while they are few."""
@@ -93,6 +109,8 @@ class Corpus:
         example = ""
         while line := handle.readline(MAX_LINE + 1):
             number += 1
+            if _damage(handle) is not None and not line.endswith(b"\n"):
+                break  # The line that the damage has torn counts with its file.
             if line.isspace():
                 continue
             lines += 1
@@ -127,19 +145,20 @@ class Corpus:
         return record[self.text_field].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
-def texts(files, text_field="text"):
+def texts(files, text_field="text", tolerance=TOLERANCE):
     """Yield the text of files as bytes, in chunks of at most about a megabyte that end before white space.
 
     Args:
         files: a path, a glob pattern, a directory, or a list of these, as `Corpus` takes them.
         text_field: the field of a `.jsonl` line that holds the text.
+        tolerance: the fraction that may be broken (see `Corpus`).
 
     Returns:
         An iterator of bytes. Borders of documents do not show; `Corpus.chunks()` tells them.
 
     Raises:
         FileNotFoundError: if a named file is absent.
-        ValueError: if there is no text, or a file is empty or damaged.
+        ValueError: if there is no text, a file is empty, or too much of the text is broken.
 
     Example:
 
@@ -149,7 +168,7 @@ def texts(files, text_field="text"):
     >>> list(texts(folder))
     [b'It was a dark night.']
     """
-    return (chunk.text for chunk in Corpus(files, text_field).chunks())
+    return (chunk.text for chunk in Corpus(files, text_field, tolerance=tolerance).chunks())
 
 
 def find_files(files):
@@ -211,6 +230,40 @@ def _refuse(error):
 def _ending(path):
     name = path.name.lower().removesuffix(".gz")
     return os.path.splitext(name)[1]
+
+
+class _Gzip(io.RawIOBase):
+    """The content of a gzip file up to its end or to where it is damaged; `damage` is then the error."""
+
+    def __init__(self, path):
+        self._handle = gzip.open(path, "rb")
+        self.damage = None
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if self.damage is not None:
+            return 0
+        try:
+            content = self._handle.read1(len(buffer))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            self.damage = error
+            return 0
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self):
+        self._handle.close()
+        super().close()
+
+
+def _open(path):
+    return io.BufferedReader(_Gzip(path), CHUNK_SIZE) if path.name.lower().endswith(".gz") else open(path, "rb")
+
+
+def _damage(handle):
+    return getattr(handle.raw, "damage", None)
 
 
 def _chunks(handle, size):

@@ -1,36 +1,49 @@
 """A corpus tokenized once, into memory-mapped files that later runs open at once."""
 
 import array
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+import uuid
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from keras_seqlm.data.corpora import Corpus
+from keras_seqlm.data.cache_lock import CacheLock
+from keras_seqlm.data.corpora import TOLERANCE, Corpus
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
 
 SHARD_TOKENS = 1 << 24
 
 
-def pack(files, tokenizer, *, cache_dir=None, text_field="text", progress=None, shard_tokens=SHARD_TOKENS):
+def pack(
+    files,
+    tokenizer,
+    *,
+    cache_dir=None,
+    text_field="text",
+    tolerance=TOLERANCE,
+    progress=None,
+    shard_tokens=SHARD_TOKENS,
+):
     """Tokenize text files into one stream of ids, or open the stream that an earlier call made of them.
 
     Each document becomes `bos + ids + eos`. The stream lies in a folder of the cache whose name depends on the tokenizer
     and on the path, size and time of every file. A killed call goes on where its last finished shard ends; of two
-    calls at once one waits for the other.
+    calls at once one waits for the other, and gives up where that one hangs. `TokenStore.statistics` counts what was
+    skipped on the way.
 
     Args:
         files: a path, a glob pattern, a directory, or a list of these (see `Corpus`).
-        tokenizer: has `encode(bytes)`, `decode_bytes(ids)`, `vocabulary_size`, `bos_id`, `eos_id` and `hash`.
+        tokenizer: has `encode(bytes)`, `decode_bytes(ids)`, `vocabulary_size`, `bos_id`, `eos_id` and `hash`; for
+            the statistics also `unk_id`, and `keeps_bytes` if it reads bytes that are no UTF-8 as they are.
         cache_dir: folder of the cache; None takes `$KERAS_SEQLM_CACHE`, else `~/.cache/keras_seqlm/tokens`.
         text_field: the field of a `.jsonl` line that holds the text.
+        tolerance: the fraction of the corpus that may be broken and is skipped (see `Corpus`).
         progress: called as `progress(num_bytes, num_tokens)` after each chunk. None writes a line to stderr now and then
             when the work takes more than two seconds.
         shard_tokens: a file of the cache is closed at the first chunk that fills it to so many ids.
@@ -40,8 +53,9 @@ def pack(files, tokenizer, *, cache_dir=None, text_field="text", progress=None, 
 
     Raises:
         FileNotFoundError: if a named file is absent.
-        ValueError: if there is no text, a file is empty, damaged or changes meanwhile, or the tokenizer gives an id
-            outside its vocabulary.
+        ValueError: if there is no text, a file is empty or changes meanwhile, too much is broken, or the tokenizer gives an
+            id outside its vocabulary.
+        TimeoutError: if another process that builds the same folder hangs.
 
     Example:
 
@@ -53,15 +67,15 @@ def pack(files, tokenizer, *, cache_dir=None, text_field="text", progress=None, 
     >>> len(store), store.num_bytes, store[:3].tolist()
     (22, 20, [1, 77, 120])
     """
-    corpus = Corpus(files, text_field)
+    corpus = Corpus(files, text_field, tolerance=tolerance)
     identity = _identity(corpus, tokenizer, shard_tokens)
     root = Path(cache_dir or os.environ.get("KERAS_SEQLM_CACHE") or "~/.cache/keras_seqlm/tokens").expanduser()
     folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     if not is_complete(folder):
         root.mkdir(parents=True, exist_ok=True)
-        with _one_builder(root / f"{folder.name}.lock"):
+        with CacheLock(root / f"{folder.name}.lock") as lock:
             if not is_complete(folder):
-                _build(folder, identity, corpus, tokenizer, progress)
+                _build(folder, identity, corpus, tokenizer, progress, lock)
     return TokenStore(folder, tokenizer)
 
 
@@ -74,69 +88,67 @@ def _identity(corpus, tokenizer, shard_tokens):
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "text_field": corpus.text_field,
+        "tolerance": corpus.tolerance,
         "chunk_size": corpus.chunk_size,
         "shard_tokens": shard_tokens,
         "files": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in corpus.files],
     }
 
 
-@contextlib.contextmanager
-def _one_builder(path):
-    """Let one process work at a time.
-
-    Renames keep the cache whole without this; the lock saves the second process the work. The system lets go of it when
-    its process dies, so a kill leaves nothing locked. Where there are no such locks, both work.
-    """
-    with open(path, "a") as handle:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("waiting for another process that tokenizes the same files", file=sys.stderr)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        except (ImportError, OSError) as error:
-            print(f"no lock on {path} ({error}): do not tokenize the same files twice at once", file=sys.stderr)
-        yield
-
-
-def _build(folder, identity, corpus, tokenizer, progress):
-    partial = folder.with_suffix(".partial")
+def _build(folder, identity, corpus, tokenizer, progress, lock):
+    # Without a lock two processes may be here at once, and then neither may write into the other's files.
+    partial = folder.with_suffix(".partial" if lock.alone else f".{uuid.uuid4().hex}.partial")
     partial.mkdir(exist_ok=True)
     line = _ProgressLine(corpus)
-    _tokenize(partial, corpus, tokenizer, identity["shard_tokens"], progress or line)
+    _tokenize(partial, corpus, tokenizer, identity["shard_tokens"], progress or line, lock.beat)
     line.finish()
-    if _identity(Corpus(corpus.files, corpus.text_field), tokenizer, identity["shard_tokens"]) != identity:
+    again = Corpus(corpus.files, corpus.text_field, tolerance=corpus.tolerance)
+    if _identity(again, tokenizer, identity["shard_tokens"]) != identity:
         shutil.rmtree(partial)
         raise ValueError("A file of the corpus changed while it was tokenized: call again when it is written.")
-    _index_documents(partial)
-    shards = [{"num_tokens": int(one[:, 0].sum()), "num_bytes": int(one[:, 1].sum())} for one in _finished(partial)]
-    meta = {**identity, "dtype": _token_dtype(tokenizer).str, "shards": shards}
+    _index_documents(partial, lock.beat)
+    sums = [shard.sum(axis=0).tolist() for shard in _finished(partial)]
+    names = ("num_tokens", "num_bytes", "num_documents", "num_unknown", "num_replaced")
+    meta = {
+        **identity,
+        "dtype": _token_dtype(tokenizer).str,
+        "shards": [{"num_tokens": num_tokens, "num_bytes": num_bytes} for num_tokens, num_bytes, *_ in sums],
+        "statistics": {
+            **dict(zip(names, map(sum, zip(*sums, strict=True)), strict=True)),
+            "num_skipped_lines": corpus.skipped,
+            "damaged_files": [str(path) for path in corpus.damaged_files],
+        },
+    }
     (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
     for path in (partial / "meta.json", partial):
         _sync(path)
-    if folder.exists():
+    if folder.exists() and not is_complete(folder):
         warnings.warn(f"The token cache {folder} was damaged and has been made anew.", stacklevel=3)
         shutil.rmtree(folder)
-    os.rename(partial, folder)
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if not is_complete(folder):
+            raise
+        shutil.rmtree(partial)  # Without a lock another process was faster.
     _sync(folder.parent)
 
 
-def _tokenize(partial, corpus, tokenizer, shard_tokens, progress):
+def _tokenize(partial, corpus, tokenizer, shard_tokens, progress, beat):
     """Write the shards that `partial` does not hold yet."""
-    finished = _finished(partial)
-    passed = sum(len(shard) for shard in finished)
-    num_tokens = sum(int(shard[:, 0].sum()) for shard in finished)
-    num_bytes = sum(int(shard[:, 1].sum()) for shard in finished)
+    passed = num_shards = num_tokens = num_bytes = 0
+    for rows in _finished(partial):
+        passed, num_shards = passed + len(rows), num_shards + 1
+        num_tokens, num_bytes = num_tokens + int(rows[:, 0].sum()), num_bytes + int(rows[:, 1].sum())
     dtype = _token_dtype(tokenizer)
-    shard = _Shard(partial, len(finished))
+    shard = _Shard(partial, num_shards)
     try:
         for number, chunk in enumerate(corpus.chunks()):
+            beat()
             if number < passed:
                 continue  # Reading is cheap, tokenizing is not: what a finished shard holds is only read past.
             ids = _chunk_ids(chunk, tokenizer)
-            shard.add(ids.astype(dtype), len(chunk.text), chunk.first)
+            shard.add(ids.astype(dtype), (len(chunk.text), int(chunk.first), *_counts(chunk, ids, tokenizer)))
             num_tokens += len(ids)
             num_bytes += len(chunk.text)
             progress(num_bytes, num_tokens)
@@ -166,8 +178,18 @@ def _chunk_ids(chunk, tokenizer):
     return ids
 
 
+def _counts(chunk, ids, tokenizer):
+    """How many ids are `unk`, and how many U+FFFD the tokenizer reads in place of bytes that are no UTF-8."""
+    unk_id = getattr(tokenizer, "unk_id", None)
+    unknown = 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
+    if getattr(tokenizer, "keeps_bytes", False):
+        return unknown, 0
+    return unknown, chunk.text.decode("utf-8", "replace").count("\ufffd") - chunk.text.count("\ufffd".encode())
+
+
 class _Shard:
-    """One file of ids and its index, an int64 row (tokens, bytes, opens a document) for each chunk.
+    """One file of ids and its index: for each chunk a row of int64, which are its tokens, its bytes, whether it opens a
+    document, its unknown ids and its replaced characters.
 
     Both are written aside and renamed, the index last: a shard whose index is there is whole.
     """
@@ -178,9 +200,9 @@ class _Shard:
         self._rows = array.array("q")
         self._handle = open(folder / f"{number:05d}.tokens.tmp", "wb")
 
-    def add(self, ids, num_bytes, first):
+    def add(self, ids, counts):
         self._handle.write(ids.tobytes())
-        self._rows.extend((len(ids), num_bytes, int(first)))
+        self._rows.extend((len(ids), *counts))
         self.num_tokens += len(ids)
 
     def finish(self):
@@ -191,7 +213,7 @@ class _Shard:
             return
         index = self.folder / f"{self.number:05d}.npy"
         with open(f"{index}.tmp", "wb") as handle:
-            np.save(handle, np.array(self._rows, np.int64).reshape(-1, 3))
+            np.save(handle, np.array(self._rows, np.int64).reshape(-1, 5))
         for path in (tokens, index):
             _sync(f"{path}.tmp")
             os.replace(f"{path}.tmp", path)
@@ -202,21 +224,21 @@ class _Shard:
 
 
 def _finished(partial):
-    """The indexes of the finished shards, memory-mapped."""
-    shards = []
-    while (path := partial / f"{len(shards):05d}.npy").exists():
-        shards.append(np.load(path, mmap_mode="r"))
-    return shards
+    """Yield the indexes of the finished shards, memory-mapped one at a time: the system has a limit of maps."""
+    number = 0
+    while (path := partial / f"{number:05d}.npy").exists():
+        yield np.load(path, mmap_mode="r")
+        number += 1
 
 
-def _index_documents(partial):
+def _index_documents(partial, beat):
     """Write where each document starts and how many raw bytes it has, from the rows of the shards."""
-    shards = _finished(partial)
-    count = sum(int(shard[:, 2].sum()) for shard in shards)
+    count = sum(int(shard[:, 2].sum()) for shard in _finished(partial))
     starts = np.lib.format.open_memmap(partial / "document_starts.npy", "w+", np.int64, (count + 1,))
     sizes = np.lib.format.open_memmap(partial / "document_bytes.npy", "w+", np.int64, (count,))
     seen = num_tokens = 0
-    for shard in shards:
+    for shard in _finished(partial):
+        beat()
         places = num_tokens + np.cumsum(shard[:, 0]) - shard[:, 0]
         opens = shard[:, 2] == 1
         documents = seen + np.cumsum(opens) - 1

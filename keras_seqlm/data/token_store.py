@@ -2,17 +2,22 @@
 
 import bisect
 import json
-from functools import cached_property
+import mmap
+import os
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
+MOST_MAPS = 1024  # Shards that a store keeps open; Linux allows a process 65,530 maps in all.
 
 
 class TokenStore:
     """A stream of token ids on disk, or a part of one, that is sliced like an array.
+
+    Every id that is read is held against the vocabulary, so that a damaged file stops a run in place of training it.
 
     Args:
         folder: a finished folder of the token cache, as `pack()` writes it.
@@ -20,6 +25,13 @@ class TokenStore:
             (to the byte for tokenizers whose `decode_bytes` is exact); without it such a piece counts in proportion.
         start: first token of the part.
         stop: token after the last; None takes all.
+
+    Attributes:
+        vocabulary_size: of the tokenizer that made the ids.
+
+    Raises:
+        ValueError: if the folder is of another format or there is no such part; on reading, if an id is outside the
+            vocabulary.
 
     Example:
 
@@ -36,6 +48,7 @@ class TokenStore:
         self._meta = json.loads((self.folder / "meta.json").read_text())
         if self._meta["format"] != FORMAT:
             raise ValueError(f"{folder} has cache format {self._meta['format']}, expected {FORMAT}: delete the folder.")
+        self.vocabulary_size = self._meta["vocabulary_size"]
         self._ends = list(accumulate(shard["num_tokens"] for shard in self._meta["shards"]))
         self.start = start
         self.stop = self._ends[-1] if stop is None else stop
@@ -64,12 +77,22 @@ class TokenStore:
 
     def __getstate__(self):
         # Memory maps would be pickled as their whole content; the other process opens its own.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "document_starts")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shard", "document_starts")}
 
     def part(self, start=0, stop=None):
         """Return tokens `start` to `stop` of this store as a store of their own."""
         start, stop, _ = slice(start, stop).indices(len(self))
         return TokenStore(self.folder, self.tokenizer, self.start + start, self.start + max(start, stop))
+
+    @property
+    def statistics(self):
+        """What was counted when the whole folder was made, a dict.
+
+        `num_tokens`, `num_bytes`, `num_documents`; `num_unknown`, the ids that are `unk`; `num_replaced`, the U+FFFD read
+        in place of bytes that are no UTF-8; `num_skipped_lines`, the broken JSON lines; `damaged_files`, the gzip files
+        that were read up to their damage.
+        """
+        return dict(self._meta["statistics"])
 
     @property
     def num_bytes(self):
@@ -99,10 +122,23 @@ class TokenStore:
         borders = starts[first:last] - (self.start + start)
         return (1 + np.searchsorted(borders, np.arange(stop - start), side="right")).astype(np.int32)
 
+    def _path(self, number):
+        return self.folder / f"{number:05d}.tokens"
+
     @cached_property
-    def _shards(self):
+    def _shard(self):
         dtype = np.dtype(self._meta["dtype"])
-        return [np.memmap(self.folder / f"{n:05d}.tokens", dtype, "r") for n in range(len(self._ends))]
+        beyond_memory = self._ends[-1] * dtype.itemsize > _memory() // 2
+
+        def open_shard(number):
+            with open(self._path(number), "rb") as handle:
+                pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            if beyond_memory:
+                # Blocks are read at random places, and the system would read megabytes around each for nothing.
+                pages.madvise(mmap.MADV_RANDOM)
+            return np.frombuffer(pages, dtype)
+
+        return lru_cache(MOST_MAPS)(open_shard)
 
     def _read(self, start, stop):
         ids = np.empty(stop - start, np.int32)
@@ -111,8 +147,17 @@ class TokenStore:
         while place < stop:
             shard_start = self._ends[number - 1] if number else 0
             upto = min(stop, self._ends[number])
-            ids[place - start : upto - start] = self._shards[number][place - shard_start : upto - shard_start]
+            ids[place - start : upto - start] = self._shard(number)[place - shard_start : upto - shard_start]
             place, number = upto, number + 1
+        # As unsigned numbers negative ids are large ones.
+        if len(ids) and ids.view(np.uint32).max() >= self.vocabulary_size:
+            index = int(np.argmax(ids.view(np.uint32) >= self.vocabulary_size))
+            number = bisect.bisect_right(self._ends, start + index)
+            place = start + index - (self._ends[number - 1] if number else 0)
+            raise ValueError(
+                f"{self._path(number)} is damaged: token {place} is {ids[index]}, and the vocabulary has "
+                f"{self.vocabulary_size} ids. Delete the folder, and the text is tokenized again."
+            )
         return ids
 
     def _bytes_before(self, place):
@@ -134,6 +179,10 @@ class TokenStore:
         if self.tokenizer is not None:
             before, whole = (len(self.tokenizer.decode_bytes(some)) for some in (ids[:before], ids))
         return num_bytes + round(int(chunks[chunk, 1]) * before / max(whole, 1))
+
+
+def _memory():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_complete(folder):

@@ -128,6 +128,25 @@ def test_validation_is_the_tail_and_each_target_comes_once(make, num_tokens):
     assert weight.mean() == pytest.approx(1, abs=1e-6)
 
 
+def test_no_batch_is_padding_alone(make):
+    for num_tokens in range(26, 120):
+        _, validation = make(num_tokens, 4, 3, validation_fraction=0.5)
+        assert all(weight.any() for _, _, weight in validation)
+
+
+@pytest.mark.backends
+def test_a_process_whose_rows_are_all_padding_has_a_finite_loss(make):
+    _, validation = make(60, 4, 3, validation_fraction=0.45)
+    parts = [validation.shard(index, 3) for index in range(3)]
+    last, model = len(validation) - 1, tiny_model()
+    assert [part.batch(last)[2].any() for part in parts] == [True, False, False]
+    for part in parts:
+        x, y, weight = part.batch(last)
+        loss = model.evaluate(x, y, sample_weight=weight, verbose=0)
+        assert np.isfinite(loss) and (loss > 0) == weight.any()
+        assert np.isfinite(model.evaluate(part, verbose=0))
+
+
 def test_validation_files_and_raw_bytes(tmp_path, tokenizer):
     one, two = tmp_path / "one.txt", tmp_path / "two.txt"
     one.write_text("größer " * 100)
@@ -302,7 +321,28 @@ def test_contiguous_blocks_refuse_to_be_shuffled(make):
     np.testing.assert_array_equal(train[5][0], train.batch(5)[0])
 
 
-def test_worker_threads_and_processes_give_the_same_batches(make):
+@pytest.mark.backends
+def test_data_that_ends_early_ends_the_run_with_a_message(make):
+    train, _ = make(2000, 16, 4)
+    for num_steps in (3, 1):
+        losses = Losses()
+        dataset = train.as_tf_dataset(num_steps=num_steps)
+        with pytest.warns(UserWarning, match="ran out of data"):
+            tiny_model().fit(dataset, steps_per_epoch=10, shuffle=False, verbose=0, callbacks=[losses])
+        assert len(losses.values) == num_steps
+
+
+def test_worker_processes_are_refused(make):
+    train, _ = make(2000, 16, 4)
+    train.use_multiprocessing = False
+    with pytest.raises(
+        ValueError, match="Worker processes are refused: Keras waits for ever .* `workers` are then thr"
+    ):
+        train.use_multiprocessing = True
+    assert train.use_multiprocessing is False and train.shard(0, 2).use_multiprocessing is False
+
+
+def test_worker_threads_give_the_same_batches(make):
     train, _ = make(2000, 16, 4)
     train.workers = 3
     losses = Losses()

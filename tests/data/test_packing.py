@@ -1,5 +1,6 @@
 """The token cache: what it holds, that it survives any kill, and that two calls at once do no harm."""
 
+import gzip
 import os
 import pickle
 import signal
@@ -10,8 +11,14 @@ import time
 import numpy as np
 import pytest
 
-from keras_seqlm.data import TokenStore, pack
-from keras_seqlm.tokenizers import ByteTokenizer
+from keras_seqlm.data import TokenStore, cache_lock, causal_blocks, pack
+from keras_seqlm.tokenizers import (
+    BytePairTokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+)
 
 
 @pytest.fixture
@@ -173,10 +180,150 @@ def test_pickled_store_carries_no_tokens(tmp_path, tokenizer):
     np.testing.assert_array_equal(pickle.loads(content)[:], ids)
 
 
+ODD = {
+    "nul": b"a\0b\0\0",
+    "bom": b"\xef\xbb\xbfbom \xef\xbb\xbf",
+    "crlf": b"one\r\ntwo\n\rthree\r",
+    "surrogates": b"\xed\xa0\x80 \xed\xb0\x80 \xed\xa0\xbd\xed\xb8\x80",
+    "bidi": "\u202eabc\u202c \u2067שלום\u2069 \u200f\u200e".encode(),
+    "invalid": b"\xff\xfe \xc3( \xf0\x9f \xbf",
+    "joined": "👩‍👩‍👧‍👦 e\u0301\u0302 \U0010ffff".encode(),
+    "raw": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("kind", ["byte", "byte pairs"])
+def test_odd_bytes_come_back_from_the_stream_as_they_were(tmp_path, kind):
+    tokenizer = ByteTokenizer()
+    if kind == "byte pairs":
+        tokenizer = BytePairTokenizer.train(texts=["some words of this text " * 20], vocabulary_size=300)
+    folder = write(tmp_path / "text", **ODD, long=b"".join(ODD.values()) * 3000)
+    store = pack(folder, tokenizer, cache_dir=tmp_path / "cache")
+    assert store.num_bytes == sum(path.stat().st_size for path in folder.iterdir()) > 1 << 20
+    borders = store.document_starts.tolist()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        assert tokenizer.decode_bytes(store[borders[number] : borders[number + 1]]) == path.read_bytes()
+    assert store.statistics["num_replaced"] == store.statistics["num_unknown"] == 0
+
+
+KNOWN = "the cat sat on the mat and saw a rat. " * 30
+STRANGE = "the cat 漢字 on ß mat 🐀"
+
+
+@pytest.mark.parametrize(
+    "make, unknown, shown",
+    [
+        pytest.param(lambda: ByteTokenizer(), 0, STRANGE, id="byte"),
+        pytest.param(lambda: BytePairTokenizer.train(texts=[KNOWN], vocabulary_size=280), 0, STRANGE, id="byte pair"),
+        pytest.param(
+            lambda: SentencePieceTokenizer.train(texts=[KNOWN], vocabulary_size=300), 0, STRANGE, id="sentence piece"
+        ),
+        pytest.param(
+            lambda: CharacterTokenizer.train(texts=[KNOWN]),
+            4,
+            "the cat \ufffd\ufffd on \ufffd mat \ufffd",
+            id="character",
+        ),
+        # Ids are words here, each Chinese character one; `unk` is not shown.
+        pytest.param(
+            lambda: WordPieceTokenizer.train(texts=[KNOWN], vocabulary_size=60), 4, "the cat on mat", id="word piece"
+        ),
+    ],
+)
+def test_characters_outside_the_vocabulary_are_counted_and_none_is_dropped(tmp_path, make, unknown, shown):
+    tokenizer = make()
+    store = pack(write(tmp_path / "text", a=STRANGE), tokenizer, cache_dir=tmp_path / "cache")
+    assert store.statistics["num_unknown"] == unknown and store.statistics["num_replaced"] == 0
+    assert tokenizer.decode(store[:]) == shown
+
+
+def test_bytes_that_are_no_text_are_replaced_and_counted(tmp_path):
+    tokenizer = CharacterTokenizer.train(texts=["abc \ufffd"])
+    content = "a\ufffdb ".encode() + b"\xff c \xe6\xbc a\xed\xa0\x80"  # one, one and three of them
+    store = pack(write(tmp_path / "text", a=content), tokenizer, cache_dir=tmp_path / "cache")
+    assert tokenizer.decode(store[:]) == content.decode("utf-8", "replace")
+    assert store.statistics["num_replaced"] == 5 and store.statistics["num_unknown"] == 0
+    assert store.num_bytes == len(content)
+
+
+def faulty_corpus(folder):
+    """Broken lines, cut gzip, bytes that are no UTF-8 and unknown characters; beside much good text."""
+    write(folder, good="abc " * 400_000, odd=b"ab\xff\xffc" * 100)
+    lines = [b'{"text": "ab x"}'] * 3000
+    lines[7] = lines[2000] = b"{"
+    (folder / "lines.jsonl").write_bytes(b"\n".join(lines))
+    (folder / "cut.txt.gz").write_bytes(gzip.compress(b"cab " * 500)[:-4])
+    return folder
+
+
+FAULTS = {
+    "num_tokens": 1_600_000 + 500 + 4 * 2998 + 2000 + 2 * (3 + 2998),
+    "num_bytes": 1_600_000 + 500 + 4 * 2998 + 2000,
+    "num_documents": 3 + 2998,
+    "num_unknown": 2998,
+    "num_replaced": 200,
+    "num_skipped_lines": 2,
+}
+
+
+@pytest.fixture
+def characters():
+    return CharacterTokenizer.train(texts=["abc \ufffd"])
+
+
+def test_what_was_skipped_and_replaced_is_in_the_statistics(tmp_path, characters, recwarn):
+    folder = faulty_corpus(tmp_path / "text")
+    store = pack(folder, characters, cache_dir=tmp_path / "cache")
+    told = sorted(str(one.message) for one in recwarn)
+    assert len(told) == 2 and "cut.txt.gz is damaged" in told[0] and "lines.jsonl: skipped 2 broken of 3000" in told[1]
+    assert store.statistics == {**FAULTS, "damaged_files": [str(folder / "cut.txt.gz")]}
+    recwarn.clear()
+    again = pack(folder, characters, cache_dir=tmp_path / "cache").part(3)
+    assert again.statistics == store.statistics and not len(recwarn), "the cache knows, and reads nothing anew"
+
+
+def test_statistics_after_an_interruption_are_those_of_the_whole(tmp_path, characters, monkeypatch):
+    folder, seen = faulty_corpus(tmp_path / "text"), []
+
+    def stop(num_bytes, num_tokens):
+        seen.append(num_tokens)
+        if len(seen) == 2500:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="cut.txt.gz"), pytest.raises(KeyboardInterrupt):
+        pack(folder, characters, cache_dir=tmp_path / "cache", shard_tokens=4000, progress=stop)
+    assert list((tmp_path / "cache").glob("*.partial/00002.npy"))
+    beats = []
+    monkeypatch.setattr("keras_seqlm.data.cache_lock.CacheLock.beat", lambda lock: beats.append(lock))
+    with pytest.warns(UserWarning, match="skipped 2 broken|cut.txt.gz"):
+        store = pack(folder, characters, cache_dir=tmp_path / "cache", shard_tokens=4000, progress=stop)
+    assert store.statistics == {**FAULTS, "damaged_files": [str(folder / "cut.txt.gz")]}
+    assert len(seen) < 2500 + 3100, "finished shards are not tokenized again"
+    assert len(beats) > 3000, "a process that waits sees life, also while that is only read past"
+
+
+def test_tolerance_may_be_set(tmp_path, characters):
+    folder = write(tmp_path / "text", good="abc " * 1000)
+    (folder / "lines.jsonl").write_text('{"text": "abc"}\n' * 99 + "{\n")
+    with pytest.raises(ValueError, match="1 of the first 100 lines are broken, more than 0.1%"):
+        pack(folder, characters, cache_dir=tmp_path / "cache")
+    with pytest.warns(UserWarning, match="skipped 1 broken of 100 lines"):
+        train, _ = causal_blocks(folder, characters, 8, 2, tolerance=0.01, cache_dir=tmp_path / "cache")
+    assert train.tokens.statistics["num_skipped_lines"] == 1
+    with pytest.raises(ValueError, match="more than 0.1%"):
+        causal_blocks(folder, characters, 8, 2, cache_dir=tmp_path / "cache")
+
+
 WORKER = """
 import sys, time
 from keras_seqlm.data import pack
 from keras_seqlm.tokenizers import ByteTokenizer
+
+if "no locks" in sys.argv:
+    import fcntl
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+    fcntl.flock = refuse
 
 class SlowTokenizer(ByteTokenizer):
     def encode(self, text):
@@ -190,8 +337,8 @@ print("done", flush=True)
 """
 
 
-def start_worker(folder, cache, delay):
-    command = [sys.executable, "-c", WORKER, folder, cache, str(delay)]
+def start_worker(folder, cache, delay, *more):
+    command = [sys.executable, "-c", WORKER, folder, cache, str(delay), *more]
     # Which backend does not matter here; jax spares each process the import of TensorFlow.
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "KERAS_BACKEND": "jax"})
 
@@ -229,6 +376,38 @@ def test_two_processes_at_once(tmp_path, tokenizer):
     np.testing.assert_array_equal(
         pack(folder, tokenizer, cache_dir=cache, shard_tokens=20_000)[:], stream(tokenizer, *["word " * 3000] * 20)
     )
+
+
+def test_two_processes_at_once_where_there_are_no_locks(tmp_path, tokenizer):
+    folder = write(tmp_path / "text", **{f"t{i}": "word " * 3000 for i in range(20)})
+    cache = tmp_path / "cache"
+    workers = [start_worker(folder, cache, 0.1, "no locks") for _ in range(2)]
+    outputs = [worker.communicate()[0].split() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert [output.count("encoded") for output in outputs] == [20, 20], "both do the work, neither spoils the other's"
+    np.testing.assert_array_equal(
+        pack(folder, tokenizer, cache_dir=cache, shard_tokens=20_000)[:], stream(tokenizer, *["word " * 3000] * 20)
+    )
+    assert len(list(cache.iterdir())) == 2, "one folder and its lock file"
+
+
+def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(cache_lock, "PATIENCE", 1)
+    folder = write(tmp_path / "text", **{f"t{i}": "word " * 3000 for i in range(20)})
+    cache = tmp_path / "cache"
+    with start_worker(folder, cache, 0.02) as worker:
+        for _ in range(4):
+            worker.stdout.readline()
+        worker.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match=f"process {worker.pid} on .* has done nothing for 1 seconds: end it"):
+            pack(folder, tokenizer, cache_dir=cache, shard_tokens=20_000)
+        assert time.monotonic() - start < 10
+        worker.send_signal(signal.SIGCONT)
+        store = pack(folder, tokenizer, cache_dir=cache, shard_tokens=20_000)
+        assert worker.stdout.read().split()[-1] == "done"
+    assert worker.returncode == 0
+    np.testing.assert_array_equal(store[:], stream(tokenizer, *["word " * 3000] * 20))
 
 
 def test_long_work_says_so(tmp_path, tokenizer, capsys, monkeypatch):
