@@ -21,6 +21,43 @@ def normalization(norm, epsilon=1e-5, **kwargs):
     return kind(epsilon=epsilon, **kwargs)
 
 
+def recomputed(layer, function, *tensors):
+    """`function(*tensors)`, whose activations are not kept for the backward pass but computed there once more.
+
+    Memory for computation: of a layer only its input is kept. Weights and random seeds are handed in, so that both
+    computations drop the same units; `keras.RematScope` fails on TensorFlow and JAX where a layer has dropout.
+    Reference: Chen et al. 2016, arXiv:1604.06174.
+
+    Args:
+        layer: a built layer; the only one whose variables `function` may read.
+        function: from tensors to one tensor. What else it reads gets no gradient.
+        tensors: float tensors, or None, which is handed on.
+
+    Returns:
+        What `function` returns.
+    """
+    # On TensorFlow a variable among the arguments would get its gradient twice: as argument, and as variable.
+    read = ops.copy if keras.backend.backend() == "tensorflow" else lambda weight: weight.value
+    weights, frozen = layer.trainable_weights, layer.non_trainable_weights
+    seeds = [variable for variable in layer.variables if not any(variable is weight for weight in layer.weights)]
+    fixed = [*zip(frozen, map(read, frozen), strict=True), *((seed, ops.copy(seed)) for seed in seeds)]
+    given = [i for i, tensor in enumerate(tensors) if tensor is not None]
+
+    def pure(*values):
+        arguments = [None] * len(tensors)
+        for i, value in zip(given, values[len(weights) :], strict=True):
+            arguments[i] = value
+        mapping = [*zip(weights, values, strict=False), *fixed]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            output = function(*arguments)
+        return output, *(scope.get_current_value(seed) for seed in seeds)
+
+    output, *after = keras.remat(pure)(*map(read, weights), *(tensors[i] for i in given))
+    for seed, value in zip(seeds, after, strict=True):
+        seed.assign(value)
+    return output
+
+
 @keras.saving.register_keras_serializable("keras_seqlm")
 class TransformerBlock(keras.layers.Layer):
     """Self-attention and feed-forward with residual connections.
@@ -39,6 +76,10 @@ class TransformerBlock(keras.layers.Layer):
         epsilon: of the norms.
         residual_branches: how many branches of the whole model write to the residual stream; their last products
             start smaller by its square root (Radford et al. 2019, GPT-2), so that depth does not blow up the stream.
+
+    Attributes:
+        rematerialize: set to True, training keeps the block's input alone and computes the rest once more in the
+            backward pass (see `recomputed`). No part of the config: it changes memory, not numbers.
 
     Call arguments:
         x: (batch, time, hidden_dim); the others as in `SelfAttention`.
@@ -82,6 +123,7 @@ class TransformerBlock(keras.layers.Layer):
         self.use_bias = use_bias
         self.rotary_base = rotary_base
         self.residual_branches = residual_branches
+        self.rematerialize = False
 
         def scaled(factor=1.0):
             return keras.initializers.VarianceScaling(scale=factor, mode="fan_in", distribution="truncated_normal")
@@ -123,6 +165,15 @@ class TransformerBlock(keras.layers.Layer):
         training=None,
     ):
         x = ops.cast(x, self.compute_dtype)
+        if self.rematerialize and training and cache is None:
+
+            def both(x, bias):
+                return self._branches(x, positions, attention_mask, bias, training=training)
+
+            return recomputed(self, both, x, bias)
+        return self._branches(x, positions, attention_mask, bias, cache, position, lengths, training)
+
+    def _branches(self, x, positions, attention_mask, bias, cache=None, position=None, lengths=None, training=None):
         attended = self.attention(
             self.attention_norm(x) if self.norm_first else x,
             positions=positions,

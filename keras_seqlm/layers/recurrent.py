@@ -3,113 +3,45 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.recurrent_loops import run_in_torch, scan, scan_by_hand
+
 KERAS_LAYERS = {"rnn": keras.layers.SimpleRNN, "gru": keras.layers.GRU, "lstm": keras.layers.LSTM}
 STATE_NAMES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 
 
-def rnn_step(x, state, U, _):
-    """h_t = tanh(x_t + h_{t-1} U), with x_t = W x + b made before. Reference: Elman 1990."""
-    (h,) = state
-    return (ops.tanh(x + _product(h, U)),)
-
-
-def gru_step(x, state, U, recurrent_bias):
-    """z = s(x_z + h U_z + b_z); r = s(x_r + h U_r + b_r); g = tanh(x_g + r * (h U_g + b_g)); h_t = z * h + (1 - z) * g.
-
-    The reset gate stands after the product, as in cuDNN, Keras and PyTorch. Reference: Cho et al. 2014, arXiv:1406.1078.
-    """
-    (h,) = state
-    x_z, x_r, x_g = ops.split(x, 3, axis=-1)
-    h_z, h_r, h_g = ops.split(_product(h, U) + recurrent_bias, 3, axis=-1)
-    z, r = ops.sigmoid(x_z + h_z), ops.sigmoid(x_r + h_r)
-    g = ops.tanh(x_g + r * h_g)
-    return (z * h + (1.0 - z) * g,)
-
-
-def lstm_step(x, state, U, _):
-    """i, f, o = s(x + h U); g = tanh(x_g + h U_g); c_t = f * c + i * g; h_t = o * tanh(c_t).
-
-    Reference: Hochreiter and Schmidhuber 1997; with the forget gate of Gers et al. 2000.
-    """
-    h, c = state
-    i, f, g, o = ops.split(x + _product(h, U), 4, axis=-1)
-    i, f, o, g = ops.sigmoid(i), ops.sigmoid(f), ops.sigmoid(o), ops.tanh(g)
-    c = f * c + i * g
-    return o * ops.tanh(c), c
-
-
-STEPS = {"rnn": rnn_step, "gru": gru_step, "lstm": lstm_step}
-
-
-def _product(h, U):
-    """h U in the dtype of the weights, handed back in float32, in which the state is carried."""
-    return ops.cast(ops.matmul(ops.cast(h, U.dtype), U), "float32")
-
-
-def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=None):
-    """Run a cell over time: the inputs of all steps in one product, then one small product a step.
-
-    Args:
-        cell: "rnn", "gru" or "lstm".
-        x: (batch, time, features) in the dtype of the kernels.
-        state: tuple of float32 (batch, hidden): (h,) or (h, c).
-        kernel: W (features, gates * hidden); recurrent_kernel: U (hidden, gates * hidden).
-        bias: (gates * hidden,), for a GRU (2, gates * hidden): of the input and of the recurrent product.
-        lengths: int32 (batch,); steps from there on leave the state as it is.
-        starts: bool (batch, time), true where a document starts: there the state is zero again.
-
-    Returns:
-        The outputs (batch, time, hidden), float32, and the last state.
-    """
-    step = STEPS[cell]
-    recurrent_bias = ops.cast(bias[1], "float32") if cell == "gru" else None
-    bias = bias[0] if cell == "gru" else bias
-    inputs = ops.cast(ops.matmul(x, kernel) + bias, "float32")
-    flags = {}  # each float32 (batch, time, 1)
-    if lengths is not None:
-        real = ops.arange(ops.shape(x)[1], dtype="int32")[None] < lengths[:, None]
-        flags["real"] = ops.cast(real, "float32")[..., None]
-    if starts is not None:
-        flags["goes_on"] = ops.cast(ops.logical_not(starts), "float32")[..., None]
-
-    def advance(state, now):
-        width = inputs.shape[-1]
-        flag = {name: now[:, width + i : width + i + 1] for i, name in enumerate(flags)}
-        if "goes_on" in flag:
-            state = tuple(leaf * flag["goes_on"] for leaf in state)
-        new = step(now[:, :width], state, recurrent_kernel, recurrent_bias)
-        if "real" in flag:
-            new = tuple(ops.where(flag["real"] > 0.0, a, b) for a, b in zip(new, state, strict=True))
-        return new
-
-    # One tensor: TensorFlow's scan fails on several of unknown length.
-    sequence = ops.concatenate([inputs, *flags.values()], axis=-1) if flags else inputs
-    if x.shape[1] == 1:
-        state = advance(state, sequence[:, 0])
-        return state[0][:, None], state
-
-    def body(state, now):
-        state = advance(state, now)
-        return state, state  # TensorFlow's scan wants the outputs in the structure of the carry
-
-    state, outputs = ops.scan(body, state, ops.swapaxes(sequence, 0, 1))
-    return ops.swapaxes(outputs[0], 0, 1), state
-
-
-def gpu_is_present():
-    """Whether the backend at hand would run on a GPU, where cuDNN's recurrent kernels serve."""
+def cudnn_serves(cell):
+    """Whether the Keras layer of this cell would run in cuDNN: on a GPU, where the backend at hand reaches it."""
     backend = keras.backend.backend()
-    if backend == "tensorflow":
+    if backend == "tensorflow" and cell != "rnn":
         import tensorflow as tf
 
         return bool(tf.config.list_logical_devices("GPU"))
-    if backend == "jax":
+    if backend == "jax" and cell == "lstm":
         import jax
 
         return jax.default_backend() == "gpu"
+    return False
+
+
+def torch_serves(use_cudnn, compute_dtype):
+    """Whether torch's own kernels run a whole sequence: on its backend, by cuDNN on a GPU, else in single precision.
+
+    In half precision they would keep the state in it, too; on a CPU the scan is as fast, and its gradients are nearer.
+    """
+    if keras.backend.backend() != "torch":
+        return False
     import torch
 
-    return torch.cuda.is_available()
+    return use_cudnn == "auto" if torch.cuda.is_available() else compute_dtype == "float32"
+
+
+def traced_by_torch():
+    """Whether torch compiles or exports: into a graph of plain operations, for which only `scan` is made."""
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
@@ -130,9 +62,15 @@ class RecurrentStack(keras.layers.Layer):
         GRU    z, r = s(W x_t + b + U h_{t-1} + b'); g = tanh(W x_t + b + r * (U h_{t-1} + b')); h_t = z * h_{t-1} + (1 - z) * g
         LSTM   i, f, o = s(W x_t + U h_{t-1} + b); g = tanh(W x_t + U h_{t-1} + b); c_t = f * c_{t-1} + i * g; h_t = o * tanh(c_t)
 
-    The weights are those of `keras.layers.SimpleRNN`, `GRU` and `LSTM`. On a GPU, whole sequences run in those layers,
-    so that cuDNN serves where it can; everywhere else a scan over the same weights runs, which knows document borders
-    and padding and makes the input products of all steps at once. The state is carried in float32.
+    The weights are those of `keras.layers.SimpleRNN`, `GRU` and `LSTM`, and so are the numbers. What computes them:
+
+        whole sequences       cuDNN on a GPU; on the torch backend its own kernels on a CPU, too
+        training elsewhere,   a scan, which makes the input products of all steps at once, and whose gradient is written
+        and with borders      by hand and does likewise; it has no second derivative
+        everything else       the same scan, differentiated by the backend; it knows padding, too
+
+    So call the layer without `training` to differentiate twice. The state is carried in float32; cuDNN computes it in
+    the dtype of the layer.
 
     Args:
         cell: "rnn", "gru" or "lstm".
@@ -206,23 +144,31 @@ class RecurrentStack(keras.layers.Layer):
         if segment_ids is not None:
             changes = segment_ids[:, 1:] != segment_ids[:, :-1]
             starts = ops.concatenate([ops.zeros_like(changes[:, :1]), changes], axis=1)
-        whole = lengths is None and segment_ids is None and x.shape[1] != 1
-        on_gpu = whole and self.use_cudnn == "auto" and gpu_is_present()
+        whole = lengths is None and x.shape[1] != 1 and not traced_by_torch()
+        in_cudnn = whole and starts is None and self.use_cudnn == "auto" and cudnn_serves(self.cell)
+        if whole and starts is None and torch_serves(self.use_cudnn, self.compute_dtype):
+            run, options = run_in_torch, {}
+        elif whole and training:
+            run, options = scan_by_hand, {"starts": starts}
+        else:
+            run, options = scan, {"lengths": lengths, "starts": starts}
+        time_first = run is scan_by_hand and not in_cudnn
+        x = ops.swapaxes(x, 0, 1) if time_first else x
         new_state = {}
         for i, layer in enumerate(self.layers):
             names = [f"{name}_{i}" for name in STATE_NAMES[self.cell]]
             before = tuple(ops.cast(state[name], "float32") for name in names)
-            if on_gpu:
+            if in_cudnn:
                 x, *after = layer(x, initial_state=list(before), training=training)
             else:
                 cell = layer.cell
                 weights = [ops.cast(w, self.compute_dtype) for w in (cell.kernel, cell.recurrent_kernel, cell.bias)]
-                x, after = scan(self.cell, x, before, *weights, lengths=lengths, starts=starts)
+                x, after = run(self.cell, x, before, *weights, **options)
             x = ops.cast(x, self.compute_dtype)
             if self.output_dropout is not None:
                 x = self.output_dropout(x, training=training)
             new_state |= {name: ops.cast(leaf, state[name].dtype) for name, leaf in zip(names, after, strict=True)}
-        return x, new_state
+        return ops.swapaxes(x, 0, 1) if time_first else x, new_state
 
     def get_config(self):
         names = ("cell", "hidden_dim", "num_layers", "dropout", "use_cudnn")

@@ -1,5 +1,6 @@
 """The contract of every language model: one function with its state in the open."""
 
+import contextvars
 import inspect
 
 import keras
@@ -8,6 +9,11 @@ from keras import ops
 
 from keras_seqlm.generation.generate import generate
 from keras_seqlm.generation.score import score
+from keras_seqlm.layers.embeddings import TokenEmbedding
+from keras_seqlm.losses import FusedCrossEntropy
+
+# The model in whose training or test step we are. A thread's own, because the replicas of a strategy share the model.
+_IN_FUSED_STEP = contextvars.ContextVar("in_fused_step", default=None)
 
 
 class LanguageModel(keras.Model):
@@ -23,8 +29,11 @@ class LanguageModel(keras.Model):
     batch on axis 0, among them `position` (batch,): how many tokens of each row have been read.
 
     A subclass builds its layers in `__init__`, keeps every argument under its own name (its config is read back from
-    there), and writes `hidden_states`, `logits_of` and `initial_state`. Generation, scoring, export and verification
-    need nothing else.
+    there), and writes `hidden_states`, `projection` (or `logits_of`, if it is no linear layer) and `initial_state`.
+    Generation, scoring, export and verification need nothing else.
+
+    Under `compile(loss=FusedCrossEntropy())` the steps of `fit` and `evaluate` make no logits: there `y_pred` is the
+    hidden states. `model(x)`, `predict` and `generate` give what they always do.
     """
 
     max_length = None  # a recurrent model has no limit
@@ -34,12 +43,18 @@ class LanguageModel(keras.Model):
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
 
     def hidden_states(self, inputs, state=None, training=None):
-        """From a dict of int32 inputs to the last hidden states (batch, time, hidden_dim) and the new state (or None)."""
+        """From a dict of int32 inputs to what is projected, (batch, time, width), and the new state (or None)."""
         raise TypeError(f"{type(self).__name__} must define hidden_states(inputs, state, training)")
 
+    def projection(self):
+        """What makes logits of hidden states: a `TokenEmbedding` (tied weights) or a Dense layer; and a bias, or None."""
+        raise TypeError(f"{type(self).__name__} must define projection(), or logits_of(hidden)")
+
     def logits_of(self, hidden):
-        """From hidden states (..., time, hidden_dim) to float32 logits (..., time, vocabulary)."""
-        raise TypeError(f"{type(self).__name__} must define logits_of(hidden)")
+        """From hidden states (..., time, width) to float32 logits (..., time, vocabulary)."""
+        layer, bias = self.projection()
+        logits = ops.cast((layer.project if isinstance(layer, TokenEmbedding) else layer)(hidden), "float32")
+        return logits if bias is None else logits + ops.cast(bias, "float32")
 
     def initial_state(self, batch_size, max_length=None):
         """The state before the first token; `max_length` is the room of a cache, where there is one."""
@@ -50,11 +65,87 @@ class LanguageModel(keras.Model):
         if state is not None:
             self._check_room(inputs, state)
         hidden, state = self.hidden_states(inputs, state, training)
+        if state is None and _IN_FUSED_STEP.get() is self:
+            return hidden
         logits = self.logits_of(hidden)
         return logits if state is None else (logits, state)
 
     def build(self, inputs_shape=None, state_shape=None):
         raise TypeError(f"{type(self).__name__} must define build() and build every layer in it")
+
+    def compile(
+        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, *args, **options
+    ):
+        """As in `keras.Model`; with `FusedCrossEntropy` what needs logits is refused."""
+        if any(isinstance(part, FusedCrossEntropy) for part in keras.tree.flatten(loss)):
+            self._check_fused(loss, [*keras.tree.flatten(metrics), *keras.tree.flatten(weighted_metrics)])
+        super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, *args, **options)
+
+    def compile_from_config(self, config):
+        """Compile a model that was read from a file."""
+        if type(self).compile is not LanguageModel.compile:
+            return super().compile_from_config(config)  # what Keras says of a `compile` of one's own
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, *args, **kwargs):
+        """Keras's, with hidden states for logits if the loss is fused."""
+        return self._step(super().train_step, *args, **kwargs)
+
+    def test_step(self, *args, **kwargs):
+        """Keras's, with hidden states for logits if the loss is fused."""
+        return self._step(super().test_step, *args, **kwargs)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Keras's; a fused loss is computed here, where hidden states, projection and targets are at hand."""
+        if not isinstance(self.loss, FusedCrossEntropy):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        if _IN_FUSED_STEP.get() is self:
+            loss = self.loss.of_hidden(y_pred, *self._linear_projection(), y, sample_weight, training)
+        else:  # a step of one's own, or Keras builds: these are logits
+            loss = self.loss.of_logits(y_pred, y, sample_weight)
+        return super().compute_loss(x, y, loss, None, training)
+
+    def _step(self, keras_step, *args, **kwargs):
+        if not isinstance(self.loss, FusedCrossEntropy):
+            return keras_step(*args, **kwargs)
+        token = _IN_FUSED_STEP.set(self)
+        try:
+            return keras_step(*args, **kwargs)
+        finally:
+            _IN_FUSED_STEP.reset(token)
+
+    def _check_fused(self, loss, metrics):
+        instead = f"compile(loss=CrossEntropy(...)) with {type(self).__name__} instead"
+        if not isinstance(loss, FusedCrossEntropy):
+            raise ValueError(f"FusedCrossEntropy must be the only loss, got {loss!r}; give it alone, or {instead}")
+        metrics = [metric for metric in metrics if metric is not None]
+        if metrics:
+            names = [getattr(metric, "name", getattr(metric, "__name__", metric)) for metric in metrics]
+            raise ValueError(
+                f"metrics need logits, which FusedCrossEntropy does not make: {', '.join(map(str, names))}; leave them "
+                f"out, or {instead}"
+            )
+        if type(self).logits_of is not LanguageModel.logits_of:
+            raise ValueError(
+                f"FusedCrossEntropy reads the weights that projection() names, and {type(self).__name__} defines logits_of; "
+                f"define projection() in its place, or {instead}"
+            )
+
+    def _linear_projection(self):
+        """The kernel, the bias or None, and whether the vocabulary is the kernel's first axis."""
+        layer, bias = self.projection()
+        if isinstance(layer, TokenEmbedding):
+            return layer.table, bias, True
+        if layer.quantization_mode is not None or layer.activation is not keras.activations.linear:
+            raise ValueError(
+                f"FusedCrossEntropy needs a linear projection in floating point, and {layer.name} is quantized or has an "
+                "activation; use CrossEntropy"
+            )
+        if layer.bias is not None:
+            bias = layer.bias if bias is None else layer.bias + bias
+        return layer.kernel, bias, False
 
     def generate(self, ids, max_new_tokens=64, **options):
         """Write on after each prompt of token ids; see `keras_seqlm.generation.generate` for all options.

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_seqlm.layers.embeddings import TokenEmbedding
+from keras_seqlm.layers.layouts import RECURRENT, VOCABULARY, layout_map
 from keras_seqlm.layers.recurrent import RecurrentStack
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import RECURRENT_SIZES, parts_of
@@ -132,16 +133,19 @@ class RecurrentLM(LanguageModel):
             if carrying:
                 for name, variable in self.carried.items():
                     variable.assign(ops.stop_gradient(after[name]))
-            return x, None
+            return self._bridged(x), None
         lengths = inputs.get("lengths")
         leaves = {name: leaf for name, leaf in state.items() if name != "position"}
         x, leaves = self.recurrent(x, state=leaves, lengths=lengths, training=training)
         read = ops.shape(token_ids)[1] if lengths is None else lengths
-        return x, {"position": state["position"] + read, **leaves}
+        return self._bridged(x), {"position": state["position"] + read, **leaves}
 
-    def logits_of(self, hidden):
-        if self.output_projection is not None:
-            return ops.cast(self.output_projection(hidden), "float32")
-        if self.bridge is not None:
-            hidden = self.bridge(hidden)
-        return ops.cast(self.token_embedding.project(hidden), "float32") + ops.cast(self.output_bias, "float32")
+    def _bridged(self, hidden):
+        return hidden if self.bridge is None else self.bridge(hidden)
+
+    def projection(self):
+        return self.output_projection or self.token_embedding, self.output_bias
+
+    def layout_map(self, mesh):
+        """How the weights are cut over a mesh with an axis "model": see `TransformerLM.layout_map`."""
+        return layout_map(mesh, {**RECURRENT, **VOCABULARY}, self.vocabulary_size)

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_seqlm.layers.blocks import TransformerBlock, normalization
 from keras_seqlm.layers.embeddings import TokenEmbedding
+from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
 from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import TRANSFORMER_SIZES, parts_of
@@ -181,6 +182,16 @@ class TransformerLM(LanguageModel):
                 new_state |= dict(zip(names, cache, strict=True))
         return (x if self.output_norm is None else self.output_norm(x)), new_state
 
-    def logits_of(self, hidden):
-        project = self.token_embedding.project if self.output_projection is None else self.output_projection
-        return ops.cast(project(hidden), "float32")
+    def projection(self):
+        return self.output_projection or self.token_embedding, None
+
+    def layout_map(self, mesh):
+        """How the weights are cut over a mesh with an axis "model", for `keras.distribution.ModelParallel` (JAX).
+
+        `Recipe(distribution="model-parallel")` does all of this. By hand, before the weights are made:
+
+            distribution = keras.distribution.ModelParallel(layout_map=model.layout_map(mesh), batch_dim_name="batch")
+            with distribution.scope():
+                model.build()
+        """
+        return layout_map(mesh, {**ATTENTION, **FEED_FORWARD, **VOCABULARY}, self.vocabulary_size)

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from helpers import array, randomize
@@ -95,3 +96,74 @@ def test_unknown_norm():
 def test_config_round_trip():
     block = TransformerBlock(16, 4, 24, num_kv_heads=2, norm="rms", norm_first=False, dropout=0.1, rotary_base=50.0)
     assert TransformerBlock.from_config(block.get_config()).get_config() == block.get_config()
+
+
+class Biased(keras.layers.Layer):
+    """A block whose attention has a trained bias, as T5's relative positions."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(name="bias", shape=(1, 4, 5, 5), initializer="random_normal")
+
+    def call(self, x, training=None):
+        return self.block(x, bias=self.bias, training=training)
+
+
+def weights_after(steps, rematerialize, frozen=False):
+    """The weights after some steps of plain gradient descent, with dropout, and the seeds it has come to."""
+    keras.utils.set_random_seed(1)
+    block = random_block(dropout=0.3)
+    block.rematerialize = rematerialize
+    block.feed_forward.trainable = not frozen
+    model = keras.Sequential([keras.Input((5, 16)), Biased(block)])
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=keras.backend.backend() == "jax")
+    before = model.get_weights()
+    for _ in range(steps):
+        model.train_on_batch(X, 0 * X)
+    moved = [np.abs(a - b).max() > 1e-4 for a, b in zip(before, model.get_weights(), strict=True)]
+    assert all(moved) is not frozen
+    return [array(variable) for variable in model.variables]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_rematerialisation_changes_no_number(frozen):
+    kept, again = (weights_after(2, rematerialize, frozen) for rematerialize in (False, True))
+    for left, right in zip(kept, again, strict=True):
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-6)
+
+
+def test_rematerialisation_leaves_decoding_alone():
+    block = random_block()
+    cache = tuple(ops.zeros((2, 4, 8, 4)) for _ in range(2))
+    mask, row = ops.ones((1, 1, 5, 8), "bool"), ops.zeros((2,), "int32")
+    plain = block(X, attention_mask=mask, cache=cache, position=row, lengths=row + 5)
+    block.rematerialize = True
+    again = block(X, attention_mask=mask, cache=cache, position=row, lengths=row + 5)
+    np.testing.assert_array_equal(array(plain[0]), array(again[0]))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX shows what it keeps")
+def test_rematerialisation_keeps_the_input_and_the_weights_alone():
+    import jax
+
+    block = random_block(dropout=0.1)
+    values = [weight.value for weight in block.trainable_weights]
+    seeds = [variable for variable in block.variables if "seed" in variable.path]
+    x = np.zeros((3, 64, 16), "float32")
+
+    def output(values, x):
+        mapping = [*zip(block.trainable_weights, values, strict=True), *((seed, seed.value) for seed in seeds)]
+        with keras.StatelessScope(state_mapping=mapping):
+            return block(x, training=True)
+
+    def kept():
+        _, backward = jax.vjp(output, values, x)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+
+    whole = kept()
+    block.rematerialize = True
+    needed = x.nbytes + sum(value.nbytes for value in values)
+    assert kept() <= needed + 64 < whole / 10

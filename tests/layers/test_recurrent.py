@@ -5,7 +5,8 @@ from helpers import array, arrays, randomize
 from keras import ops
 
 from keras_seqlm.layers import RecurrentStack
-from keras_seqlm.layers.recurrent import STATE_NAMES, scan
+from keras_seqlm.layers.recurrent import STATE_NAMES
+from keras_seqlm.layers.recurrent_loops import scan
 
 EVERYWHERE = pytest.mark.backends
 CELLS = ("rnn", "gru", "lstm")

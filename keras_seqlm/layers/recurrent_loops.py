@@ -1,0 +1,175 @@
+"""How a recurrent cell runs over time: by a scan, by a scan with its gradient by hand, or in torch's own kernels."""
+
+from keras import ops
+
+from keras_seqlm.layers.recurrent_cells import CELLS, matmul
+
+
+def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=None):
+    """Run a cell over time: the inputs of all steps in one product, then one small product a step.
+
+    Args:
+        cell: "rnn", "gru" or "lstm".
+        x: (batch, time, features) in the dtype of the kernels.
+        state: tuple of float32 (batch, hidden): (h,) or (h, c).
+        kernel: W (features, gates * hidden); recurrent_kernel: U (hidden, gates * hidden).
+        bias: (gates * hidden,), for a GRU (2, gates * hidden): of the input and of the recurrent product.
+        lengths: int32 (batch,); steps from there on leave the state as it is.
+        starts: bool (batch, time), true where a document starts: there the state is zero again.
+
+    Returns:
+        The outputs (batch, time, hidden), float32, and the last state.
+    """
+    step = CELLS[cell].step
+    inputs, recurrent_bias = _input_product(cell, x, kernel, bias)
+    flags = {}  # each float32 (batch, time, 1)
+    if lengths is not None:
+        real = ops.arange(ops.shape(x)[1], dtype="int32")[None] < lengths[:, None]
+        flags["real"] = ops.cast(real, "float32")[..., None]
+    if starts is not None:
+        flags["goes_on"] = _goes_on(starts)
+
+    def advance(state, now):
+        width = inputs.shape[-1]
+        flag = {name: now[:, width + i : width + i + 1] for i, name in enumerate(flags)}
+        if "goes_on" in flag:
+            state = tuple(leaf * flag["goes_on"] for leaf in state)
+        new, _ = step(now[:, :width], state, recurrent_kernel, recurrent_bias)
+        if "real" in flag:
+            new = tuple(ops.where(flag["real"] > 0.0, a, b) for a, b in zip(new, state, strict=True))
+        return new
+
+    # One tensor: TensorFlow's scan fails on several of unknown length.
+    sequence = ops.concatenate([inputs, *flags.values()], axis=-1) if flags else inputs
+    if x.shape[1] == 1:
+        state = advance(state, sequence[:, 0])
+        return state[0][:, None], state
+
+    def body(state, now):
+        state = advance(state, now)
+        return state, state  # TensorFlow's scan wants the outputs in the structure of the carry
+
+    state, outputs = ops.scan(body, state, ops.swapaxes(sequence, 0, 1))
+    return ops.swapaxes(outputs[0], 0, 1), state
+
+
+def scan_by_hand(cell, x, state, kernel, recurrent_kernel, bias, starts=None):
+    """`scan` for training: the same numbers, their gradient written by hand, and time on the first axis.
+
+    Backward, too, there is one small product a step, and what can wait or be known before is computed for all steps at
+    once: the derivatives of the gates before the loop, the gradient of U in one product after it. A gradient of this
+    gradient is not defined; for that, differentiate `scan`.
+
+    Args:
+        x: (time, batch, features); the others as in `scan`.
+
+    Returns:
+        The outputs (time, batch, hidden), float32, and the last state.
+    """
+    inputs, recurrent_bias = _input_product(cell, x, kernel, bias)
+    options = {} if recurrent_bias is None else {"recurrent_bias": recurrent_bias}
+    if starts is not None:
+        options["goes_on"] = ops.swapaxes(_goes_on(starts), 0, 1)
+    run = _with_gradient(CELLS[cell], len(state), tuple(options))
+    states = run(inputs, ops.convert_to_tensor(recurrent_kernel), *state, *options.values())
+    outputs, others = states[: ops.shape(x)[0]], states[ops.shape(x)[0] :]
+    return outputs, (outputs[-1], *(others[i] for i in range(len(state) - 1)))
+
+
+def _with_gradient(cell, num_leaves, option_names):
+    """A function of the inputs, U, the state and the options. It returns h of all steps, and behind it the last c."""
+
+    @ops.custom_gradient
+    def run(inputs, U, *rest):
+        state, options = rest[:num_leaves], dict(zip(option_names, rest[num_leaves:], strict=True))
+        goes_on = options.get("goes_on")
+        times = ops.arange(ops.shape(inputs)[0], dtype="int32")
+
+        def unless_new(leaves, t=...):
+            return leaves if goes_on is None else tuple(leaf * goes_on[t] for leaf in leaves)
+
+        # TensorFlow's scan wants outputs in the structure of the carry: what is kept or returned is carried, too.
+        def forward(carry, t):
+            new, kept = cell.step(inputs[t], unless_new(carry[:num_leaves], t), U, options.get("recurrent_bias"))
+            return (*new, *kept), (*new, *kept)
+
+        nothing = ops.zeros_like(state[0])
+        _, results = ops.scan(forward, (*state, *(nothing for _ in range(cell.num_kept))), times)
+        after, kept = results[:num_leaves], results[num_leaves:]
+        states = ops.concatenate([after[0], *(leaf[-1:] for leaf in after[1:])], axis=0) if num_leaves > 1 else after[0]
+
+        def gradient(*args, upstream=None):
+            d_states = args[0] if upstream is None else upstream
+            earlier = (
+                ops.concatenate([first[None], leaf[:-1]], axis=0) for first, leaf in zip(state, after, strict=True)
+            )
+            before = unless_new(tuple(earlier))
+            back, product = cell.gradient(before, after, kept)
+            U_transposed = ops.transpose(U)
+
+            def backward(carry, t):
+                d_h, *d_others = carry[:num_leaves]
+                d_x, d_product, past = back(t, (d_h + d_states[t], *d_others))
+                d_state = unless_new((matmul(d_product, U_transposed) + past[0], *past[1:]), t)
+                return (*d_state, d_x), (*d_state, d_x)
+
+            time = ops.shape(inputs)[0]
+            d_last = (nothing, *(d_states[time + i] for i in range(num_leaves - 1)))
+            (*d_state, _), (*_, d_x) = ops.scan(backward, (*d_last, ops.zeros_like(inputs[0])), times, reverse=True)
+            d_product = product(d_x)
+            d_options = {"recurrent_bias": ops.sum(d_product, (0, 1))} if "recurrent_bias" in options else {}
+            if goes_on is not None:
+                d_options["goes_on"] = ops.zeros_like(goes_on)
+            return d_x, _outer(before[0], d_product, U.dtype), *d_state, *(d_options[name] for name in option_names)
+
+        return states, gradient
+
+    return run
+
+
+def _outer(h, d_product, dtype):
+    """h^T d over all rows and steps: the gradient of U."""
+    h, d_product = (ops.cast(ops.reshape(rows, (-1, rows.shape[-1])), dtype) for rows in (h, d_product))
+    return ops.matmul(ops.transpose(h), d_product)
+
+
+def _input_product(cell, x, kernel, bias):
+    """W x + b of all steps in float32, and the recurrent bias, which only a GRU has."""
+    recurrent_bias = ops.cast(bias[1], "float32") if cell == "gru" else None
+    bias = bias[0] if cell == "gru" else bias
+    return ops.cast(ops.matmul(x, kernel) + bias, "float32"), recurrent_bias
+
+
+def _goes_on(starts):
+    return ops.cast(ops.logical_not(starts), "float32")[..., None]
+
+
+def run_in_torch(cell, x, state, kernel, recurrent_kernel, bias):
+    """`scan` without flags by `torch.rnn_tanh`, `torch.gru` or `torch.lstm`: in cuDNN on a GPU, an LSTM in oneDNN on a CPU.
+
+    Args and returns are those of `scan`. Inside, the state has the dtype of the kernels.
+    """
+    import torch
+
+    function = {"rnn": torch.rnn_tanh, "gru": torch.gru, "lstm": torch.lstm}[cell]
+    biases = bias if cell == "gru" else (bias, torch.zeros_like(bias))
+    weights = [_gates_of_torch(cell, weight) for weight in (kernel, recurrent_kernel, *biases)]
+    # In one piece of memory, as cuDNN wants them.
+    pieces = torch.cat([weight.reshape(-1) for weight in weights]).split([weight.numel() for weight in weights])
+    weights = [piece.view(weight.shape) for piece, weight in zip(pieces, weights, strict=True)]
+    before = [leaf[None].to(x.dtype) for leaf in state]
+    before = before if cell == "lstm" else before[0]
+    has_biases, num_layers, dropout, bidirectional, batch_first = True, 1, 0.0, False, True
+    training = torch.is_grad_enabled()
+    outputs, *after = function(
+        x, before, weights, has_biases, num_layers, dropout, training, bidirectional, batch_first
+    )
+    return outputs, tuple(leaf[0].float() for leaf in after)
+
+
+def _gates_of_torch(cell, weight):
+    """A weight or bias of Keras as torch has it: transposed, and a GRU's gates z, r, g in the order r, z, g."""
+    if cell == "gru":
+        z, r, g = weight.chunk(3, dim=-1)
+        weight = ops.concatenate([r, z, g], axis=-1)
+    return weight.t()

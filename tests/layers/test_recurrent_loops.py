@@ -1,0 +1,268 @@
+"""The ways to run a recurrent cell give one result: the scan, its gradient by hand, torch's kernels, the Keras layers."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import array, randomize
+from keras import ops
+
+from keras_seqlm.layers import RecurrentStack, recurrent
+from keras_seqlm.layers.recurrent_loops import run_in_torch, scan, scan_by_hand
+
+EVERYWHERE = pytest.mark.backends
+BACKEND = keras.backend.backend()
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+BATCH, TIME, FEATURES, HIDDEN = 3, 7, 5, 6
+STARTS = np.array([[0, 0, 1, 0, 0, 1, 1], [0] * 7, [1, 0, 0, 0, 0, 0, 1]], bool)
+SEGMENTS = np.cumsum(STARTS, axis=1).astype("int32")
+
+
+def normal(*shape, seed=0):
+    return 0.5 * np.random.default_rng([seed, *shape]).standard_normal(shape).astype("float32")
+
+
+def arguments(cell):
+    """x, the leaves of the state, kernel, recurrent kernel and bias."""
+    width = GATES[cell] * HIDDEN
+    state = [normal(BATCH, HIDDEN, seed=i) for i in range(2 if cell == "lstm" else 1)]
+    bias = normal(2, width) if cell == "gru" else normal(width)
+    return normal(BATCH, TIME, FEATURES), state, (normal(FEATURES, width), normal(HIDDEN, width), bias)
+
+
+def value_and_gradients(function, *arrays):
+    """`function(*arrays)`, a number, and its gradient by each of them, compiled where the backend compiles."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def compute(*tensors):
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(*tensors)
+            return value, tape.gradient(value, tensors)
+
+        value, gradients = compute(*map(tf.constant, arrays))
+    elif BACKEND == "jax":
+        import jax
+
+        value, gradients = jax.jit(jax.value_and_grad(function, tuple(range(len(arrays)))))(*arrays)
+    else:
+        import torch
+
+        tensors = [ops.convert_to_tensor(value).clone().requires_grad_() for value in arrays]
+        value = function(*tensors)
+        gradients = torch.autograd.grad(value, tensors)
+        value = value.detach()
+    return array(value), [array(gradient) for gradient in gradients]
+
+
+def loss_of(outputs, state):
+    """A number that hangs on every output and on the last state."""
+    tensors = (outputs, *state)
+    return sum(ops.sum(ops.multiply(tensor, normal(*tensor.shape, seed=5 + i))) for i, tensor in enumerate(tensors))
+
+
+def loss_by(run, cell, **options):
+    """The loss as a function of x, kernels, bias and state, run by one of the loops over time."""
+    first = run is scan_by_hand
+
+    def loss(x, kernel, recurrent_kernel, bias, *state):
+        x = ops.swapaxes(x, 0, 1) if first else x
+        outputs, state = run(cell, x, state, kernel, recurrent_kernel, bias, **options)
+        return loss_of(ops.swapaxes(outputs, 0, 1) if first else outputs, state)
+
+    return loss
+
+
+def assert_equal(found, expected, atol=1e-5):
+    np.testing.assert_allclose(found[0], expected[0], atol=atol)
+    for gradient, wanted in zip(found[1], expected[1], strict=True):
+        assert np.abs(wanted).max() > 0.01
+        np.testing.assert_allclose(gradient, wanted, atol=atol)
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("starts", [None, STARTS], ids=["whole", "borders"])
+@pytest.mark.parametrize("cell", GATES)
+def test_gradient_by_hand_is_the_gradient_of_the_scan(cell, starts):
+    x, state, weights = arguments(cell)
+    expected = value_and_gradients(loss_by(scan, cell, starts=starts), x, *weights, *state)
+    found = value_and_gradients(loss_by(scan_by_hand, cell, starts=starts), x, *weights, *state)
+    assert_equal(found, expected)
+    if BACKEND == "torch" and starts is None:
+        assert_equal(value_and_gradients(loss_by(run_in_torch, cell), x, *weights, *state), expected)
+    again = value_and_gradients(loss_by(scan_by_hand, cell, starts=starts), x, *weights, *state)
+    for first, second in zip(found[1], again[1], strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("cell", GATES)
+def test_training_a_stack_is_training_the_keras_layers(cell):
+    stack = RecurrentStack(cell, HIDDEN, num_layers=2, use_cudnn=False)
+    stack.build((None, None, FEATURES))
+    randomize(stack)
+    names = sorted(stack.initial_state(1))  # c_0, c_1, h_0, h_1
+    state = [normal(BATCH, HIDDEN, seed=20 + i) for i in range(len(names))]
+
+    def by_the_stack(x, leaves):
+        outputs, after = stack(x, state=dict(zip(names, leaves, strict=True)), training=True)
+        return outputs, [after[name] for name in names]
+
+    def by_the_layers(x, leaves):
+        before, after = dict(zip(names, leaves, strict=True)), {}
+        for i, layer in enumerate(stack.layers):
+            own = [f"{name}_{i}" for name in recurrent.STATE_NAMES[cell]]
+            x, *leaves = layer(x, initial_state=[before[name] for name in own])
+            after |= zip(own, leaves, strict=True)
+        return x, [after[name] for name in names]
+
+    def loss(way):
+        def function(x, *rest):
+            leaves, values = rest[: len(names)], rest[len(names) :]
+            with keras.StatelessScope(zip(stack.trainable_weights, values, strict=True)):
+                return loss_of(*way(x, leaves))
+
+        return function
+
+    given = normal(BATCH, TIME, FEATURES), *state, *map(array, stack.trainable_weights)
+    assert_equal(value_and_gradients(loss(by_the_stack), *given), value_and_gradients(loss(by_the_layers), *given))
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("cell", GATES)
+def test_half_precision(cell):
+    """Products in bfloat16, state and gates in float32: near the gradient of float32, and as near as the scan."""
+    x, state, weights = arguments(cell)
+
+    def halved(run):
+        def loss(x, kernel, recurrent_kernel, bias, *state):
+            tensors = [ops.cast(tensor, "bfloat16") for tensor in (x, kernel, recurrent_kernel, bias)]
+            return loss_by(run, cell, starts=STARTS)(*tensors, *state)
+
+        return value_and_gradients(loss, x, *weights, *state)[1]
+
+    exact = value_and_gradients(loss_by(scan, cell, starts=STARTS), x, *weights, *state)[1]
+    for by_hand, by_scan, wanted in zip(halved(scan_by_hand), halved(scan), exact, strict=True):
+        size = np.abs(wanted).max()
+        assert 0 < np.abs(by_hand - wanted).max() < 0.03 * size
+        assert np.abs(by_hand - wanted).max() < 1.5 * np.abs(by_scan - wanted).max() + 0.003 * size
+
+
+def spied(monkeypatch):
+    """The names of the loops that a stack runs, in order, as they come to be."""
+    calls = []
+    for function in (scan, scan_by_hand, run_in_torch):
+
+        def spy(*args, function=function, **kwargs):
+            calls.append(function.__name__)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(recurrent, function.__name__, spy)
+    return calls
+
+
+@EVERYWHERE
+def test_which_loop_runs(monkeypatch):
+    calls = spied(monkeypatch)
+    stack, x = RecurrentStack("gru", HIDDEN), normal(BATCH, TIME, FEATURES)
+    lengths = np.full(BATCH, TIME, "int32")
+    expected = {
+        "training": (x, {"training": True}, "scan_by_hand"),
+        "not training": (x, {}, "scan"),
+        "borders, training": (x, {"segment_ids": SEGMENTS, "training": True}, "scan_by_hand"),
+        "borders": (x, {"segment_ids": SEGMENTS}, "scan"),
+        "lengths, training": (x, {"lengths": lengths, "training": True}, "scan"),
+        "one step, training": (x[:, :1], {"training": True}, "scan"),
+    }
+    if BACKEND == "torch":
+        expected |= {name: (x, expected[name][1], "run_in_torch") for name in ("training", "not training")}
+    for name, (values, options, loop) in expected.items():
+        calls.clear()
+        stack(values, **options)
+        assert calls == [loop], name
+    calls.clear()
+    RecurrentStack("gru", HIDDEN, dtype="mixed_bfloat16")(x, training=True)
+    assert calls == ["scan_by_hand"]  # for the state stays in float32
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("cell", GATES)
+def test_a_symbolic_call_knows_the_shapes(cell):
+    inputs = keras.Input((None, FEATURES))
+    outputs, state = RecurrentStack(cell, HIDDEN, num_layers=2)(inputs, training=True)
+    assert outputs.shape == (None, None, HIDDEN)
+    assert all(leaf.shape == (None, HIDDEN) for leaf in state.values())
+
+
+def model_of(cell, borders, **options):
+    x, segments = keras.Input((None, FEATURES)), keras.Input((None,), dtype="int32")
+    stack = RecurrentStack(cell, HIDDEN, num_layers=2)
+    model = keras.Model([x, segments], stack(x, segment_ids=segments if borders else None)[0])
+    randomize(model)
+    model.compile(keras.optimizers.SGD(0.5), "mse", **options)
+    return model
+
+
+@pytest.mark.parametrize("borders", [False, True], ids=["whole", "borders"])
+@pytest.mark.parametrize("cell", GATES)
+def test_sizes_that_tensorflow_does_not_know(cell, borders):
+    """Batch and time unknown while the step is traced; batches of two sizes."""
+    import tensorflow as tf
+
+    batches = [
+        ((normal(rows, time, FEATURES), SEGMENTS[:rows, :time]), normal(rows, time, HIDDEN))
+        for rows, time in ((3, 7), (2, 4))
+    ]
+    shapes = (
+        (tf.TensorSpec((None, None, FEATURES)), tf.TensorSpec((None, None), tf.int32)),
+        tf.TensorSpec((None, None, HIDDEN)),
+    )
+    unknown, known = (model_of(cell, borders, jit_compile=False) for _ in range(2))
+    dataset = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=shapes)
+    unknown.fit(dataset.apply(tf.data.experimental.assert_cardinality(2)), shuffle=False, verbose=0)
+    for x, y in batches:
+        known.train_on_batch(list(x), y)
+    for found, expected in zip(unknown.weights, known.weights, strict=True):
+        np.testing.assert_allclose(array(found), array(expected), atol=1e-6)
+
+
+def test_xla_trains_as_the_graph_does():
+    trained = []
+    for jit_compile in (False, True):
+        model = model_of("lstm", True, jit_compile=jit_compile)
+        assert model.jit_compile is jit_compile
+        for _ in range(2):
+            model.train_on_batch([normal(BATCH, TIME, FEATURES), SEGMENTS], normal(BATCH, TIME, HIDDEN))
+        trained.append([array(weight) for weight in model.trainable_weights])
+    for plain, compiled in zip(*trained, strict=True):
+        np.testing.assert_allclose(compiled, plain, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_torch_exports_a_graph_of_plain_operations(in_python):
+    """Torch's kernels and a gradient by hand stay out of an exported graph."""
+    pytest.importorskip("torch")
+    script = """
+        import json
+        import torch
+        from keras_seqlm.layers import RecurrentStack
+        stack = RecurrentStack("lstm", 4)
+        x = torch.randn(2, 3, 5)
+        expected = stack(x, training=True)[0]
+
+        class Outputs(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stack = stack
+            def forward(self, x):
+                return self.stack(x, training=True)[0]
+
+        program = torch.export.export(Outputs(), (x,), strict=False)
+        names = sorted({str(node.target) for node in program.graph.nodes if node.op == "call_function"})
+        print(json.dumps([names, float((program.module()(x) - expected).abs().max())]))
+    """
+    names, difference = in_python(script, KERAS_BACKEND="torch")
+    assert difference < 1e-5
+    assert "aten.matmul.default" in names or "aten.mm.default" in names
+    assert not any("lstm" in name or "rnn" in name for name in names)
