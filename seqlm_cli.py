@@ -49,6 +49,7 @@ def parser():
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    _runs(command("runs", help="list runs with their steps, losses and state"))
     _generate(command("generate", help="write on after a prompt"))
     _evaluate(command("evaluate", help="loss, bits per byte and perplexity of text files"))
     _export(command("export", help="write a SavedModel or a LiteRT file, and verify it"))
@@ -75,6 +76,15 @@ def _train(p):
     p.add_argument("--size", default="tiny", help="see the table below (default tiny)")
     p.add_argument("--steps", type=int, default=1000)
     p.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    p.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with the run that the folder holds (default)",
+    )
+    p.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps (default 100)")
+    p.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints that stay, beside the best one")
+    p.add_argument("--allow-changes", action="store_true", help="go on although settings or data changed")
     p.add_argument("--backend", choices=["tensorflow", "jax", "torch"], help="default: KERAS_BACKEND, else tensorflow")
     group = p.add_argument_group("tokenizer")
     group.add_argument(
@@ -84,6 +94,7 @@ def _train(p):
     )
     group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
     group = p.add_argument_group("data")
+    group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
     group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
     group.add_argument("--validation-fraction", type=float, default=0.1, help="else on the tail (default 0.1)")
     group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
@@ -99,15 +110,40 @@ def _train(p):
     group = p.add_argument_group("recipe")
     group.add_argument("--batch", type=int, default=16)
     group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
-    group.add_argument("--optimizer", default="adamw")
-    group.add_argument("--schedule", default="cosine", help="cosine, linear, constant")
+    group.add_argument("--optimizer", default="adamw", help="adamw, muon, or any of Keras's")
+    group.add_argument("--schedule", default="cosine", help="cosine, linear, constant, inverse_sqrt, wsd")
+    group.add_argument("--decay-fraction", type=float, default=0.2, help="of the steps, at the end of wsd")
     group.add_argument("--warmup", type=int, default=None, help="steps (default 100, at most a tenth)")
     group.add_argument("--weight-decay", type=float, default=0.1)
     group.add_argument("--clip-norm", type=float, default=1.0, help="0 switches it off")
     group.add_argument("--precision", default="float32", help="float32, mixed_bfloat16, mixed_float16, bfloat16")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--validate-every", type=int, default=None, help="steps (default a tenth)")
-    group.add_argument("--distribution", default="single", help="single, mirrored (TensorFlow), data-parallel (JAX)")
+    group.add_argument("--accumulate", type=int, default=1, help="batches whose gradients make one update")
+    group.add_argument("--ema", type=float, default=None, help="momentum of averaged weights, as 0.999")
+    group.add_argument("--label-smoothing", type=float, default=0.0)
+    group.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log of the partition function")
+    group.add_argument("--stop-after-skipped", type=int, default=10, help="updates in a row that are not finite")
+    group.add_argument(
+        "--roll-back", type=float, default=None, metavar="FACTOR", help="undo a jump of the loss, as 2.0"
+    )
+    group = p.add_argument_group("devices and memory")
+    group.add_argument(
+        "--distribution",
+        default="single",
+        help="auto, single, mirrored (TensorFlow), data-parallel or model-parallel (JAX)",
+    )
+    group.add_argument("--rematerialize", action="store_true", help="less memory for one more forward pass in a step")
+    group.add_argument("--steps-per-execution", type=int, default=1, help="batches in one call (TensorFlow, JAX)")
+    group.add_argument("--jit-compile", choices=["auto", "on", "off"], default="auto", help="compile the step")
+    group = p.add_argument_group("watching")
+    group.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard")
+    group.add_argument("--sample-every", type=int, default=None, metavar="N", help="steps (default each validation)")
+
+
+def _runs(p):
+    p.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where to look (default runs)")
+    _common(p, backend=False)
 
 
 def _generate(p):

@@ -8,7 +8,7 @@ import sys
 from keras_seqlm import data, export, tasks, tokenizers, training
 from keras_seqlm.demo import demo
 from keras_seqlm.models import RecurrentLM, TransformerLM
-from keras_seqlm.tasks.task import write_json
+from keras_seqlm.tasks.task import read_json, write_json
 
 TRAINED_TOKENIZERS = {
     "byte": "ByteTokenizer",
@@ -19,41 +19,34 @@ TRAINED_TOKENIZERS = {
 }
 NUM_PROMPTS, PROMPT_TOKENS = 20, 24
 _TRANSFORMER_ONLY = ("heads", "kv_heads", "intermediate_dim", "activation", "norm", "positions")
+RUN_FILES = ("recipe.json", "model.keras")
+MAY_CHANGE = (  # between two starts of a run
+    "steps",
+    "checkpoint_every",
+    "keep",
+    "resume",
+    "allow_changes",
+    "backend",
+    "distribution",
+    "jit_compile",
+    "rematerialize",
+    "tensorboard",
+    "sample_every",
+    "stop_after_skipped",
+    "roll_back",
+    "out",
+)
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 
 
 def train(args):
-    """`seqlm train`: from text files to a run folder."""
+    """`seqlm train`: from text files to a run folder; a run that is there goes on."""
     folder = pathlib.Path(args.out)
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        if not args.overwrite:
-            raise FileExistsError(f"{folder} exists; name another folder, or replace it with --overwrite")
-        if not any((folder / name).exists() for name in ("recipe.json", "model.keras")):
-            raise FileExistsError(f"{folder} is no run folder, so --overwrite does not delete it; name another one")
-    recurrent = args.model != "transformer"
-    for name in _COUNTS:
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
-        if getattr(args, name):
-            owner = "a Transformer" if recurrent else "a recurrent model"
-            raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
-    recipe = training.Recipe(
-        optimizer=args.optimizer,
-        learning_rate=args.learning_rate or (4e-3 if recurrent else 1e-3),
-        schedule=args.schedule,
-        warmup_steps=min(100, args.steps // 10) if args.warmup is None else args.warmup,
-        weight_decay=args.weight_decay,
-        clip_norm=args.clip_norm or None,
-        precision=args.precision,
-        batch_size=args.batch,
-        steps=args.steps,
-        seed=args.seed,
-        distribution=args.distribution,
-        validate_every=args.validate_every,
-    )
-    tokenizer = _tokenizer(args)
+    going_on = _run_to_go_on(folder, args)
+    recurrent = _check_options(args)
+    recipe = _recipe(args, recurrent)
+    tokenizer = tokenizers.load(folder / "tokenizer") if going_on else _tokenizer(args)
     with recipe.scope():
         model = _model(args, tokenizer, recurrent)
     context = args.context or model.max_length or 128
@@ -67,31 +60,60 @@ def train(args):
         validation_fraction=args.validation_fraction,
         segment_ids=args.segment_ids,
         contiguous=args.carry_state,
+        tolerance=args.tolerance,
     )
     task = tasks.TextGeneration(model, tokenizer)
-    if args.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in vars(args).items() if key not in ("command", "version", "overwrite")}
-    write_json(folder / "recipe.json", {"recipe": recipe.to_dict(), "command": settings, "backend": _backend()})
     prompts = prompts_from(train_blocks.tokens if validation is None else validation.tokens, tokenizer)
-    write_json(folder / "prompts.json", {"prompts": prompts})
+    if training.is_chief():
+        if not going_on:
+            _begin(folder, args.overwrite, tokenizer, prompts)
+        settings = {key: value for key, value in vars(args).items() if key not in ("command", "version", "overwrite")}
+        write_json(folder / "recipe.json", {"recipe": recipe.to_dict(), "command": settings, "backend": _backend()})
+    resume = training.Resume(
+        folder / training.CHECKPOINTS,
+        every=args.checkpoint_every,
+        keep=args.keep,
+        settings={"data": train_blocks.tokens.folder.name, "tokenizer": tokenizer.hash},
+        allow_changes=args.allow_changes,
+    )
     print(
         f"{type(model).__name__}: {model.count_params():,} parameters, vocabulary {tokenizer.vocabulary_size:,}; "
         f"{train_blocks.num_tokens:,} tokens to train on"
-        + (f", {validation.num_tokens:,} to validate on" if validation is not None else ""),
+        + (f", {validation.num_tokens:,} to validate on" if validation is not None else "")
+        + (f"; going on from step {resume.step_before}" if resume.step_before else ""),
         file=sys.stderr,
+    )
+    samples = training.SampleWriter(
+        lambda model: _sample(task, prompts), folder / "samples.txt", every_steps=args.sample_every
     )
     callbacks = [
         training.HistoryCSV(folder / "history.csv"),
         training.LossPlot(folder / "history.csv", folder / "loss.png"),
-        training.SampleWriter(lambda model: _sample(task, prompts), folder / "samples.txt"),
+        samples,
     ]
-    recipe.fit(model, train_blocks, validation, callbacks=callbacks)
+    if args.tensorboard:
+        callbacks.append(training.TensorBoardScalars(folder / "tensorboard"))
+    recipe.fit(model, train_blocks, validation, callbacks=callbacks, resume=resume)
     task.save(folder)
     last = training.read_history(folder / "history.csv")[-1]
     loss = "" if last["validation_loss"] is None else f", validation loss {last['validation_loss']:.4f} nats a token"
     print(f"{folder}: step {last['step']}{loss}")
+
+
+def runs(args):
+    """`seqlm runs`: a line for each run below a folder."""
+    found = training.list_runs(args.folder)
+    rows = [("run", "model", "step", "loss", "validation loss", "best", "state")]
+    for run in found:
+        losses = [run[name] for name in ("loss", "validation_loss", "best_validation_loss")]
+        shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
+        rows.append((run["name"], run["model"] or "-", f"{run['step']}/{run['steps'] or '?'}", *shown, run["state"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not found:
+        print(f"no run in {args.folder}")
+    _json(args, {"runs": found})
 
 
 def generate(args):
@@ -185,6 +207,92 @@ def prompts_from(tokens, tokenizer):
     return prompts
 
 
+def _run_to_go_on(folder, args):
+    """Whether `folder` holds a run that goes on; an error where it holds anything else, or a run of other settings."""
+    if not folder.exists() or args.overwrite:
+        if args.overwrite and folder.exists() and not any((folder / name).exists() for name in RUN_FILES):
+            raise FileExistsError(f"{folder} is no run folder, so --overwrite does not delete it; name another one")
+        return False
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; name another folder")
+    if not (folder / "recipe.json").exists():
+        # What a run leaves that was killed before it began.
+        if all(path.name in ("tokenizer", "prompts.json", "task.json", "checkpoints") for path in _visible(folder)):
+            return False
+        raise FileExistsError(f"{folder} exists and is no run folder; name another one")
+    if not args.resume:
+        raise FileExistsError(
+            f"{folder} holds a run; leave --no-resume out to go on with it, or replace it: --overwrite"
+        )
+    before = read_json(folder / "recipe.json").get("command")
+    if before is None:
+        raise FileExistsError(f"{folder} was not written by `seqlm train`; name another folder")
+    changed = [
+        f"--{name.replace('_', '-')} was {before[name]} and is {getattr(args, name)}"
+        for name in sorted(before)
+        if name not in MAY_CHANGE and hasattr(args, name) and getattr(args, name) != before[name]
+    ]
+    if changed and not args.allow_changes:
+        raise ValueError(
+            f"{folder} holds a run with other settings: {'; '.join(changed)}. Give the same to go on with it, name another "
+            "folder, replace it with --overwrite, or go on all the same with --allow-changes"
+        )
+    return True
+
+
+def _visible(folder):
+    return [path for path in folder.iterdir() if not path.name.endswith((".part", ".new"))]
+
+
+def _begin(folder, overwrite, tokenizer, prompts):
+    """A new run folder, with what the run is made of; `recipe.json` comes last, and says that all is there."""
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / "tokenizer")
+    write_json(folder / "prompts.json", {"prompts": prompts})
+
+
+def _check_options(args):
+    """Refuse what does not go together; returns whether the model is recurrent."""
+    recurrent = args.model != "transformer"
+    for name in _COUNTS:
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
+        if getattr(args, name):
+            owner = "a Transformer" if recurrent else "a recurrent model"
+            raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
+    return recurrent
+
+
+def _recipe(args, recurrent):
+    return training.Recipe(
+        optimizer=args.optimizer,
+        learning_rate=args.learning_rate or (4e-3 if recurrent else 1e-3),
+        schedule=args.schedule,
+        warmup_steps=min(100, args.steps // 10) if args.warmup is None else args.warmup,
+        weight_decay=args.weight_decay,
+        clip_norm=args.clip_norm or None,
+        precision=args.precision,
+        batch_size=args.batch,
+        steps=args.steps,
+        seed=args.seed,
+        distribution=args.distribution,
+        validate_every=args.validate_every,
+        decay_fraction=args.decay_fraction,
+        accumulate=args.accumulate,
+        ema=args.ema,
+        label_smoothing=args.label_smoothing,
+        z_loss=args.z_loss,
+        rematerialize=args.rematerialize,
+        steps_per_execution=args.steps_per_execution,
+        jit_compile={"auto": "auto", "on": True, "off": False}[args.jit_compile],
+        stop_after_skipped=args.stop_after_skipped,
+        roll_back_factor=args.roll_back,
+    )
+
+
 def _tokenizer(args):
     if args.tokenizer not in TRAINED_TOKENIZERS:
         if not pathlib.Path(args.tokenizer).is_dir():
@@ -250,6 +358,7 @@ def demo_(args):
 COMMANDS = {
     "demo": demo_,
     "train": train,
+    "runs": runs,
     "generate": generate,
     "evaluate": evaluate,
     "export": export_,

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +18,7 @@ from keras_seqlm.commands import artifact_name, artifacts_of, prompts_from
 from keras_seqlm.export.verify import Agreement
 from keras_seqlm.tokenizers import ByteTokenizer
 
-RUN_FILES = ["history.csv", "loss.png", "model.keras", "prompts.json", "recipe.json"]
+RUN_FILES = ["checkpoints", "history.csv", "loss.png", "model.keras", "prompts.json", "recipe.json"]
 RUN_FILES += ["samples.txt", "task.json", "tokenizer"]
 SMALL = ["--size", "nano", "--layers", "1", "--hidden-dim", "32", "--batch", "4"]
 
@@ -132,12 +134,65 @@ def test_evaluate_prints_and_writes_the_loss(run_folder, text, capsys, tmp_path,
     assert f"loss {wanted['loss']:.4f} nats a token" in capsys.readouterr().out
 
 
-def test_a_folder_that_exists_is_replaced_only_on_demand(run, text, capsys, tmp_path):
-    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    assert seqlm_cli.main(["train", "--text", str(text), "--out", str(run)]) == 2
-    assert f"{run} exists; name another folder, or replace it with --overwrite" in capsys.readouterr().err
-    assert seqlm_cli.main(["train", "--text", str(tmp_path / "no.txt"), "--out", str(run), "--overwrite"]) == 2
-    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+def train_again(run, text, *words):
+    """What `run` was trained with, and more."""
+    first = ["train", "--text", text, "--out", run, *SMALL, "--heads", "2", "--context", "48", "--validate-every", "5"]
+    return seqlm_cli.main([str(word) for word in [*first, "--seed", "3", "--steps", "12", *words]])
+
+
+def test_the_same_command_again_has_nothing_left_to_do(run, text, capsys):
+    before = (run / "history.csv").read_text(), (run / "samples.txt").read_text(encoding="utf-8")
+    assert train_again(run, text) == 0
+    streams = capsys.readouterr()
+    assert "step 12, validation loss" in streams.out and "going on from step 12" in streams.err
+    assert ((run / "history.csv").read_text(), (run / "samples.txt").read_text(encoding="utf-8")) == before
+
+
+def test_row_19_other_settings_are_refused_and_the_run_is_kept(run, text, capsys):
+    assert train_again(run, text, "--batch", "8", "--dropout", "0.5") == 2
+    said = capsys.readouterr().err
+    assert "--batch was 4 and is 8; --dropout was 0.0 and is 0.5" in said and "--allow-changes" in said
+    assert train_again(run, text, "--no-resume") == 2
+    assert "holds a run; leave --no-resume out to go on with it, or replace it: --overwrite" in capsys.readouterr().err
+    assert seqlm_cli.main(["train", "--text", "no.txt", "--out", str(run), "--overwrite"]) == 2
+    assert (run / "model.keras").exists()
+
+
+def test_a_longer_run_goes_on_and_other_text_is_refused(run, text, capsys, tmp_path):
+    longer = tmp_path / "longer"
+    shutil.copytree(run, longer)
+    recipe = json.loads((longer / "recipe.json").read_text())
+    assert train_again(longer, text, "--steps", "15") == 0
+    with open(longer / "history.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "12", "15"]
+    assert recipe["recipe"]["steps"] == 12 and json.loads((longer / "recipe.json").read_text())["recipe"]["steps"] == 15
+    changed = tmp_path / "numbered.txt"
+    changed.write_text(text.read_text(encoding="utf-8") + "more", encoding="utf-8")
+    content = json.loads((longer / "recipe.json").read_text())
+    content["command"]["text"] = [str(changed)]
+    (longer / "recipe.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert train_again(longer, changed, "--steps", "20") == 2
+    assert "other settings: data was" in capsys.readouterr().err
+
+
+def test_runs_are_listed(run, capsys, tmp_path):
+    assert seqlm_cli.main(["runs", str(run.parents[1]), "--json", str(tmp_path / "runs.json")]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["run", "model", "step"]
+    assert line.split()[:3] == ["books/small", "transformer", "12/12"] and line.endswith("finished")
+    (found,) = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert found["state"] == "finished" and found["validation_loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_sigkill_ends_as_the_one_left_alone():
+    """Real processes, killed at random moments; `benchmarks/kill_resume.py` does it twenty times."""
+    script = pathlib.Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
+    words = ["--kills", "2", "--steps", "60", "--longest", "0.8", "--seed", "1"]
+    result = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert "max |loss difference| = 0, max |weight difference| = 0" in result.stdout
 
 
 def test_overwrite_never_deletes_what_is_no_run_folder(text, capsys, tmp_path):

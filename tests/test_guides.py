@@ -2,7 +2,10 @@
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
 
+import keras
 import pytest
 
 GUIDES = pathlib.Path(__file__).parents[1] / "guides"
@@ -26,3 +29,25 @@ def test_from_text_to_phone(tmp_path, capsys):
     assert report.ok, str(report)
     lines = capsys.readouterr().out.splitlines()
     assert sum("saved_models/guide" in line for line in lines) == 3  # a row for each artifact
+
+
+@pytest.mark.slow
+@pytest.mark.backends
+def test_train_on_many_devices(tmp_path):
+    # In a process of its own, since devices are made before the backend starts.
+    command = [sys.executable, str(GUIDES / "train_on_many_devices.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    words = {"tensorflow": ["mirrored"], "jax": ["data-parallel", "model-parallel:2"], "torch": []}
+    lines = [line.split()[0] for line in done.stdout.splitlines() if "furthest from single" in line]
+    assert lines == ["single", *words[keras.backend.backend()]]
+
+
+@pytest.mark.slow
+def test_resume_exactly(tmp_path, capsys):
+    resume = guide("resume_exactly")
+    resume.STEPS_PER_EPOCH, resume.EPOCHS, resume.SAVE_EVERY, resume.KILL_AT = 6, 2, 4, (5, 9)
+    whole, gone_on = resume.main(tmp_path)
+    assert gone_on["loss"][-1] == whole["loss"][-1] and gone_on["val_loss"][-1] == whole["val_loss"][-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert "weights equal: True" in lines and "killed at step 9" in lines

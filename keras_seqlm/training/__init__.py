@@ -1,30 +1,41 @@
 """Training: recipes, learning rates, devices, and what a run shows and writes. Plain `compile` and `fit` need none of it."""
 
-from keras_seqlm.training.callbacks import (
-    HistoryCSV,
-    LossPlot,
-    Progress,
-    Run,
-    RunCallback,
-    SampleWriter,
-    plot_history,
-    read_history,
-)
+from keras_seqlm.training.callbacks import Progress, Run, RunCallback, SampleWriter, ValidateAverage, is_chief
+from keras_seqlm.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from keras_seqlm.training.distribution import STRATEGIES, clip_after_all_reduce
+from keras_seqlm.training.guards import RollBack, StopAfterSkipped, TrainingStopped
+from keras_seqlm.training.history import HistoryCSV, LossPlot, plot_history, read_history
 from keras_seqlm.training.recipe import Recipe
+from keras_seqlm.training.resume import Resume
+from keras_seqlm.training.runs import CHECKPOINTS, list_runs
+from keras_seqlm.training.safe_optimizer import SafeOptimizer
 from keras_seqlm.training.schedules import WarmupSchedule
+from keras_seqlm.training.tensorboard import TensorBoardScalars
 
 __all__ = [
+    "CHECKPOINTS",
     "STRATEGIES",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
     "HistoryCSV",
     "LossPlot",
     "Progress",
     "Recipe",
+    "Resume",
+    "RollBack",
     "Run",
     "RunCallback",
+    "SafeOptimizer",
     "SampleWriter",
+    "TensorBoardScalars",
+    "ValidateAverage",
+    "StopAfterSkipped",
+    "TrainingStopped",
     "WarmupSchedule",
     "clip_after_all_reduce",
+    "is_chief",
+    "list_runs",
     "plot_history",
     "read_history",
 ]

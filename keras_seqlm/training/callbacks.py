@@ -1,25 +1,27 @@
-"""What a run shows and writes while it trains: progress, history, curves, samples. Each works in a plain `fit`, too."""
+"""What a run shows and writes while it trains: progress and samples. Each works in a plain `fit`, too."""
 
-import csv
 import dataclasses
 import datetime
 import math
 import os
 import pathlib
+import re
 import sys
 import time
 
 import keras
 
-COLUMNS = (
-    "step",
-    "loss",
-    "validation_loss",
-    "validation_bits_per_byte",
-    "learning_rate",
-    "tokens_per_second",
-    "seconds",
-)
+from keras_seqlm.training.distribution import innermost
+
+
+def is_chief():
+    """Whether this process is the one that writes and prints: the first of a JAX run of several, or the only one."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    # To ask for the index starts JAX's devices, which a run of several processes has done by then.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,35 +33,43 @@ class Run:
         steps: at which step the run ends, or None.
         tokens_per_step: targets of a training batch, or None.
         bytes_per_token: raw bytes of text for a validation target, or None.
+        step_before: up to which step callbacks see steps again that were made before, in name only, as `Resume` does
+            where it goes on within a piece; default `first_step`.
     """
 
     first_step: int = 0
     steps: int | None = None
     tokens_per_step: int | None = None
     bytes_per_token: float | None = None
+    step_before: int | None = None
+
+    def __post_init__(self):
+        if self.step_before is None:
+            object.__setattr__(self, "step_before", self.first_step)
 
 
 class RunCallback(keras.callbacks.Callback):
     """A callback that knows the step, its learning rate and the speed, in `Recipe.fit` as in `model.fit`.
 
-    A subclass reads `self.step`, `self.learning_rate()` and `self.tokens_per_second()`; `self.run` is the `Run`.
+    A subclass reads `self.step`, `self.learning_rate()`, `self.tokens_per_second()` and `self.of_optimizer(name)`;
+    `self.run` is the `Run`, and `self.chief` tells whether this process writes. One that may hear of the end of a batch
+    from another thread, while the next step runs, sets `async_safe = True`; if all do, JAX waits for no step's numbers.
     """
-
-    async_safe = True  # JAX need not wait for a step's numbers: a step is told by its batch, not by counting calls
 
     def __init__(self):
         super().__init__()
         self.run = Run()
         self.step = 0
+        self.chief = True
 
     def on_train_begin(self, logs=None):
+        self.chief = is_chief()
         if self.run.steps is None and self.params.get("steps") and self.params.get("epochs"):
             self.run = dataclasses.replace(self.run, steps=self.params["steps"] * self.params["epochs"])
         self.step = self._piece_start = self.run.first_step
         self.started = time.perf_counter()
         # The schedule itself: on JAX the optimizer's step is away while `fit` runs, so its own rate cannot be read.
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        rate = getattr(optimizer, "_learning_rate", None)
+        rate = getattr(innermost(self.model.optimizer), "_learning_rate", None)
         self._schedule = rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
         self._clock = None
 
@@ -69,7 +79,7 @@ class RunCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step = max(self.step, self._piece_start + batch + 1)
-        if self._clock is None:
+        if self._clock is None or self.step <= self.run.step_before:
             self._clock = (self.step, time.perf_counter())
         self._last = time.perf_counter()
 
@@ -80,6 +90,25 @@ class RunCallback(keras.callbacks.Callback):
         """Of the last step; between pieces only, unless a schedule sets it."""
         rate = self.model.optimizer.learning_rate if self._schedule is None else self._schedule(max(self.step - 1, 0))
         return float(keras.ops.convert_to_numpy(rate))
+
+    def of_optimizer(self, name):
+        """A number that the optimizer keeps of its last step, as `SafeOptimizer` keeps `gradient_norm`; None without.
+
+        For `on_train_batch_begin` and between pieces: in `on_train_batch_end` JAX may have given it to the next step.
+        """
+        optimizer = self.model.optimizer
+        while not hasattr(optimizer, name):
+            if (optimizer := getattr(optimizer, "inner_optimizer", None)) is None:
+                return None
+        variable = getattr(optimizer, name)
+        value = variable.value
+        if keras.backend.backend() == "jax" and not getattr(self.model, "_jax_state_synced", True):
+            # Within a piece the numbers are in the state that goes from step to step, and the variables are empty.
+            index = [other is variable for other in self.model.optimizer.variables].index(True)
+            value = self.model._jax_state["optimizer_variables"][index]
+        return float(
+            keras.ops.convert_to_numpy(keras.ops.copy(value))
+        )  # a copy, since NumPy cannot read a mirrored one
 
     def steps_per_second(self):
         """In this piece, validation left out; None before its second step."""
@@ -96,13 +125,16 @@ class RunCallback(keras.callbacks.Callback):
 class Progress(RunCallback):
     """One line on standard error: step, loss, tokens a second, learning rate, time left.
 
-    In a terminal the line is drawn anew in its place; elsewhere a plain line comes at every tenth of the run. Each
-    validation leaves a line.
+    Where the optimizer keeps them also the gradient's norm, of a step a moment ago, and the number of steps that were
+    skipped. In a terminal the line is drawn anew in its place; elsewhere a plain line comes at every tenth of the run.
+    Each validation leaves a line.
 
     Args:
         stream: where to write; default `sys.stderr`.
         interval: seconds between two drawings in a terminal.
     """
+
+    async_safe = True
 
     def __init__(self, stream=None, interval=0.25):
         super().__init__()
@@ -114,9 +146,20 @@ class Progress(RunCallback):
         self._out = sys.stderr if self.stream is None else self.stream
         self._terminal = self._out.isatty()
         self._drawn, self._printed = -math.inf, self.run.first_step
+        self._asked, self._gradient_norm, self._skipped = -math.inf, None, None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.chief and batch and time.perf_counter() - self._asked > self.interval:
+            self._ask_optimizer()
+
+    def _ask_optimizer(self):
+        self._gradient_norm, self._skipped = map(self.of_optimizer, ("gradient_norm", "skipped"))
+        self._asked = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
+        if not self.chief or self.step <= self.run.step_before:
+            return
         if self._terminal and time.perf_counter() - self._drawn > self.interval:
             self._drawn = time.perf_counter()
             self._out.write(f"\r{self._line(logs or {})}\x1b[K")
@@ -126,7 +169,8 @@ class Progress(RunCallback):
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if self._terminal or self._due() or "val_loss" in (logs or {}):
+        if self.chief and (self._terminal or self._due() or "val_loss" in (logs or {})):
+            self._ask_optimizer()
             self._print(self._line(logs or {}))
 
     def _due(self):
@@ -148,180 +192,114 @@ class Progress(RunCallback):
             parts.append(f"{speed:,.0f} tokens/s")
         if self._schedule is not None:
             parts.append(f"learning rate {self.learning_rate():.2e}")
+        if self._gradient_norm is not None:
+            parts.append(f"gradient norm {self._gradient_norm:.3g}")
+        if self._skipped:
+            parts.append(f"{self._skipped:.0f} skipped")
         if total and (rate := self.steps_per_second()):
             parts.append(f"{datetime.timedelta(seconds=round((total - self.step) / rate))} left")
         return "  ".join(parts)
 
 
-class HistoryCSV(RunCallback):
-    """Write a row to a CSV file at each validation point (in a plain `fit`: each epoch), safe from a crash.
+class ValidateAverage(keras.callbacks.Callback):
+    """Validate with the averaged weights that an optimizer with `use_ema=True` keeps, and go on with its own.
 
-    Columns: `step`; `loss`, the mean over the steps since the row before, in nats a token; `validation_loss`;
-    `validation_bits_per_byte`; `learning_rate` of that step; `tokens_per_second`, validation and the first step left
-    out; `seconds` since the start. What is unknown stays empty. A run that goes on from step n keeps the rows up to n.
-
-    Args:
-        path: of the file.
-        bytes_per_token: raw bytes of the validation text for each of its tokens; `Recipe.fit` knows it from the data.
+    Unlike `keras.callbacks.SwapEMAWeights` it gives the weights back bit for bit on every backend, so that a run does
+    not depend on when it is validated.
     """
 
-    def __init__(self, path, bytes_per_token=None):
-        super().__init__()
-        self.path = pathlib.Path(path)
-        self.bytes_per_token = bytes_per_token
+    def on_test_begin(self, logs=None):
+        optimizer = innermost(self.model.optimizer)
+        weights, averages = optimizer._trainable_variables, optimizer._model_variables_moving_average
+        self._kept = [(weight, keras.ops.copy(weight)) for weight in weights]
+        for weight, average in zip(weights, averages, strict=True):
+            weight.assign(keras.ops.copy(average))  # a copy, since JAX lets a step overwrite the weights it is given
 
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        kept = []
-        if self.run.first_step and self.path.exists():
-            kept = [row for row in read_history(self.path) if row["step"] <= self.run.first_step]
-        self._seconds_before = (kept[-1]["seconds"] or 0.0) if kept else 0.0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".new")
-        self._append(beside, [list(COLUMNS), *([_cell(row[name]) for name in COLUMNS] for row in kept)], mode="w")
-        os.replace(beside, self.path)
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        logs = logs or {}
-        validation, size = logs.get("val_loss"), self.bytes_per_token or self.run.bytes_per_token
-        row = {
-            "step": self.step,
-            "loss": logs.get("loss"),
-            "validation_loss": validation,
-            "validation_bits_per_byte": None if validation is None or not size else validation / math.log(2) / size,
-            "learning_rate": self.learning_rate(),
-            "tokens_per_second": self.tokens_per_second(),
-            "seconds": self._seconds_before + time.perf_counter() - self.started,
-        }
-        self._append(self.path, [[_cell(row[name]) for name in COLUMNS]])
-
-    @staticmethod
-    def _append(path, rows, mode="a"):
-        with open(path, mode, newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-class LossPlot(RunCallback):
-    """Draw the curves of a `HistoryCSV`, which must stand before it in the list of callbacks.
-
-    Args:
-        history: path of the CSV file.
-        path: of the PNG file.
-        interval: seconds between two drawings; the last is always made.
-    """
-
-    def __init__(self, history, path, interval=10.0):
-        super().__init__()
-        self.history = history
-        self.path = path
-        self.interval = interval
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        self._drawn = -math.inf
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if time.perf_counter() - self._drawn >= self.interval:
-            plot_history(self.history, self.path)
-            self._drawn = time.perf_counter()
-
-    def on_train_end(self, logs=None):
-        plot_history(self.history, self.path)
+    def on_test_end(self, logs=None):
+        for weight, value in self._kept:
+            weight.assign(value)
+        self._kept = None
 
 
 class SampleWriter(RunCallback):
     """Append a text of the model to a file at each validation point, so that one can read how it learns.
 
+    Each text stands under a line `--- step 100 ---`. A run that goes on from step n keeps those up to n. Where several
+    processes train, all of them call the function, since all of them hold the model, and the first one writes.
+
     Args:
         function: `function(model) -> str`.
         path: of the file.
         every: write at every so many validation points, and at the last one.
+        every_steps: write at every so many steps instead, between validations, too.
     """
 
-    def __init__(self, function, path, every=1):
+    async_safe = True
+
+    def __init__(self, function, path, every=1, every_steps=None):
         super().__init__()
         if every < 1:
             raise ValueError(f"every counts validation points and must be at least 1, got {every}")
+        if every_steps is not None and every_steps < 1:
+            raise ValueError(f"every_steps must be at least 1, or None, got {every_steps}")
         self.function = function
         self.path = pathlib.Path(path)
         self.every = every
+        self.every_steps = every_steps
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
+        self._written = self.run.step_before
+        if not self.chief:
+            return
+        kept = ""
+        if self.run.step_before and self.path.exists():
+            kept = _up_to(self.path.read_text(encoding="utf-8"), self.run.step_before)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.run.first_step == 0:
-            self.path.write_text("", encoding="utf-8")
+        beside = self.path.with_name(self.path.name + ".new")
+        _write(beside, kept, "w")
+        os.replace(beside, self.path)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Here, and not at the end of the step before, the weights can be read on every backend.
+        if self.every_steps is not None and batch:
+            self._write_if_due(self._piece_start + batch)
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        if (epoch + 1) % self.every and self.step != self.run.steps:
+        if self.step == self.run.steps:
+            self._sample(self.step)
+        elif self.every_steps is not None:
+            self._write_if_due(self.step)
+        elif (epoch + 1) % self.every == 0:
+            self._sample(self.step)
+
+    def _write_if_due(self, step):
+        if step // self.every_steps > self._written // self.every_steps:
+            self._sample(step)
+
+    def _sample(self, step):
+        if step <= self._written:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"--- step {self.step} ---\n{self.function(self.model)}\n\n")
+        self._written = step
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        text = self.function(self.model)
+        if self.chief:
+            _write(self.path, f"--- step {step} ---\n{text}\n\n", "a")
 
 
-def read_history(path):
-    """The rows of a `HistoryCSV` file: a list of dicts, `step` an int, the rest floats or None.
-
-    A last line that a crash cut short is left out.
-    """
-    rows = []
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if None in row.values():
-                continue
-            numbers = {name: float(value) if value else None for name, value in row.items()}
-            rows.append({**numbers, "step": int(row["step"])})
-    return rows
+def _up_to(samples, step):
+    """The sections of a `SampleWriter` file up to a step, without one that a crash cut short."""
+    whole = samples[: samples.rfind("\n\n") + 2] if "\n\n" in samples else ""
+    for header in re.finditer(r"^--- step (\d+) ---$", whole, re.MULTILINE):
+        if int(header[1]) > step:
+            return whole[: header.start()]
+    return whole
 
 
-def plot_history(history, path):
-    """Draw training and validation loss over the steps.
-
-    Args:
-        history: path of a `HistoryCSV` file.
-        path: of the PNG file, which is replaced at once.
-
-    Raises:
-        FileNotFoundError: there is no such history.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = read_history(history)
-    figure = Figure(figsize=(7.0, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user's session has
-    axes = figure.add_subplot()
-    for name, label, style in (
-        ("loss", "training", {"color": "#7a8ca3", "linewidth": 1.6}),
-        ("validation_loss", "validation", {"color": "#c8442f", "linewidth": 1.8}),
-    ):
-        points = [(row["step"], row[name]) for row in rows if row[name] is not None and math.isfinite(row[name])]
-        if not points:
-            continue
-        best = min(points, key=lambda point: point[1])
-        label = f"{label}: {points[-1][1]:.3f}" + (f", best {best[1]:.3f}" if best is not points[-1] else "")
-        axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3 if len(points) > 1 else 6, **style)
-        axes.legend(frameon=False)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_xlim(left=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    figure.savefig(beside, format="png")
-    os.replace(beside, path)
-
-
-def _cell(value):
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{float(value):.6g}"
+def _write(path, text, mode):
+    with open(path, mode, encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

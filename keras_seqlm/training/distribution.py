@@ -1,15 +1,21 @@
-"""How a run is spread over the devices of one machine, and how the data get there.
+"""How a run is spread over devices, by one word, and how the data get there.
 
-Not at all ("single"), by `tf.distribute` ("mirrored"), or by `keras.distribution` ("data-parallel"). A strategy has
-`num_replicas`, `scope()`, `check(model)` and `prepare(optimizer)`. What Keras would train wrongly, or not at all, is
-refused before the first step, with the reason and the way out.
+Not at all ("single"), by `tf.distribute` ("mirrored"), or by `keras.distribution` ("data-parallel", "model-parallel"). A
+strategy has `num_replicas`, `scope()`, `check(model)`, `prepare(optimizer)`, `feed(train, first_step)` and
+`feed_validation(validation)`. What Keras would train wrongly, or not at all, is refused before the first step, with the
+reason and the way out.
 """
 
 import contextlib
 import functools
+import re
 import warnings
 
 import keras
+
+from keras_seqlm.layers.layouts import AXIS, axes_of
+from keras_seqlm.training.cluster import join, refuse_environment
+from keras_seqlm.training.feed import Rows, Steps, check_rows, check_tensors
 
 BUILD_INSIDE = (
     "build (or load) it inside the recipe's scope:\n\n    with recipe.scope():\n        model = TransformerLM(...)\n"
@@ -17,14 +23,23 @@ BUILD_INSIDE = (
 
 
 def strategy(name):
-    """The strategy called `name`, one of `STRATEGIES`.
+    """The strategy called `name`. The first call joins the processes of the run, where the environment names some.
 
     Raises:
-        ValueError: an unknown name, or a strategy that the backend in use does not have.
+        ValueError: an unknown name, a strategy that the backend in use does not have, or an environment in which it
+            would train wrong numbers.
+        RuntimeError: JAX could not join the processes.
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"distribution must be one of {list(STRATEGIES)}, got {name!r}")
-    return STRATEGIES[name]()
+    check_name(name)
+    refuse_environment(name)
+    kind, _, size = name.partition(":")
+    return STRATEGIES[kind](int(size)) if size else STRATEGIES[kind]()
+
+
+def check_name(name):
+    """Refuse what is not one of `STRATEGIES`, or "model-parallel:N"; asks no device, so that it can be said beforehand."""
+    if name not in STRATEGIES and not (isinstance(name, str) and re.fullmatch("model-parallel:[1-9][0-9]*", name)):
+        raise ValueError(f"distribution must be one of {[*STRATEGIES, 'model-parallel:N']}, got {name!r}")
 
 
 class Single:
@@ -39,15 +54,29 @@ class Single:
         other = getattr(model, "_distribute_strategy", None)
         if other is not None and other.num_replicas_in_sync > 1:
             raise ValueError(
-                f"the model was built inside a strategy of {other.num_replicas_in_sync} replicas, and the recipe says "
-                "distribution='single'; use distribution='mirrored', or build the model outside that strategy"
+                f"the model was built inside a {type(other).__name__} of {other.num_replicas_in_sync} replicas, and the "
+                "recipe says distribution='single'; use distribution='mirrored', or build the model outside that strategy"
             )
 
     def prepare(self, optimizer):
         pass
 
+    def feed(self, train, first_step):
+        """What `fit` is given to read `train` from a step on; data without `batches` is handed through."""
+        if not hasattr(train, "batches"):
+            return train
+        if keras.backend.backend() == "tensorflow" and hasattr(train, "as_tf_dataset"):
+            return train.as_tf_dataset(first_step)  # shapes are static there, which XLA and strategies like
+        return Steps(train, first_step)
 
-class Mirrored:
+    def feed_validation(self, validation):
+        """What `fit` is given as `validation_data`."""
+        if keras.backend.backend() == "tensorflow" and hasattr(validation, "as_tf_dataset"):
+            return validation.as_tf_dataset()
+        return validation
+
+
+class Mirrored(Single):
     """`tf.distribute.MirroredStrategy` over the machine's GPUs, or over its logical CPUs where there is no GPU.
 
     Every replica reads its part of the batch; gradients are summed, then clipped, and every replica makes the same step.
@@ -77,34 +106,131 @@ class Mirrored:
     def prepare(self, optimizer):
         clip_after_all_reduce(optimizer)
 
+    def feed(self, train, first_step):
+        check_tensors(train, self.num_replicas)
+        check_rows(train, self.num_replicas)
+        return super().feed(train, first_step)
 
-class DataParallel:
-    """`keras.distribution.DataParallel` over the local devices of JAX: the batch is split, variables are copied."""
+    def feed_validation(self, validation):
+        check_tensors(validation, self.num_replicas)
+        check_rows(validation, self.num_replicas, first_only=True)
+        return super().feed_validation(validation)
+
+
+class DataParallel(Single):
+    """`keras.distribution.DataParallel` over all devices of JAX, in all processes: the batch is split, variables are copied."""
 
     def __init__(self):
         _needs("data-parallel", "jax", "keras.distribution")
-        import jax
+        join()
+        self._spread(keras.distribution.DataParallel(devices=keras.distribution.list_devices()))
 
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"this recipe trains on one machine, and JAX runs {jax.process_count()} processes; "
-                "set keras.distribution yourself, use distribution='single' and give each process its shard of the data"
-            )
-        self._distribution = keras.distribution.DataParallel(devices=keras.distribution.list_devices())
-        self.num_replicas = self._distribution.num_model_replicas
+    def _spread(self, distribution):
+        distribution.auto_shard_dataset = False  # each process is handed its own rows below, and not a part of them
+        self._distribution = distribution
+        self.num_replicas = distribution.num_model_replicas
+        self._parts = min(self.num_replicas, distribution.num_processes)
 
     def scope(self):
         return self._distribution.scope()
 
     def check(self, model):
-        if any(len(variable.value.sharding.device_set) != self.num_replicas for variable in model.trainable_variables):
+        mesh = self._distribution.device_mesh.backend_mesh
+        if any(getattr(variable.value.sharding, "mesh", None) != mesh for variable in model.trainable_variables):
             raise ValueError(f"the model was built outside the distribution's scope; {BUILD_INSIDE}")
 
-    def prepare(self, optimizer):
-        pass  # JAX differentiates the whole batch, so Keras clips the whole gradient
+    def feed(self, train, first_step):
+        check_rows(train, self.num_replicas)
+        return self._own_rows(train, functools.partial(super().feed, first_step=first_step))
+
+    def feed_validation(self, validation):
+        if validation is None:
+            return None
+        check_rows(validation, self.num_replicas)
+        return self._own_rows(validation, super().feed_validation)
+
+    def _own_rows(self, data, feed):
+        """The rows of this process: JAX puts what the processes bring together to one batch."""
+        if self._parts == 1:
+            return feed(data)
+        index = self._distribution.data_shard_id
+        if hasattr(data, "element_spec"):
+            return self._distribution.distribute_tf_dataset(data)
+        if hasattr(data, "shard"):
+            return feed(data.shard(index, self._parts))
+        data = feed(data)
+        if isinstance(data, keras.utils.PyDataset):
+            return Rows(data, index, self._parts)
+        raise ValueError(
+            f"{self._parts} processes each read their own rows, and {type(data).__name__} cannot be divided by row: give "
+            "data.causal_blocks, a keras.utils.PyDataset or a tf.data.Dataset of whole batches"
+        )
 
 
-STRATEGIES = {"single": Single, "mirrored": Mirrored, "data-parallel": DataParallel}
+class ModelParallel(DataParallel):
+    """`keras.distribution.ModelParallel` on JAX: weights and optimizer slots are cut over devices, and so is the batch.
+
+    Args:
+        devices: how many share one model; the rest of them multiply it and split the batch. Default: all of a process.
+    """
+
+    def __init__(self, devices=None):
+        _needs("model-parallel", "jax", "keras.distribution")
+        join()
+        import jax
+
+        devices, all_devices = devices or jax.local_device_count(), jax.device_count()
+        replicas, processes = all_devices // devices, jax.process_count()
+        if all_devices % devices or max(replicas, processes) % min(replicas, processes):
+            fitting = [n for n in range(1, all_devices + 1) if all_devices % n == 0]
+            raise ValueError(
+                f"distribution='model-parallel:{devices}' would cut the model over {devices} of {all_devices} devices in "
+                f"{processes} processes, which does not come out even; use a number of {fitting}"
+            )
+        mesh = keras.distribution.DeviceMesh((replicas, devices), ["batch", AXIS])
+        self._spread(CutByPath(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch"))
+
+
+class CutByPath(keras.distribution.ModelParallel):
+    """Keras's `ModelParallel` asks its map by a path alone; here a weight's shape has a say, too, and is checked."""
+
+    def get_variable_layout(self, variable):
+        if getattr(variable, "_layout", None) is not None:
+            return variable._layout  # an optimizer's slot lies as its weight does
+        axes = axes_of(variable.path, variable.shape, self.device_mesh.shape[-1])
+        return keras.distribution.TensorLayout(axes, self.device_mesh)
+
+
+def _automatic():
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return Mirrored() if len(tf.config.list_logical_devices("GPU")) > 1 else Single()
+    if backend == "jax":
+        join()
+        return DataParallel() if keras.distribution.get_device_count() > 1 else Single()
+    return Single()
+
+
+STRATEGIES = {
+    "auto": _automatic,
+    "single": Single,
+    "mirrored": Mirrored,
+    "data-parallel": DataParallel,
+    "model-parallel": ModelParallel,
+}
+
+
+def innermost(optimizer):
+    """The optimizer that makes the step, inside those that wrap it (`LossScaleOptimizer` and others)."""
+    return list(_nested(optimizer))[-1]
+
+
+def _nested(optimizer):
+    while optimizer is not None:
+        yield optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", None)
 
 
 def clip_after_all_reduce(optimizer):
@@ -114,9 +240,9 @@ def clip_after_all_reduce(optimizer):
     does. The optimizer is changed in place and saves as what it was, so that a model file needs nothing from here.
 
     Args:
-        optimizer: any Keras optimizer; one that scales the loss is changed inside. Calling twice does no harm.
+        optimizer: any Keras optimizer; one that wraps another is changed inside. Calling twice does no harm.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = innermost(optimizer)
     clips = optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue
     if not clips or getattr(optimizer, "clips_after_all_reduce", False):
         return
@@ -137,39 +263,6 @@ def clip_after_all_reduce(optimizer):
     optimizer._all_reduce_sum_gradients = all_reduce_and_clip
     optimizer._clip_gradients = lambda gradients: gradients
     optimizer.clips_after_all_reduce = True
-
-
-class _Steps(keras.utils.PyDataset):
-    """The batches from a step on, for the backends that read NumPy: Keras may start it anew and nothing is lost."""
-
-    def __init__(self, train, first_step):
-        super().__init__()
-        self._train, self._first_step = train, first_step
-        self._next, self._batches = None, None
-
-    num_batches = None  # without end
-
-    def __getitem__(self, index):
-        if index != self._next:
-            self._batches, self._next = iter(self._train.batches(self._first_step + index)), index
-        self._next += 1
-        return next(self._batches)
-
-
-def feed(train, first_step):
-    """What `fit` is given to read `train` from a step on; data without `batches` is handed through."""
-    if not hasattr(train, "batches"):
-        return train
-    if keras.backend.backend() == "tensorflow" and hasattr(train, "as_tf_dataset"):
-        return train.as_tf_dataset(first_step)  # shapes are static there, which XLA and strategies like
-    return _Steps(train, first_step)
-
-
-def feed_validation(validation):
-    """What `fit` is given as `validation_data`."""
-    if keras.backend.backend() == "tensorflow" and hasattr(validation, "as_tf_dataset"):
-        return validation.as_tf_dataset()
-    return validation
 
 
 @functools.cache  # a model remembers its strategy, so a process has one for each set of devices
@@ -202,18 +295,25 @@ def _refuse_carried_state(model):
 
 def _refuse_in_mirrored(model):
     """Settings of `compile` that fail under several replicas or, worse, train on other numbers."""
-    optimizer = model.optimizer
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizers = list(_nested(model.optimizer))
     losses = keras.tree.flatten(model.loss)
+    owner = next(kind for kind in type(model).__mro__ if "train_step" in vars(kind))
+    step_of = owner.__module__.partition(".")[0]
     faults = {
         "a scaled loss (mixed_float16): Keras looks for overflow on the first replica alone, and one on another "
-        "replica would turn the weights into NaN; use precision='mixed_bfloat16'": optimizer is not inner,
-        "gradient_accumulation_steps: Keras raises; use a larger batch": inner.gradient_accumulation_steps,
-        "use_ema: Keras raises; use keras.callbacks.SwapEMAWeights, or leave it out": inner.use_ema,
+        "replica would turn the weights into NaN; use SafeOptimizer, or precision='mixed_bfloat16'": any(
+            type(optimizer) is keras.optimizers.LossScaleOptimizer for optimizer in optimizers
+        ),
+        "gradient_accumulation_steps: Keras raises; use a larger batch": any(
+            optimizer.gradient_accumulation_steps for optimizer in optimizers
+        ),
+        "use_ema: Keras raises; leave it out": any(optimizer.use_ema for optimizer in optimizers),
         "steps_per_execution above 1: Keras raises; leave it at 1": model.steps_per_execution > 1,
         "jit_compile=True: TensorFlow cannot compile the exchange of gradients; use 'auto'": model.jit_compile is True,
         "reduction='mean_with_sample_weight': a replica with few real tokens would weigh too much; use "
         "'sum_over_batch_size'": any(getattr(loss, "reduction", None) == "mean_with_sample_weight" for loss in losses),
+        "a train_step of its own: Keras divides no loss by the replicas there, so that the steps (or the loss that is "
+        "shown) have another scale; put the loss into compute_loss": step_of not in ("keras", "keras_seqlm"),
     }
     found = [fault for fault, present in faults.items() if present]
     if found:

@@ -11,11 +11,44 @@ import pathlib
 import keras
 import numpy as np
 
-from keras_seqlm.training.callbacks import Progress, Run, RunCallback
-from keras_seqlm.training.distribution import STRATEGIES, feed, feed_validation, strategy
+from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
+from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage
+from keras_seqlm.training.distribution import check_name, innermost, strategy
+from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses
+from keras_seqlm.training.optimizers import exclude_from_decay, new_optimizer, optimizer_class
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
+# What a field may be: one of some, an integer of at least, a number in a range.
+CHOICES = {
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "rematerialize": (True, False),
+    "jit_compile": ("auto", True, False),
+}
+LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "warmup_steps": 0,
+    "seed": 0,
+    "validate_every": 1,
+    "accumulate": 1,
+    "steps_per_execution": 1,
+    "stop_after_skipped": 0,
+}
+RANGES = {
+    "learning_rate": (lambda value: 0 < value < math.inf, "above 0"),
+    "final_learning_rate_fraction": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0"),
+    "beta_1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "beta_2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "clip_norm": (lambda value: 0 < value < math.inf, "above 0, or None"),
+    "ema": (lambda value: 0 < value < 1, "between 0 and 1, or None"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "roll_back_factor": (lambda value: 1 < value < math.inf, "above 1, or None"),
+    "z_loss": (lambda value: 0 <= value < math.inf, "at least 0"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +58,10 @@ class Recipe:
     Plain `model.compile` and `model.fit` need nothing of it.
 
     Args:
-        optimizer: name of any Keras optimizer, as "adamw", "adam", "sgd".
-        learning_rate: the highest; schedule, warmup_steps, final_learning_rate_fraction: see `WarmupSchedule`.
+        optimizer: name of any Keras optimizer, as "adamw", "adam", "sgd"; "muon" for hidden matrices and AdamW for the
+            rest (see `new_optimizer`).
+        learning_rate: the highest; schedule, warmup_steps, final_learning_rate_fraction, decay_fraction: see
+            `WarmupSchedule`.
         weight_decay: decoupled, in steps of learning_rate * weight_decay; biases, scales of norms and tables of
             positions are left out.
         beta_1, beta_2: of Adam and its kin; others take no notice.
@@ -34,10 +69,24 @@ class Recipe:
         precision: the dtype policy of what is built in `scope()`: "float32", "mixed_bfloat16", "mixed_float16", or
             "bfloat16", in which the weights themselves are bfloat16.
         batch_size: rows of a batch, over all devices together.
-        steps: updates in the whole run.
+        steps: batches in the whole run.
         seed: of the weights and of dropout; data has its own.
         distribution: "single", "mirrored" (TensorFlow: the machine's GPUs) or "data-parallel" (JAX: its devices).
         validate_every: steps between two validations, counted from where `fit` starts; None makes ten of them.
+        accumulate: gradients of so many batches are averaged into one update, as of a batch so many times larger.
+            Steps, and with them the learning rate, go on counting batches.
+        ema: momentum of an exponential moving average of the weights, as 0.999, in updates; None keeps none. Training
+            goes on with the weights themselves; the average is what is validated, and what the model has when `fit` is
+            over. Reference: Polyak and Juditsky 1992.
+        label_smoothing, z_loss: see `losses.CrossEntropy`. The losses that are shown have them in.
+        rematerialize: of each Transformer block keep the input alone, and compute the rest again in the backward pass:
+            less memory for one more forward pass in each step.
+        steps_per_execution: batches that the backend runs in one call (TensorFlow, JAX); callbacks see the last one.
+        jit_compile: whether XLA (on torch: its own compiler) compiles the step; "auto" leaves it to Keras.
+        stop_after_skipped: an update whose gradient is not finite is left out (`SafeOptimizer`), and after so many in a
+            row training stops; 0 makes every update, whatever it is.
+        roll_back_factor: a loss so many times the usual one undoes the updates since the last checkpoint (`RollBack`),
+            as 2.0; None goes on. It needs `fit(resume=...)`.
 
     Raises:
         ValueError: a field that cannot be.
@@ -67,35 +116,48 @@ class Recipe:
     seed: int = 0
     distribution: str = "single"
     validate_every: int | None = None
+    decay_fraction: float = 0.2
+    accumulate: int = 1
+    ema: float | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    rematerialize: bool = False
+    steps_per_execution: int = 1
+    jit_compile: bool | str = "auto"
+    stop_after_skipped: int = 10
+    roll_back_factor: float | None = None
 
     def __post_init__(self):
-        for name, names in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("distribution", tuple(STRATEGIES))):
-            if getattr(self, name) not in names:
-                raise ValueError(f"{name} must be one of {list(names)}, got {getattr(self, name)!r}")
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0), ("validate_every", 1)):
+        check_name(self.distribution)
+        for name, names in CHOICES.items():
+            value = getattr(self, name)
+            if not any(type(value) is type(one) and value == one for one in names):  # 1 is not True
+                raise ValueError(f"{name} must be one of {list(names)}, got {value!r}")
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if name == "validate_every" and value is None:
                 continue
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
             object.__setattr__(self, name, int(value))
-        ranges = {
-            "learning_rate": (lambda value: 0 < value < math.inf, "above 0"),
-            "final_learning_rate_fraction": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-            "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0"),
-            "beta_1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-            "beta_2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-            "clip_norm": (lambda value: 0 < value < math.inf, "above 0, or None"),
-        }
-        for name, (fits, range_) in ranges.items():
+        for name, (fits, range_) in RANGES.items():
             value = getattr(self, name)
-            if name == "clip_norm" and value is None:
+            if name in ("clip_norm", "ema", "roll_back_factor") and value is None:
                 continue
             number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if not number or not fits(value):
                 raise ValueError(f"{name} must be a number {range_}, got {value!r}")
             object.__setattr__(self, name, float(value))
-        _optimizer_class(self.optimizer)
+        optimizer_class(self.optimizer)
+        if self.accumulate > self.steps:
+            raise ValueError(
+                f"accumulate must be at most steps = {self.steps}, or nothing is learned; got {self.accumulate}"
+            )
+        for name in ("steps", "validate_every"):
+            if (getattr(self, name) or 0) % self.steps_per_execution:
+                raise ValueError(
+                    f"{name} must be a multiple of steps_per_execution = {self.steps_per_execution}, got {getattr(self, name)}"
+                )
 
     @contextlib.contextmanager
     def scope(self):
@@ -118,7 +180,9 @@ class Recipe:
     def learning_rate_schedule(self):
         """The `WarmupSchedule` of this recipe."""
         final = self.learning_rate * self.final_learning_rate_fraction
-        return WarmupSchedule(self.schedule, self.learning_rate, self.steps, self.warmup_steps, final)
+        return WarmupSchedule(
+            self.schedule, self.learning_rate, self.steps, self.warmup_steps, final, self.decay_fraction
+        )
 
     def compile(self, model):
         """Compile with the recipe's optimizer and the cross-entropy of the next token, in nats.
@@ -127,20 +191,26 @@ class Recipe:
             model: gives logits (batch, time, vocabulary); built in `scope()`.
 
         Raises:
-            ValueError: the model was built outside the strategy's scope, or does not go with it.
+            ValueError: the model was built outside the strategy's scope, or does not go with it; what the backend, or
+                this model, cannot do.
         """
         devices = strategy(self.distribution)
         devices.check(model)
+        if self.steps_per_execution > 1 and keras.backend.backend() == "torch":
+            raise ValueError("steps_per_execution above 1 needs the tensorflow or jax backend; leave it at 1 on torch")
         with devices.scope():
             _build(model)
+            self._rematerialize(model)
             model.compile(
-                optimizer=self._new_optimizer(model.trainable_variables),
-                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                optimizer=new_optimizer(self, model),
+                loss=(FusedCrossEntropy if _projects(model) else CrossEntropy)(self.label_smoothing, self.z_loss),
+                steps_per_execution=self.steps_per_execution,
+                jit_compile=self.jit_compile,
             )
         devices.check(model)
         devices.prepare(model.optimizer)
 
-    def fit(self, model, train, validation=None, callbacks=(), first_step=0, progress=True):
+    def fit(self, model, train, validation=None, callbacks=(), first_step=0, progress=True, resume=None):
         """Train up to step `steps` in one call of `model.fit`, whose epochs are the pieces between two validations.
 
         Args:
@@ -152,51 +222,81 @@ class Recipe:
             callbacks: Keras callbacks; those of `training.callbacks` learn the step, the tokens and the bytes.
             first_step: steps made before; a run that goes on gives it, and a model that brings its optimizer.
             progress: whether to show a progress line.
+            resume: a `Resume`, which saves checkpoints and goes on from the newest; `first_step` is then its own.
 
         Returns:
-            The Keras `History`: one entry of `loss` (and `val_loss`) for each piece.
+            The Keras `History`: one entry of `loss` (and `val_loss`) for each piece that was left to do.
 
         Raises:
             ValueError: batches of another size than `batch_size`, a model that does not go with the distribution,
                 a first step that does not fit the optimizer or the data.
         """
-        if not 0 <= first_step < self.steps:
+        pieces = self.validate_every or math.ceil(self.steps / 10)
+        pieces += -pieces % self.steps_per_execution
+        if resume is not None:
+            resume.divide(pieces)
+            first_step = resume.first_step
+        if self.roll_back_factor is not None and resume is None:
+            raise ValueError("roll_back_factor goes back to checkpoints, so fit needs resume=Resume(folder)")
+        if not 0 <= first_step < self.steps and resume is None:
             raise ValueError(f"first_step must be between 0 and steps - 1 = {self.steps - 1}, got {first_step}")
         if first_step and not hasattr(train, "batches"):
             raise ValueError("a run can go on only with data that has batches(first_step), as data.causal_blocks gives")
         devices = strategy(self.distribution)
         if not model.compiled:
             self.compile(model)
+        self._rematerialize(model)
         devices.check(model)
         devices.prepare(model.optimizer)
-        _check_iterations(model.optimizer, first_step)
+        if resume is not None:
+            resume.restore(model)
+        _check_iterations(model.optimizer, first_step if resume is None else resume.step_before)
         self._renew(model)
+        if first_step >= self.steps:  # nothing is left to do, but what `fit` does at its end
+            model.optimizer.finalize_variable_values(model.trainable_weights)
+            return keras.callbacks.History()
         tokens = self._check_batch(train, first_step, devices)
         if first_step == 0 and getattr(model, "stateful_batch_size", None) is not None:
             model.reset_state()
 
-        pieces = self.validate_every or math.ceil(self.steps / 10)
-        pieces = min(pieces, self.steps - first_step)
-        epochs = math.ceil((self.steps - first_step) / pieces)
-        run = Run(first_step, self.steps, tokens, _bytes_per_token(validation))
+        arguments = {"initial_epoch": 0, "shuffle": False}
+        if resume is None:
+            pieces = min(pieces, self.steps - first_step)
+        else:
+            arguments = resume.fit_arguments()
+        step_before = first_step if resume is None else resume.step_before
+        run = Run(first_step, self.steps, tokens, _bytes_per_token(validation), step_before)
         callbacks = list(callbacks)
+        if self.ema is not None:
+            callbacks.insert(0, ValidateAverage())
         if progress and not any(isinstance(callback, Progress) for callback in callbacks):
             callbacks.insert(0, Progress())
         if (self.steps - first_step) % pieces:
-            callbacks.insert(0, _StopAt(self.steps - first_step))
+            callbacks.insert(0, _StopAtTheEnd())
+        if self.stop_after_skipped:
+            average_finite_losses(model)
+            callbacks.append(StopAfterSkipped(self.stop_after_skipped))
+        if self.roll_back_factor is not None:
+            callbacks.append(RollBack(resume, self.roll_back_factor))
+        if resume is not None:
+            callbacks.append(resume)  # the last one: what others write at a step is on the disk before the checkpoint
         for callback in callbacks:
             if isinstance(callback, RunCallback):
                 callback.run = run
-        with devices.scope():
-            return model.fit(
-                feed(train, first_step),
-                validation_data=feed_validation(validation),
-                epochs=epochs,
-                steps_per_epoch=pieces,
-                callbacks=callbacks,
-                shuffle=False,
-                verbose=0,
-            )
+        try:
+            with devices.scope():
+                return model.fit(
+                    devices.feed(train, first_step) if resume is None else resume.data(train, devices),
+                    validation_data=devices.feed_validation(validation),
+                    epochs=arguments["initial_epoch"] + math.ceil((self.steps - first_step) / pieces),
+                    steps_per_epoch=pieces,
+                    callbacks=callbacks,
+                    verbose=0,
+                    **arguments,
+                )
+        finally:
+            if resume is not None:
+                resume.close()
 
     def to_dict(self):
         """All fields, as JSON takes them."""
@@ -229,26 +329,23 @@ class Recipe:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         return cls.from_dict(content.get("recipe", content))
 
-    def _new_optimizer(self, variables):
-        kind = _optimizer_class(self.optimizer)
-        takes = inspect.signature(kind.__init__).parameters
-        betas = {name: getattr(self, name) for name in ("beta_1", "beta_2") if name in takes}
-        optimizer = kind(
-            learning_rate=self.learning_rate_schedule(),
-            weight_decay=self.weight_decay,
-            global_clipnorm=self.clip_norm,
-            **betas,
-        )
-        _exclude(optimizer, variables)
-        return optimizer
+    def _rematerialize(self, model):
+        blocks = [layer for layer in model._flatten_layers() if hasattr(layer, "rematerialize")]
+        if self.rematerialize and not blocks:
+            raise ValueError(
+                "rematerialize=True is for Transformer blocks, and the model has none; leave it out, or wrap what is "
+                "costly in your own layers in keras.remat"
+            )
+        for block in blocks:
+            block.rematerialize = self.rematerialize
 
     def _renew(self, model):
         """What a compiled model's own optimizer needs to go on by this recipe: a file does not hold all of it."""
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        optimizer = innermost(model.optimizer)
         old, new = getattr(optimizer, "_learning_rate", None), self.learning_rate_schedule()
         if not isinstance(old, WarmupSchedule):
             return  # compiled by the user, who has set what is wanted
-        _exclude(optimizer, model.trainable_variables)
+        exclude_from_decay(optimizer, model.trainable_variables)
         if old.get_config() != new.get_config():  # `steps` may be others than before
             optimizer.learning_rate = new
             model.make_train_function(force=True)  # the traced one has the old schedule in it
@@ -274,34 +371,24 @@ class Recipe:
         return int(np.prod(y.shape))
 
 
-def decays(variable):
-    """Whether weight decay pulls at a variable: at matrices and tables of tokens, not at biases, scales and positions."""
-    *parts, name = variable.path.split("/")
-    return len(variable.shape) >= 2 and "bias" not in name and "positions" not in parts
-
-
-def _exclude(optimizer, variables):
-    optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if not decays(variable)])
-
-
-class _StopAt(keras.callbacks.Callback):
+class _StopAtTheEnd(RunCallback):
     """Ends the last piece, where it is shorter than the others."""
 
-    def __init__(self, steps):
-        super().__init__()
-        self.steps = steps
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._before = epoch * self.params["steps"]
-
     def on_train_batch_end(self, batch, logs=None):
-        if self._before + batch + 1 >= self.steps:
+        super().on_train_batch_end(batch, logs)
+        if self.step >= self.run.steps:
             self.model.stop_training = True
 
 
 def _bytes_per_token(validation):
     size, targets = getattr(validation, "num_bytes", None), getattr(validation, "num_targets", None)
     return size / targets if size and targets else None
+
+
+def _projects(model):
+    """Whether a model makes its logits by a `projection()`, and not by a `logits_of` of its own."""
+    owners = [name for owner in type(model).__mro__ for name in ("projection", "logits_of") if name in vars(owner)]
+    return {"projection", "logits_of"} <= set(owners) and owners.index("projection") < owners.index("logits_of")
 
 
 def _build(model):
@@ -319,8 +406,8 @@ def _build(model):
 
 
 def _check_iterations(optimizer, first_step):
-    made = int(keras.ops.convert_to_numpy(optimizer.iterations))
-    # With a scaled loss, steps that overflowed were left out.
+    made = int(keras.ops.convert_to_numpy(innermost(optimizer)._iterations))  # batches, where gradients are accumulated
+    # With Keras's scaled loss, steps that overflowed were left out.
     skipped = hasattr(optimizer, "inner_optimizer") and 0 < made < first_step
     if made == first_step or skipped:
         return
@@ -328,16 +415,3 @@ def _check_iterations(optimizer, first_step):
         f"the optimizer has made {made} steps, and first_step is {first_step}, so that learning rate and data would not "
         f"fit together; go on with first_step={made}, or start over with recipe.compile(model)"
     )
-
-
-def _optimizer_class(name):
-    # By name alone: to make one would start the backend, whose devices could not be set up afterwards.
-    kinds = {
-        kind.__name__.lower(): kind
-        for kind in vars(keras.optimizers).values()
-        if isinstance(kind, type) and issubclass(kind, keras.optimizers.Optimizer)
-    }
-    kinds = {key: kind for key, kind in kinds.items() if key not in ("optimizer", "lossscaleoptimizer")}
-    if not isinstance(name, str) or name.lower() not in kinds:
-        raise ValueError(f"optimizer must be one of {sorted(kinds)}, got {name!r}")
-    return kinds[name.lower()]

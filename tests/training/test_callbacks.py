@@ -1,68 +1,31 @@
 """What a run shows and writes."""
 
-import csv
+import dataclasses
 import io
-import struct
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
 
 import keras
 import numpy as np
 import pytest
 from training_toy import Batches, compiled, new_model
 
-from keras_seqlm.training import HistoryCSV, LossPlot, Progress, Recipe, SampleWriter, plot_history, read_history
-from keras_seqlm.training.callbacks import COLUMNS
+from keras_seqlm.training import HistoryCSV, Progress, Recipe, Run, RunCallback, SampleWriter, read_history
+from keras_seqlm.training.callbacks import _up_to
+from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
+ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = Recipe(steps=6, batch_size=4, warmup_steps=2, validate_every=2)
 
 
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-class Crash(keras.callbacks.Callback):
-    """Stops the run as an error would, in the middle of a piece."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.step, self.seen = step, 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen += 1
-        if self.seen == self.step:
-            raise MemoryError("crash")
-
-
-@pytest.mark.backends
-def test_rows_survive_a_crash(tmp_path):
-    path = tmp_path / "run" / "history.csv"
-    with pytest.raises(MemoryError):
-        RECIPE.fit(
-            compiled(RECIPE, "bigram"), Batches(), Batches().batch(50), [HistoryCSV(path), Crash(5)], progress=False
-        )
-    with open(path, newline="") as file:
-        header, *rows = csv.reader(file)
-    assert tuple(header) == COLUMNS
-    assert [row[0] for row in rows] == ["2", "4"]
-    for row in read_history(path):
-        assert 0 < row["loss"] < 10 and 0 < row["validation_loss"] < 10
-        assert row["tokens_per_second"] > 0 and row["seconds"] > 0
-        assert row["validation_bits_per_byte"] is None
-        assert row["learning_rate"] == pytest.approx(float(RECIPE.learning_rate_schedule()(row["step"] - 1)), rel=1e-5)
-
-
-def test_a_line_cut_short_is_left_out(tmp_path):
-    path = tmp_path / "history.csv"
-    path.write_text(",".join(COLUMNS) + "\n2,3.5,3.6,,0.001,100,1.5\n4,3.1,3")
-    assert [row["step"] for row in read_history(path)] == [2]
-
-
-def test_a_new_run_starts_a_new_file(tmp_path):
-    path = tmp_path / "history.csv"
-    path.write_text("old\n")
-    RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=[HistoryCSV(path)], progress=False)
-    assert [row["step"] for row in read_history(path)] == [2, 4, 6]
-    assert [row["validation_loss"] for row in read_history(path)] == [None] * 3
 
 
 @pytest.mark.backends
@@ -126,54 +89,150 @@ def test_samples_are_written_at_validation_points(tmp_path):
         SampleWriter(str, path, every=0)
 
 
-def write_history(path):
-    rows = [
-        (step, 1 + 2 / (1 + step / 100), 1.2 + 2 / (1 + step / 90) if step % 200 == 0 else "")
-        for step in range(100, 1100, 100)
-    ]
-    lines = [",".join(COLUMNS), *(f"{step},{loss},{validation},,,," for step, loss, validation in rows)]
-    path.write_text("\n".join(lines) + "\n")
+def total(model):
+    return f"{sum(np.abs(weight).sum() for weight in model.get_weights()):.3f}"
 
 
-def test_plot_has_both_curves_and_its_axes_named(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *args, **kwargs: figures.append(self) or open(args[0], "w").close()
-    )
-    write_history(tmp_path / "history.csv")
-    plot_history(tmp_path / "history.csv", tmp_path / "loss.png")
-    (axes,) = figures[0].axes
-    assert axes.get_xlabel() == "step" and axes.get_ylabel() == "loss (nats per token)"
-    assert [len(line.get_xdata()) for line in axes.lines] == [10, 5]
-    assert [text.get_text().split(":")[0] for text in axes.get_legend().get_texts()] == ["training", "validation"]
+def sections(path):
+    """step -> text of a `SampleWriter` file."""
+    parts = path.read_text(encoding="utf-8").split("--- step ")[1:]
+    return {int(part.split(" ---\n")[0]): part.split(" ---\n")[1].removesuffix("\n\n") for part in parts}
 
 
-def test_plot_is_a_png_and_replaces_the_old_one(tmp_path):
-    write_history(tmp_path / "history.csv")
-    (tmp_path / "loss.png").write_text("old")
-    plot_history(tmp_path / "history.csv", tmp_path / "loss.png")
-    data = (tmp_path / "loss.png").read_bytes()
-    assert data.startswith(b"\x89PNG")
-    assert struct.unpack(">II", data[16:24]) == (1050, 630)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.csv", "loss.png"]
-
-
-def test_plot_of_a_run_that_has_just_begun(tmp_path):
-    (tmp_path / "history.csv").write_text(",".join(COLUMNS) + "\n")
-    plot_history(tmp_path / "history.csv", tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").exists()
-
-
-def test_the_curves_are_drawn_during_the_run_and_at_its_end(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("keras_seqlm.training.callbacks.plot_history", lambda *paths: drawn.append(paths))
-    history, path = tmp_path / "history.csv", tmp_path / "loss.png"
-    RECIPE.fit(
-        compiled(RECIPE, "bigram"),
+@pytest.mark.backends
+def test_samples_between_validations_are_of_the_weights_of_their_step(tmp_path):
+    looped, expected = compiled(RECIPE, "bigram"), {}
+    for step in range(6):
+        looped.train_on_batch(*Batches().batch(step))
+        expected[step + 1] = total(looped)
+    recipe = dataclasses.replace(RECIPE, validate_every=4)
+    model = compiled(recipe, "bigram")
+    recipe.fit(model, Batches(), callbacks=[SampleWriter(total, tmp_path / "1", every_steps=1)], progress=False)
+    assert sections(tmp_path / "1") == pytest.approx(expected)
+    np.testing.assert_allclose(float(total(model)), float(total(looped)), rtol=1e-5)
+    recipe.fit(
+        compiled(recipe, "bigram"),
         Batches(),
-        callbacks=[HistoryCSV(history), LossPlot(history, path, interval=3600.0)],
+        callbacks=[SampleWriter(str, tmp_path / "5", every_steps=5)],
         progress=False,
     )
-    assert drawn == [(history, path)] * 2
+    assert list(sections(tmp_path / "5")) == [5, 6]
+    with pytest.raises(ValueError, match="every_steps must be at least 1"):
+        SampleWriter(str, tmp_path / "0", every_steps=0)
+
+
+def test_a_run_that_goes_on_takes_back_the_samples_after_its_first_step(tmp_path):
+    path = tmp_path / "samples.txt"
+    whole = "--- step 2 ---\n'a' -> '\n\nb'\n\n--- step 4 ---\nfour\n\n"
+    path.write_text(whole + "--- step 6 ---\nsix\n\n", encoding="utf-8")
+    model = compiled(RECIPE, "bigram")
+    for step in range(4):
+        model.train_on_batch(*Batches().batch(step))
+    writer = SampleWriter(lambda model: "anew", path)
+    RECIPE.fit(model, Batches(), callbacks=[writer], first_step=4, progress=False)
+    assert path.read_text(encoding="utf-8") == whole + "--- step 6 ---\nanew\n\n"
+
+
+def test_a_sample_that_a_crash_cut_short_is_taken_back():
+    whole = "--- step 2 ---\ntwo\n\n"
+    assert _up_to(whole + "--- step 4 ---\nfo", 9) == _up_to(whole + "--- ste", 9) == whole
+    assert _up_to(whole, 1) == _up_to("", 9) == ""
+
+
+@pytest.mark.backends
+def test_the_optimizers_numbers_are_those_of_the_step_before():
+    def fresh():
+        keras.utils.set_random_seed(3)
+        model = new_model("bigram")
+        optimizer = SafeOptimizer(keras.optimizers.SGD(0.1))
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+        return model
+
+    class Watch(RunCallback):
+        seen = ()
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.seen += (self.of_optimizer("gradient_norm"),)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen += (self.of_optimizer("gradient_norm"),)
+
+    looped, norms = fresh(), []
+    x, y = Batches(rows=12).batch(0)
+    for start in (0, 4, 8):
+        looped.train_on_batch(x[start : start + 4], y[start : start + 4])
+        norms.append(float(keras.ops.convert_to_numpy(looped.optimizer.gradient_norm)))
+    watch = Watch()
+    fresh().fit(x, y, batch_size=4, shuffle=False, callbacks=[watch], verbose=0)
+    assert not watch.seen[0]
+    np.testing.assert_allclose(watch.seen[1:], norms, rtol=1e-5)
+
+
+@pytest.mark.backends
+def test_progress_shows_the_gradients_norm_and_what_was_skipped():
+    model = new_model("bigram")
+    optimizer = SafeOptimizer(keras.optimizers.SGD(0.1))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    x, y = Batches(rows=12).batch(0)
+    weight = np.ones(y.shape, "float32")
+    weight[5] = np.nan
+    out = Terminal()
+    callbacks = [Progress(stream=out, interval=0.0), RunCallback()]  # the second one makes JAX wait for each step
+    model.fit(x, y, sample_weight=weight, batch_size=4, shuffle=False, callbacks=callbacks, verbose=0)
+    first, second, third, last = out.getvalue().split("\r")[1:]
+    assert "gradient norm" not in first and "gradient norm 0." in second and "skipped" not in second
+    assert "gradient norm nan  1 skipped" in third
+    assert "gradient norm 0." in last and "1 skipped" in last
+
+
+def test_steps_that_are_run_through_again_are_neither_timed_nor_shown(tmp_path):
+    class Slow(RunCallback):
+        """Steps up to the fourth pass in no time, those after it take theirs."""
+
+        def on_train_batch_begin(self, batch, logs=None):
+            time.sleep(0.05 * (batch >= 4))
+
+    out = io.StringIO()
+    callbacks = [Slow(), Progress(stream=out), SampleWriter(lambda model: "", tmp_path / "samples.txt", every_steps=1)]
+    for callback in callbacks:
+        callback.run = Run(steps=8, step_before=4)
+    model = compiled(RECIPE, "bigram")
+    x, y = Batches(rows=32).batch(0)
+    model.fit(x, y, batch_size=4, callbacks=callbacks, verbose=0)
+    assert [int(line.split("/")[0].split()[1]) for line in out.getvalue().splitlines()] == [5, 6, 7, 8]
+    assert list(sections(tmp_path / "samples.txt")) == [5, 6, 7, 8]
+    assert 5 < callbacks[1].steps_per_second() < 20
+
+
+def test_a_process_that_is_not_the_first_makes_samples_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("keras_seqlm.training.callbacks.is_chief", lambda: False)
+    made = []
+    writer = SampleWriter(lambda model: made.append(1) or "", tmp_path / "samples.txt")
+    RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=[writer])
+    assert len(made) == 3 and list(tmp_path.iterdir()) == [] and capsys.readouterr().err == ""
+
+
+CHIEF = """
+import json, sys
+import jax
+from keras_seqlm.training.callbacks import is_chief
+alone = is_chief()
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))  # fails where JAX has started its devices
+print(json.dumps([alone, is_chief()]))
+"""
+
+
+def test_of_several_processes_the_first_one_writes():
+    pytest.importorskip("jax")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHIEF, address, str(i)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    answers = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    assert answers == [[True, True], [True, False]]

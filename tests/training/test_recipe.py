@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from training_toy import LENGTH, VOCABULARY, Batches, compiled, new_model
 
-from keras_seqlm.training import HistoryCSV, Recipe, WarmupSchedule, read_history
-from keras_seqlm.training.recipe import decays
+from keras_seqlm.training import HistoryCSV, Recipe, SafeOptimizer, WarmupSchedule, read_history
+from keras_seqlm.training.distribution import innermost
+from keras_seqlm.training.optimizers import decays
 
 SHORT = Recipe(steps=6, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=1)
 
@@ -53,6 +54,15 @@ def test_an_unknown_field_is_refused():
         ("seed", -1),
         ("distribution", "two"),
         ("validate_every", 0),
+        ("decay_fraction", 0.0),
+        ("accumulate", 0),
+        ("accumulate", 2000),
+        ("ema", 1.0),
+        ("label_smoothing", 1.0),
+        ("z_loss", -1e-4),
+        ("rematerialize", 1),
+        ("steps_per_execution", 0),
+        ("jit_compile", "yes"),
     ],
 )
 def test_each_field_is_checked(field, value):
@@ -122,7 +132,7 @@ def test_a_longer_recipe_stretches_the_learning_rate():
     longer.fit(model, Batches(), first_step=6, progress=False)
     assert float(model.optimizer.learning_rate) == pytest.approx(0.001, rel=1e-4)
     assert int(model.optimizer.iterations) == 10
-    assert model.optimizer.get_config()["learning_rate"]["config"]["steps"] == 10
+    assert innermost(model.optimizer).get_config()["learning_rate"]["config"]["steps"] == 10
 
 
 def test_a_first_step_that_does_not_fit_is_refused():
@@ -177,15 +187,17 @@ def test_weight_decay_pulls_at_matrices_and_token_tables_only(name):
 def test_the_optimizer_has_the_numbers_of_the_recipe():
     model = new_model("tied")
     Recipe(optimizer="Adam", beta_2=0.95, weight_decay=0.0, clip_norm=None, schedule="linear").compile(model)
-    config = model.optimizer.get_config()
-    assert type(model.optimizer) is keras.optimizers.Adam
+    assert type(model.optimizer) is SafeOptimizer
+    optimizer = innermost(model.optimizer)
+    config = optimizer.get_config()
+    assert type(optimizer) is keras.optimizers.Adam
     assert (config["beta_1"], config["beta_2"], config["weight_decay"], config["global_clipnorm"]) == (
         0.9,
         0.95,
         0.0,
         None,
     )
-    assert isinstance(model.optimizer._learning_rate, WarmupSchedule)
+    assert isinstance(optimizer._learning_rate, WarmupSchedule)
     Recipe(optimizer="sgd").compile(new_model("tied"))
 
 

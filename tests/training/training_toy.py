@@ -10,6 +10,16 @@ MODELS = {
     "tied": ("TransformerLM", {**SMALL, "num_heads": 2, "max_length": LENGTH}),
     "untied": ("TransformerLM", {**SMALL, "num_heads": 2, "max_length": LENGTH, "tie_embedding": False}),
     "lstm": ("RecurrentLM", {**SMALL, "cell": "lstm"}),
+    "gru": ("RecurrentLM", {**SMALL, "cell": "gru", "embedding_dim": 8}),
+    "rnn": ("RecurrentLM", {**SMALL, "cell": "rnn", "tie_embedding": False}),
+}
+# What several devices must train as one does: case -> model, its options, its data. A new model adds a line.
+CASES = {
+    "tied": ("tied", {}, {"validate": True}),
+    "untied": ("untied", {"vocabulary_size": VOCABULARY + 1}, {"segment_ids": True}),
+    "rnn": ("rnn", {}, {"segment_ids": True}),
+    "gru": ("gru", {}, {"tf_data": True}),
+    "lstm": ("lstm", {"vocabulary_size": 260}, {"text": True}),
 }
 
 
@@ -44,7 +54,7 @@ def new_model(name, **options):
         embedding = layers.TokenEmbedding(VOCABULARY, 8)
         return keras.Sequential([keras.Input((LENGTH,), dtype="int32"), embedding, keras.layers.Dense(VOCABULARY)])
     kind, arguments = MODELS[name]
-    return getattr(models, kind)(VOCABULARY, size="nano", **{**arguments, **options})
+    return getattr(models, kind)(**{"vocabulary_size": VOCABULARY, "size": "nano", **arguments, **options})
 
 
 def compiled(recipe, name, **options):
@@ -58,28 +68,89 @@ def compiled(recipe, name, **options):
     return model
 
 
-def train(recipe, name, segment_ids=False):
-    """The losses of all steps, one for each."""
-    data = Batches(recipe.batch_size, segment_ids)
-    return recipe.fit(compiled(recipe, name), data, progress=False).history["loss"]
+def train(recipe, name, options, segment_ids=False, validate=False, text=False, tf_data=False):
+    """The losses of all steps, training and validation, and the weights after them."""
+    batches = Batches(recipe.batch_size, segment_ids)
+    data = (
+        blocks(recipe.batch_size)
+        if text
+        else (as_tf_data(batches) if tf_data else batches, held() if validate else None)
+    )
+    model = compiled(recipe, name, **options)
+    history = recipe.fit(model, *data, progress=False).history
+    weights = {variable.path.partition("/")[2]: whole(variable) for variable in model.trainable_variables}
+    return history["loss"] + history.get("val_loss", []), weights
+
+
+def as_tf_data(batches):
+    """The same as a `tf.data.Dataset`, which cannot be asked for a step."""
+    import tensorflow as tf
+
+    spec = tf.TensorSpec((batches.rows, LENGTH), "int32")
+    return tf.data.Dataset.from_generator(batches.batches, output_signature=(spec, spec))
+
+
+def blocks(rows):
+    """Training and validation batches of `data.causal_blocks`."""
+    import pathlib
+    import tempfile
+
+    from keras_seqlm.data import causal_blocks
+    from keras_seqlm.tokenizers import ByteTokenizer
+
+    path = pathlib.Path(tempfile.mkdtemp(), "sums.txt")
+    path.write_text("".join(f"{a} + {b} = {a + b}\n" for a in range(20) for b in range(20)))
+    return causal_blocks(path, ByteTokenizer(), LENGTH, rows, seed=1, validation_fraction=0.02, cache_dir=path.parent)
+
+
+def held(rows=4):
+    """Validation data that know nothing of processes: two batches whose rows hold unequally many targets."""
+    import keras
+    import numpy as np
+
+    class Held(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            weights = (np.arange(LENGTH) < 2 * np.arange(1, rows + 1)[:, None]).astype("float32")
+            return *Batches(rows).batch(1000 + index), weights
+
+    return Held()
+
+
+def whole(variable):
+    """NumPy's view of a variable; also where other processes hold parts of it."""
+    import keras
+
+    if keras.backend.backend() == "jax" and not variable.value.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(variable.value, tiled=True)
+    return keras.ops.convert_to_numpy(variable)
 
 
 def refusals(recipe):
-    """What is said to a model that does not go with several replicas."""
+    """What is said to a model, or to data, that do not go with several replicas."""
     import dataclasses
 
-    half = dataclasses.replace(recipe, precision="mixed_float16")
+    recipe = dataclasses.replace(recipe, steps=1)
     odd = dataclasses.replace(recipe, batch_size=3)
     outside = new_model("tied")
     outside.build()  # JAX: a model without weights gets them in the scope when it is compiled, and is right
     with recipe.scope():
         carrying, inside = new_model("lstm", stateful_batch_size=4), new_model("tied")
+    x, y = Batches(4).batch(0)
+    masked = Batches(4)
+    masked.batch = lambda step: ({"token_ids": x, "padding_mask": x > 0}, y)
     attempts = {
         "outside": lambda: recipe.compile(outside),
         "carried": lambda: recipe.compile(carrying),
-        "half": lambda: compiled(half, "tied"),
         "odd": lambda: odd.fit(inside, Batches(3)),
         "odd scope": lambda: odd.scope().__enter__(),
+        "odd width": lambda: compiled(recipe, "tied", hidden_dim=9, num_heads=3),
+        "odd validation": lambda: recipe.fit(inside, Batches(4), (x[:3], y[:3]), progress=False),
+        "bool": lambda: recipe.fit(inside, masked, progress=False),
     }
     said = {}
     for name, attempt in attempts.items():
@@ -90,11 +161,30 @@ def refusals(recipe):
     return said
 
 
-def main(distribution):
-    """Print the losses of each model on one device and on all, and what is refused."""
+def shards(recipe, name, by_hand=False):
+    """Shape of each weight of a model, and of its slots, and the shape of what one device holds of it (JAX)."""
+    import keras
+
+    from keras_seqlm.training import distribution
+
+    scope = recipe.scope()
+    if by_hand:
+        mesh = distribution.strategy(recipe.distribution)._distribution.device_mesh
+        layout_map = new_model(name).layout_map(mesh)
+        scope = keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope()
+    with scope:
+        model, optimizer = new_model(name), keras.optimizers.AdamW()
+        model.build()
+        optimizer.build(model.trainable_variables)
+    values = [variable.value for variable in [*model.trainable_variables, *optimizer.variables]]
+    return [[value.shape, value.sharding.shard_shape(value.shape)] for value in values]
+
+
+def main(*distributions):
+    """Print the losses and weights of each case on one device and by each distribution, and what is refused."""
     import dataclasses
 
-    if distribution == "mirrored":
+    if "mirrored" in distributions:
         import tensorflow as tf
 
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -102,18 +192,27 @@ def main(distribution):
     from keras_seqlm.training import Recipe
     from keras_seqlm.training import distribution as strategies
 
+    replicas = {distribution: strategies.strategy(distribution).num_replicas for distribution in distributions}
     # The clip bites at each step, so that one made before the sum would show.
-    single = Recipe(steps=10, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
-    spread = dataclasses.replace(single, distribution=distribution)
-    losses = {}
-    for case in ("tied", "untied+segments", "lstm"):
-        name, segment_ids = case.removesuffix("+segments"), case.endswith("+segments")
-        losses[case] = [train(recipe, name, segment_ids) for recipe in (single, spread)]
-    replicas = strategies.strategy(distribution).num_replicas
-    print(json.dumps({"replicas": replicas, "losses": losses, "refused": refusals(spread)}))
+    single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
+    spread = [dataclasses.replace(single, distribution=distribution) for distribution in distributions]
+    losses, weights = {}, {}
+    for case, (name, options, data) in CASES.items():
+        (one, before), *others = [train(recipe, name, options, **data) for recipe in (single, *spread)]
+        for distribution, (all_, after) in zip(distributions, others, strict=True):
+            losses[f"{distribution} {case}"] = [one, all_]
+            differences = {path: float(abs(before[path] - after[path]).max()) for path in before}
+            weights[f"{distribution} {case}"] = differences
+    result = {"replicas": replicas, "losses": losses, "weights": weights}
+    if "KERAS_DISTRIBUTION_NUM_PROCESSES" not in os.environ:
+        result["refused"] = {recipe.distribution: refusals(recipe) for recipe in spread}
+        cut = [recipe for recipe in spread if recipe.distribution.startswith("model-parallel")]
+        result["shards"] = [
+            [shards(recipe, name, by_hand) for by_hand in (False, True)] for recipe in cut for name in MODELS
+        ]
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "data-parallel":
-        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    main(sys.argv[1])
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={os.environ.get('DEVICES', 2)}"
+    main(*sys.argv[1:])

@@ -1,0 +1,287 @@
+"""Checkpoints on disk: each a folder that appears whole or not at all, with a SHA-256 of every byte in it."""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import time
+import warnings
+
+import numpy as np
+
+FORMAT = 1
+STATE, MANIFEST = "state.safetensors", "manifest.json"
+ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
+_LOCKS = {}  # folder -> the open file whose lock this process holds
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, or a folder without any that can; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint whose manifest has been read.
+
+    Args:
+        folder: where it lies.
+        step: updates made before it was written.
+        meta: what the writer said beside the arrays, as JSON takes it.
+        shapes: name -> (dtype name, shape) of each array.
+    """
+
+    folder: pathlib.Path
+    step: int
+    meta: dict
+    shapes: dict
+
+    def arrays(self):
+        """The arrays, name -> NumPy array."""
+        from safetensors.numpy import load_file
+
+        return load_file(self.folder / STATE)
+
+
+class Checkpoints:
+    """The checkpoints in a folder, `step-00000100`, `step-00000200` ..., and the rules by which they come and go.
+
+    A checkpoint is written beside, flushed to the disk and renamed, so a process may be killed at any instant; what it
+    leaves half done is swept away by the next one. A checkpoint that lost a bit is passed over for the one before.
+
+    Args:
+        folder: made if it is not there.
+        keep: how many of the newest stay; the one with the lowest `validation_loss` in its meta stays, too.
+
+    Raises:
+        ValueError: `keep` is below 1.
+
+    Example:
+
+    >>> import numpy as np, tempfile
+    >>> checkpoints = Checkpoints(tempfile.mkdtemp())
+    >>> _ = checkpoints.save(100, {"w": np.zeros((2, 3), "float32")})
+    >>> found = checkpoints.newest()
+    >>> found.step, found.arrays()["w"].shape
+    (100, (2, 3))
+    """
+
+    def __init__(self, folder, keep=2):
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.folder = pathlib.Path(folder)
+        self.keep = keep
+
+    def open(self, size=0):
+        """Take the folder for this process: make it, lock it, sweep it, and see that it can be written.
+
+        Args:
+            size: bytes of a checkpoint; twice as many must be free.
+
+        Raises:
+            OSError: another process has the folder (its PID is named), it cannot be written, or the disk is too full.
+        """
+        self.close()  # a run of this process that ended by an error may still hold it
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / ".lock", "a+", encoding="utf-8")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise NotADirectoryError(
+                f"checkpoints go to the folder {self.folder}, and there is a file in the way"
+            ) from error
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"checkpoints cannot be written ({error.strerror})", str(self.folder)
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise OSError(
+                errno.EBUSY, f"process {owner} trains there; stop it, or name another folder", str(self.folder)
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _LOCKS[self.folder.resolve()] = lock
+        free = shutil.disk_usage(self.folder).free
+        if free < 2 * size:
+            self.close()
+            raise OSError(
+                errno.ENOSPC,
+                f"a checkpoint takes {size:,} bytes, twice that must be free, and {free:,} are",
+                str(self.folder),
+            )
+        for path in self.folder.glob(".part-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def close(self):
+        """Give the folder back to other processes."""
+        lock = _LOCKS.pop(self.folder.resolve(), None)
+        if lock is not None:
+            lock.close()
+
+    def save(self, step, arrays, meta=None):
+        """Write one checkpoint; a write that storage refuses is tried three times. Returns its folder.
+
+        Args:
+            step: updates made so far.
+            arrays: name -> NumPy array.
+            meta: a dict that JSON takes.
+
+        Raises:
+            OSError: it could not be written; those before are as they were.
+        """
+        folder = self.folder / f"step-{step:08d}"
+        part = self.folder / f".part-{step:08d}"
+        for attempt in range(ATTEMPTS):
+            try:
+                self._write(part, step, arrays, meta or {})
+                if folder.exists():  # of a run that was damaged here and came by again
+                    shutil.rmtree(folder)
+                os.rename(part, folder)
+                _flush(self.folder)
+                break
+            except OSError as error:
+                shutil.rmtree(part, ignore_errors=True)
+                if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES) or attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(FIRST_WAIT * 2**attempt)
+        self._purge()
+        return folder
+
+    def steps(self):
+        """The steps of all checkpoints there, in order; none of them has been checked."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def read(self, step):
+        """The `Checkpoint` of a step, each byte of it verified.
+
+        Raises:
+            CheckpointError: it is damaged, incomplete, or of a later format than this version knows.
+        """
+        return self._read(self.folder / f"step-{step:08d}")
+
+    def newest(self):
+        """The newest checkpoint that is whole, or None where there is none at all; damaged ones are named in a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none of them is whole, or one is of a later format.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                found = self.read(step)
+            except CheckpointError as error:
+                if "format" in str(error):
+                    raise
+                damaged.append(str(error))
+                continue
+            for reason in damaged:
+                warnings.warn(f"{reason}; going on from {found.folder.name}, the one before", stacklevel=2)
+            return found
+        if damaged:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}. Restore the folder from a copy, or delete "
+                "it to start anew"
+            )
+        return None
+
+    def _write(self, part, step, arrays, meta):
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        whole = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+        try:
+            save_file(whole, part / STATE)
+        except SafetensorError as error:  # says "os error 28" where Python has an errno
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(part / STATE)) from error
+        _flush(part / STATE)
+        body = {
+            "format": FORMAT,
+            "step": step,
+            "files": {STATE: {"bytes": (part / STATE).stat().st_size, "sha256": _sha256(part / STATE)}},
+            "arrays": {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()},
+            "meta": meta,
+        }
+        (part / MANIFEST).write_text(_sealed(body), encoding="utf-8")
+        _flush(part / MANIFEST)
+        _flush(part)
+
+    def _read(self, folder):
+        try:
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
+            body = json.loads(text)["body"]
+            whole = _sealed(body) == text
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder} is incomplete: it has no {MANIFEST}") from None
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(f"{folder} is damaged: {MANIFEST} cannot be read ({error})") from error
+        if not whole:
+            raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not match its own SHA-256")
+        if body["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {body['format']}, and this version of keras_seqlm reads format {FORMAT}; use the "
+                "version that wrote it"
+            )
+        for name, expected in body["files"].items():
+            try:
+                size = (folder / name).stat().st_size
+                if size != expected["bytes"]:
+                    raise CheckpointError(f"{folder} is damaged: {name} has {size} bytes of {expected['bytes']}")
+                if _sha256(folder / name) != expected["sha256"]:
+                    raise CheckpointError(f"{folder} is damaged: {name} does not match its SHA-256")
+            except OSError as error:
+                raise CheckpointError(f"{folder} is damaged: {name} cannot be read ({error})") from error
+        shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in body["arrays"].items()}
+        return Checkpoint(folder, body["step"], body["meta"], shapes)
+
+    def _purge(self):
+        steps = self.steps()
+        kept = set(steps[-self.keep :])
+        losses = {}
+        for step in steps:
+            try:
+                body = json.loads((self.folder / f"step-{step:08d}" / MANIFEST).read_text(encoding="utf-8"))["body"]
+                losses[step] = body["meta"]["validation_loss"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged, or not validated: it is no candidate
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        kept |= {min(known, key=known.get)} if known else set()
+        for step in set(steps) - kept:
+            try:
+                shutil.rmtree(self.folder / f"step-{step:08d}")
+            except OSError as error:
+                warnings.warn(f"an old checkpoint could not be deleted: {error}", stacklevel=2)
+
+
+def _sealed(body):
+    """The manifest's text: its body and the hash of it, in one fixed form, so that any change of a byte is seen."""
+    content = json.dumps(body, sort_keys=True)
+    return json.dumps({"body": body, "sha256": hashlib.sha256(content.encode()).hexdigest()}, sort_keys=True) + "\n"
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path):
+    """From the system's buffers to the disk; of a folder: the names in it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,182 @@
+"""The history of a run: the CSV file it writes, row by row, and the curves of it."""
+
+import csv
+import math
+import os
+import pathlib
+import time
+
+from keras_seqlm.training.callbacks import RunCallback
+
+COLUMNS = (
+    "step",
+    "loss",
+    "validation_loss",
+    "validation_bits_per_byte",
+    "learning_rate",
+    "tokens_per_second",
+    "seconds",
+    "gradient_norm",
+    "skipped_steps",
+)
+
+
+class HistoryCSV(RunCallback):
+    """Write a row to a CSV file at each validation point (in a plain `fit`: each epoch), safe from a crash.
+
+    Columns: `step`; `loss`, the mean over the steps since the row before, in nats a token; `validation_loss`;
+    `validation_bits_per_byte`; `learning_rate` of that step; `tokens_per_second`, validation and the first step left
+    out; `seconds` since the start; `gradient_norm` of that step, before clipping, and `skipped_steps` so far, where the
+    optimizer keeps them. What is unknown stays empty, and so do the bits per byte of a loss with label smoothing or
+    z-loss. A run that goes on from step n keeps the rows up to n.
+
+    Args:
+        path: of the file.
+        bytes_per_token: raw bytes of the validation text for each of its tokens; `Recipe.fit` knows it from the data.
+    """
+
+    async_safe = True
+
+    def __init__(self, path, bytes_per_token=None):
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.bytes_per_token = bytes_per_token
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if not self.chief:
+            return
+        kept = []
+        if self.run.first_step and self.path.exists():
+            kept = [row for row in read_history(self.path) if row["step"] <= self.run.first_step]
+        self._seconds_before = (kept[-1]["seconds"] or 0.0) if kept else 0.0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(self.path.name + ".new")
+        self._append(beside, [list(COLUMNS), *([_cell(row[name]) for name in COLUMNS] for row in kept)], mode="w")
+        os.replace(beside, self.path)
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if not self.chief:
+            return
+        logs = logs or {}
+        row = {
+            "step": self.step,
+            "loss": logs.get("loss"),
+            "validation_loss": logs.get("val_loss"),
+            "validation_bits_per_byte": self._bits_per_byte(logs.get("val_loss")),
+            "learning_rate": self.learning_rate(),
+            "tokens_per_second": self.tokens_per_second(),
+            "seconds": self._seconds_before + time.perf_counter() - self.started,
+            "gradient_norm": self.of_optimizer("gradient_norm"),
+            "skipped_steps": self.of_optimizer("skipped"),
+        }
+        self._append(self.path, [[_cell(row[name]) for name in COLUMNS]])
+
+    def _bits_per_byte(self, loss):
+        size = self.bytes_per_token or self.run.bytes_per_token
+        more = any(getattr(self.model.loss, name, 0) for name in ("label_smoothing", "z_loss"))
+        return None if loss is None or not size or more else loss / math.log(2) / size
+
+    @staticmethod
+    def _append(path, rows, mode="a"):
+        with open(path, mode, newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class LossPlot(RunCallback):
+    """Draw the curves of a `HistoryCSV`, which must stand before it in the list of callbacks.
+
+    Args:
+        history: path of the CSV file.
+        path: of the PNG file.
+        interval: seconds between two drawings; the last is always made.
+    """
+
+    async_safe = True
+
+    def __init__(self, history, path, interval=10.0):
+        super().__init__()
+        self.history = history
+        self.path = path
+        self.interval = interval
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._drawn = -math.inf
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if self.chief and time.perf_counter() - self._drawn >= self.interval:
+            plot_history(self.history, self.path)
+            self._drawn = time.perf_counter()
+
+    def on_train_end(self, logs=None):
+        if self.chief:
+            plot_history(self.history, self.path)
+
+
+def read_history(path):
+    """The rows of a `HistoryCSV` file: a list of dicts, `step` an int, the rest floats or None.
+
+    A last line that a crash cut short is left out. Columns that an older file lacks are None.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    rows = []
+    for row in csv.DictReader(lines):
+        if None in row.values():
+            continue
+        numbers = {name: float(value) if value else None for name, value in row.items()}
+        rows.append({**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])})
+    return rows
+
+
+def plot_history(history, path):
+    """Draw training and validation loss over the steps.
+
+    Args:
+        history: path of a `HistoryCSV` file.
+        path: of the PNG file, which is replaced at once.
+
+    Raises:
+        FileNotFoundError: there is no such history.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_history(history)
+    figure = Figure(figsize=(7.0, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display, whatever backend the user's session has
+    axes = figure.add_subplot()
+    for name, label, style in (
+        ("loss", "training", {"color": "#7a8ca3", "linewidth": 1.6}),
+        ("validation_loss", "validation", {"color": "#c8442f", "linewidth": 1.8}),
+    ):
+        points = [(row["step"], row[name]) for row in rows if row[name] is not None and math.isfinite(row[name])]
+        if not points:
+            continue
+        best = min(points, key=lambda point: point[1])
+        label = f"{label}: {points[-1][1]:.3f}" + (f", best {best[1]:.3f}" if best is not points[-1] else "")
+        axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3 if len(points) > 1 else 6, **style)
+        axes.legend(frameon=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    figure.savefig(beside, format="png")
+    os.replace(beside, path)
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{float(value):.6g}"

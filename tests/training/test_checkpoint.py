@@ -1,0 +1,280 @@
+"""Checkpoints on disk under what disks and people do to them; the numbers are rows of the fault matrix."""
+
+import errno
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+from keras_seqlm.training import checkpoint as rooms_file
+from keras_seqlm.training.checkpoint import MANIFEST, STATE, CheckpointError, Checkpoints
+
+ARRAYS = {"model/w": np.arange(2000, dtype="float32").reshape(40, 50), "optimizer/step": np.asarray(7, "int32")}
+# A process of its own, which saves until it is killed; it loads the one file, since the package takes seconds to import.
+SAVE_FOR_EVER = """
+import importlib.util, sys, itertools
+import numpy as np
+spec = importlib.util.spec_from_file_location("checkpoint", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["checkpoint"] = module
+spec.loader.exec_module(module)
+checkpoints = module.Checkpoints(sys.argv[2], keep=2)
+checkpoints.open()
+for step in itertools.count(int(sys.argv[3])):
+    checkpoints.save(step, {"w": np.full((200_000,), step, "float32")}, {"step": step})
+    print(step, flush=True)
+"""
+
+
+def saved(folder, steps=(1, 2, 3), keep=3, **meta):
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(step, {**ARRAYS, "optimizer/step": np.asarray(step, "int32")}, {"step": step, **meta})
+    return checkpoints
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    import ml_dtypes
+
+    half = np.linspace(-1, 1, 7).astype(ml_dtypes.bfloat16)
+    Checkpoints(tmp_path).save(5, {**ARRAYS, "half": half, "flag": np.array([True])}, {"epoch": 2})
+    found = Checkpoints(tmp_path).newest()
+    assert (found.step, found.meta) == (5, {"epoch": 2})
+    assert found.shapes["model/w"] == ("float32", (40, 50)) and found.shapes["half"] == ("bfloat16", (7,))
+    arrays = found.arrays()
+    np.testing.assert_array_equal(arrays["model/w"], ARRAYS["model/w"])
+    assert arrays["half"].dtype == half.dtype and arrays["half"].tobytes() == half.tobytes()
+    assert arrays["optimizer/step"].shape == () and arrays["flag"].dtype == bool
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005"]
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert Checkpoints(tmp_path / "nothing").newest() is None
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def test_the_newest_and_the_best_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5)):
+        checkpoints.save(step, ARRAYS, {"validation_loss": loss})
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def kill_while_saving(folder, trials, seed):
+    """Kill a saving process at a random moment, again and again; after each kill a whole checkpoint must be there."""
+    draw, seen = random.Random(seed), 0
+    for _ in range(trials):
+        command = [sys.executable, "-c", SAVE_FOR_EVER, rooms_file.__file__, str(folder), str(seen + 1)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        finished = int(process.stdout.readline())
+        time.sleep(draw.uniform(0, 0.03))
+        process.send_signal(signal.SIGKILL)
+        finished = max([finished, *map(int, process.stdout.read().split())])
+        process.wait()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is damaged: what was cut short has no name yet
+            found = Checkpoints(folder).newest()
+        assert found.step >= finished
+        np.testing.assert_array_equal(found.arrays()["w"], np.full((200_000,), found.step, "float32"))
+        seen = found.step
+    Checkpoints(folder).open()
+    assert not list(folder.glob(".part-*"))
+    Checkpoints(folder).close()
+
+
+def test_row_1_killed_while_saving(tmp_path):
+    kill_while_saving(tmp_path, trials=8, seed=1)
+
+
+@pytest.mark.soak
+def test_row_1_killed_while_saving_a_hundred_times(tmp_path):
+    kill_while_saving(tmp_path, trials=100, seed=2)
+
+
+def test_row_2_without_its_manifest_it_does_not_count(tmp_path):
+    checkpoints = saved(tmp_path)
+    (tmp_path / "step-00000003" / MANIFEST).unlink()
+    with pytest.warns(UserWarning, match="step-00000003 is incomplete.*going on from step-00000002"):
+        assert checkpoints.newest().step == 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_row_3_cut_short(tmp_path, share):
+    checkpoints = saved(tmp_path)
+    path = tmp_path / "step-00000003" / STATE
+    os.truncate(path, int(share * path.stat().st_size))
+    with pytest.warns(UserWarning, match="step-00000003 is damaged: .* bytes of .*going on from step-00000002") as said:
+        assert checkpoints.newest().step == 2
+    assert len(said) == 1
+
+
+def test_row_4_every_flipped_bit_is_found(tmp_path):
+    checkpoints = saved(tmp_path, steps=[1])
+    draw = random.Random(3)
+    paths = [tmp_path / "step-00000001" / name for name in (STATE, MANIFEST)]
+    whole = {path: path.read_bytes() for path in paths}
+    for trial in range(1000):
+        path = paths[trial % 10 == 0]
+        content = bytearray(whole[path])
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoints.read(1)
+        path.write_bytes(whole[path])
+    assert checkpoints.read(1).step == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"body": 3}', b"\xff\xfe\x00", b"[]", b"null"])
+def test_row_5_a_damaged_manifest(tmp_path, content):
+    checkpoints = saved(tmp_path)
+    (tmp_path / "step-00000003" / MANIFEST).write_bytes(content)
+    with pytest.warns(UserWarning, match="step-00000003 is damaged"):
+        assert checkpoints.newest().step == 2
+
+
+def test_row_6_all_damaged(tmp_path):
+    checkpoints = saved(tmp_path)
+    for step in (1, 2, 3):
+        os.truncate(tmp_path / f"step-{step:08d}" / STATE, 10)
+    with pytest.raises(CheckpointError, match="(?s)no checkpoint in .* is whole: .*00000003.*00000002.*00000001"):
+        checkpoints.newest()
+
+
+def test_row_7_a_full_disk_leaves_what_was_there(tmp_path):
+    """On a real small file system where one may be mounted, else with the error that it would give."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+        ).returncode
+    )
+    try:
+        checkpoints = saved(disk, steps=[1])
+        large = {"w": np.zeros(200_000 if mounted else 2000, "float32")}
+        with pytest.MonkeyPatch.context() as patch:
+            if not mounted:
+                patch.setattr(rooms_file, "_flush", raise_error(errno.ENOSPC))
+            with pytest.raises(OSError, match="(?i)space"):
+                checkpoints.save(2, large)
+        assert sorted(path.name for path in disk.iterdir()) == ["step-00000001"]
+        assert checkpoints.newest().step == 1
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+def raise_error(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_row_8_too_little_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 50, 50))
+    with pytest.raises(OSError, match="a checkpoint takes 30 bytes, twice that must be free, and 50 are"):
+        Checkpoints(tmp_path).open(size=30)
+    Checkpoints(tmp_path).open(size=25)
+    Checkpoints(tmp_path).close()
+
+
+def test_row_9_no_folder_to_write_to(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match="there is a file in the way"):
+            Checkpoints(folder).open()
+    with pytest.raises(OSError, match="checkpoints cannot be written"):
+        Checkpoints("/proc/keras_seqlm").open()
+
+
+def test_row_9_read_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.open", raise_error(errno.EROFS))  # whoever is root may write to any folder
+    with pytest.raises(OSError, match="checkpoints cannot be written"):
+        Checkpoints(tmp_path).open()
+
+
+def test_row_10_flaky_storage_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(rooms_file, "FIRST_WAIT", 0.001)
+    calls, flush = [0], rooms_file._flush
+
+    def flaky(path):
+        calls[0] += 1
+        if calls[0] % 5 == 0:
+            raise OSError(errno.EIO, "input/output error")
+        flush(path)
+
+    monkeypatch.setattr(rooms_file, "_flush", flaky)
+    checkpoints = saved(tmp_path, steps=range(1, 8), keep=7)
+    assert checkpoints.steps() == [1, 2, 3, 4, 5, 6, 7] and calls[0] > 28
+    assert all(checkpoints.read(step).step == step for step in range(1, 8))
+    monkeypatch.setattr(rooms_file, "_flush", raise_error(errno.EIO))
+    with pytest.raises(OSError, match="(?i)input/output error"):
+        checkpoints.save(8, ARRAYS)
+    assert checkpoints.newest().step == 7 and not list(tmp_path.glob(".part-*"))
+
+
+def test_row_11_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    sync, rename = os.fsync, os.rename
+
+    def fsync(handle):
+        order.append(pathlib.Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        sync(handle)
+
+    def renamed(source, target):
+        order.append(f"rename to {pathlib.Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", renamed)
+    saved(tmp_path, steps=[1])
+    assert order == [STATE, MANIFEST, ".part-00000001", "rename to step-00000001", tmp_path.name]
+
+
+def test_row_12_two_processes(tmp_path):
+    command = [sys.executable, "-c", SAVE_FOR_EVER, rooms_file.__file__, str(tmp_path), "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        with pytest.raises(OSError, match=f"process {process.pid} trains there"):
+            Checkpoints(tmp_path).open()
+        process.kill()
+    Checkpoints(tmp_path).open()  # the lock died with its owner
+    Checkpoints(tmp_path).open()  # and one process does not lock itself out
+    Checkpoints(tmp_path).close()
+
+
+def test_row_13_an_old_one_cannot_be_deleted(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, steps=[1, 2], keep=2)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **kw: kw.get("ignore_errors") or raise_error(errno.EACCES)())
+    with pytest.warns(UserWarning, match="an old checkpoint could not be deleted"):
+        checkpoints.save(3, ARRAYS)
+    assert checkpoints.newest().step == 3
+
+
+def test_row_23_a_later_format(tmp_path, monkeypatch):
+    saved(tmp_path, steps=[1])
+    monkeypatch.setattr(rooms_file, "FORMAT", 2)
+    saved(tmp_path, steps=[2])
+    monkeypatch.setattr(rooms_file, "FORMAT", 1)
+    with pytest.raises(CheckpointError, match="has format 2, and this version of keras_seqlm reads format 1"):
+        Checkpoints(tmp_path).newest()
+
+
+def test_the_manifest_is_plain_json(tmp_path):
+    saved(tmp_path, steps=[1])
+    body = json.loads((tmp_path / "step-00000001" / MANIFEST).read_text())["body"]
+    assert body["files"][STATE]["bytes"] == (tmp_path / "step-00000001" / STATE).stat().st_size
+    assert importlib.util.find_spec("safetensors") is not None
