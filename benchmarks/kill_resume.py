@@ -56,9 +56,8 @@ def kill_again_and_again(args, words, folder):
     draw, places = random.Random(args.seed), []
     for number in range(args.kills):
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-            lock = folder / "checkpoints" / ".lock"
-            while process.poll() is None and not (lock.exists() and lock.read_text() == str(process.pid)):
-                time.sleep(0.01)
+            while process.poll() is None and newest(folder) <= max([0, *places]):
+                time.sleep(0.01)  # until it has come further than the one before
             time.sleep(draw.uniform(0, args.longest))
             if process.poll() is not None:
                 if process.returncode:
@@ -66,9 +65,14 @@ def kill_again_and_again(args, words, folder):
                 print(f"the run ended before kill {number + 1}; more --steps give more room")
                 break
             process.send_signal(signal.SIGKILL)
-        places.append(max([0, *(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))]))
+        places.append(newest(folder))
     finish(words)
     return places
+
+
+def newest(folder):
+    """Step of the newest checkpoint, 0 without one."""
+    return max([0, *(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))])
 
 
 def difference(left, right):
@@ -100,7 +104,7 @@ def arguments():
     parser.add_argument("--model", default="transformer")
     parser.add_argument("--backend", default="tensorflow")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=1.5, help="seconds of training before a kill, at most")
+    parser.add_argument("--longest", type=float, default=1.5, help="seconds before a kill, at most")
     return parser.parse_args()
 
 

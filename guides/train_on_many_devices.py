@@ -7,7 +7,7 @@ Question: how do I train on many devices, and how do I know that they train what
 | `"single"` | all | one device | - |
 | `"mirrored"` | TensorFlow | a copy of the model on each GPU of a machine | 1.0e-6 |
 | `"data-parallel"` | JAX | a copy on each device of all machines | 1.0e-6 |
-| `"model-parallel:N"` | JAX | each copy cut over N devices, weights and optimizer alike | 1.5e-6 |
+| `"model-parallel:N"` | JAX | each copy cut over N devices, weights and optimizer alike | 1.0e-6 |
 | `"auto"` | all | several GPUs: mirrored or data-parallel; else single | |
 
 Measured on two to four devices of a CPU, in one and in two processes, with a SimpleRNN, a GRU, an LSTM and two

@@ -349,11 +349,13 @@ def _one_chunk(h, y, w, table, bias, even, how):
     share = w * (1.0 + 2.0 * z * log_sum) / denominator  # powers * share: the softmax's part of the logits' gradient
     d_bias = [_product(share, powers, transpose_a=True)[0]] if bias else []
     powers = ops.cast(powers, h.dtype)
+    d_h = ops.cast(_product(powers, table, transpose_b=not how.vocabulary_first), "float32")
+    d_h *= share
     row = ops.take(table, y[:, 0], axis=0) if how.vocabulary_first else ops.transpose(ops.take(table, y[:, 0], axis=1))
-    row = (1.0 - e) * ops.cast(row, "float32")
+    row = ops.cast(row, "float32")
     if e:
-        row += e * ops.transpose(even[0])
-    d_h = share * ops.cast(_product(powers, table, transpose_b=not how.vocabulary_first), "float32") - w * row
+        row = (1.0 - e) * row + e * ops.transpose(even[0])
+    d_h -= w * row
     scaled = ops.cast(share * ops.cast(h, "float32"), h.dtype)
     left, right = (powers, scaled) if how.vocabulary_first else (scaled, powers)
     d_table = ops.cast(_product(left, right, transpose_a=True), "float32")
@@ -368,9 +370,9 @@ def _with_labels(sums, hidden, targets, weights, how):
     for softmax, data in zip(sums, (rows, weights), strict=False):
         transposed = len(softmax.shape) == 2 and not how.vocabulary_first
         vocabulary = softmax.shape[1 if transposed else 0]
-        label = (1.0 - e) * ops.segment_sum(data, ids, num_segments=vocabulary)
+        label = _sum_rows(data, ids, vocabulary)
         if e:
-            label += e / vocabulary * ops.sum(data, axis=0)
+            label = (1.0 - e) * label + e / vocabulary * ops.sum(data, axis=0)
         label = ops.transpose(label) if transposed else ops.reshape(label, softmax.shape)
         results.append(softmax - label)
     return results
@@ -413,6 +415,13 @@ def _plus(a, b):
 def _exp(x):
     """exp(x), in place on torch."""
     return x.exp_() if keras.backend.backend() == "torch" else ops.exp(x)
+
+
+def _sum_rows(rows, ids, vocabulary):
+    """For every id the sum of the rows that bear it: (vocabulary, width)."""
+    if keras.backend.backend() == "torch":  # where Keras's copies every id once for each column
+        return rows.new_zeros((vocabulary, rows.shape[1])).index_add_(0, ids, rows)
+    return ops.segment_sum(rows, ids, num_segments=vocabulary)
 
 
 def _put(stack, i, rows):

@@ -37,6 +37,7 @@ class LanguageModel(keras.Model):
     """
 
     max_length = None  # a recurrent model has no limit
+    _infers_shapes = False
 
     def __init__(self, name=None, dtype=None, trainable=True):
         # autocast would round float32 state leaves to the compute dtype before `call` sees them
@@ -64,6 +65,8 @@ class LanguageModel(keras.Model):
         inputs = as_inputs(inputs)
         if state is not None:
             self._check_room(inputs, state)
+        else:
+            self._check_length(inputs["token_ids"])
         hidden, state = self.hidden_states(inputs, state, training)
         if state is None and _IN_FUSED_STEP.get() is self:
             return hidden
@@ -106,6 +109,24 @@ class LanguageModel(keras.Model):
         else:  # a step of one's own, or Keras builds: these are logits
             loss = self.loss.of_logits(y_pred, y, sample_weight)
         return super().compute_loss(x, y, loss, None, training)
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Keras's: the shapes of the outputs. A length that is not known is not held to `max_length`."""
+        self._infers_shapes = True  # on torch Keras puts a number in place of an unknown length
+        try:
+            return super().compute_output_spec(*args, **kwargs)
+        finally:
+            self._infers_shapes = False
+
+    def _check_length(self, token_ids):
+        time = token_ids.shape[1]
+        if self.max_length is None or self._infers_shapes or not isinstance(time, int):
+            return  # no int, too, while JAX exports
+        if time > self.max_length:
+            raise ValueError(
+                f"the sequences are {time} tokens long, and this model reads {self.max_length} at most: cut them (the "
+                "sequence_length of data.causal_blocks), or build the model with a larger max_length"
+            )
 
     def _step(self, keras_step, *args, **kwargs):
         if not isinstance(self.loss, FusedCrossEntropy):

@@ -2,7 +2,7 @@
 
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, SampleWriter, ValidateAverage, is_chief
 from keras_seqlm.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from keras_seqlm.training.distribution import STRATEGIES, clip_after_all_reduce
+from keras_seqlm.training.distribution import STRATEGIES, clip_after_all_reduce, innermost, strategy
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, TrainingStopped
 from keras_seqlm.training.history import HistoryCSV, LossPlot, plot_history, read_history
 from keras_seqlm.training.recipe import Recipe
@@ -34,8 +34,10 @@ __all__ = [
     "TrainingStopped",
     "WarmupSchedule",
     "clip_after_all_reduce",
+    "innermost",
     "is_chief",
     "list_runs",
     "plot_history",
     "read_history",
+    "strategy",
 ]

@@ -71,7 +71,8 @@ class Recipe:
         batch_size: rows of a batch, over all devices together.
         steps: batches in the whole run.
         seed: of the weights and of dropout; data has its own.
-        distribution: "single", "mirrored" (TensorFlow: the machine's GPUs) or "data-parallel" (JAX: its devices).
+        distribution: "auto", "single", "mirrored" (TensorFlow: the machine's GPUs), "data-parallel" or
+            "model-parallel[:N]" (JAX: all devices of all processes; N share a model).
         validate_every: steps between two validations, counted from where `fit` starts; None makes ten of them.
         accumulate: gradients of so many batches are averaged into one update, as of a batch so many times larger.
             Steps, and with them the learning rate, go on counting batches.

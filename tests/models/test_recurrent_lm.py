@@ -25,9 +25,9 @@ def test_projections():
     expected = hidden @ array(tied.token_embedding.table).T + array(tied.output_bias)
     np.testing.assert_allclose(array(tied.logits_of(hidden)), expected, atol=1e-5)
     bridged = tiny("lstm")
-    bridge = hidden @ array(bridged.bridge.kernel) + array(bridged.bridge.bias)
+    bridge = hidden @ array(bridged.bridge.kernel) + array(bridged.bridge.bias)  # the last of the hidden states
     expected = bridge @ array(bridged.token_embedding.table).T + array(bridged.output_bias)
-    np.testing.assert_allclose(array(bridged.logits_of(hidden)), expected, atol=1e-5)
+    np.testing.assert_allclose(array(bridged.logits_of(bridge)), expected, atol=1e-5)
     untied = tiny("gru")
     expected = hidden @ array(untied.output_projection.kernel) + array(untied.output_projection.bias)
     np.testing.assert_allclose(array(untied.logits_of(hidden)), expected, atol=1e-5)

@@ -81,3 +81,14 @@ def test_dropout_in_training_only():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         TransformerLM(50, **{"size": "nano", **options})
+
+
+@pytest.mark.backends
+def test_row_38_a_sequence_beyond_the_context_is_refused():
+    model = TransformerLM(50, num_layers=1, hidden_dim=16, num_heads=2, max_length=8)
+    assert model(np.ones((1, 8), "int32")).shape == (1, 8, 50)
+    with pytest.raises(ValueError, match="are 9 tokens long, and this model reads 8 at most"):
+        model(np.ones((1, 9), "int32"))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match="reads 8 at most"):
+        model.fit(np.ones((2, 9), "int32"), np.ones((2, 9), "int32"), verbose=0)
