@@ -230,7 +230,7 @@ def main(arguments=None):
     try:
         commands = _quietly(lambda: importlib.import_module("keras_seqlm.commands"))
         return commands.COMMANDS[args.command](args) or 0
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         message = " ".join(str(error).split())  # one line, whatever Keras says
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         if isinstance(error, ModuleNotFoundError) and error.name in (backend, f"{backend}lib"):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training speed: tokens/s, peak memory and FLOP utilisation of our models, of plain Keras and of plain PyTorch.
 
-usage: train.py [--models transformer lstm] [--backends tensorflow jax torch] [--peer torch_lm.py] [--repeat 3] [--steps 10]
+usage: train.py [--models transformer lstm] [--backends tensorflow jax torch] [--kinds ours plain] [--peer torch_lm.py] [--repeat 3] [--steps 10]
 
 Same shapes for all: vocabulary 8192, batch 16, context 256, float32, AdamW, random ids. The Transformer has 4 layers of
 width 256 with 4 heads and a tied embedding, the LSTM 2 layers of width 512 on embeddings of 256. Every contender runs in
@@ -57,7 +57,7 @@ def list_of_contenders(model, args):
         peer = [sys.executable, args.peer, "speed", "gpt" if model == "transformer" else "lstm"]
         found = {"peer, eager": peer, "peer, compiled": [*peer, "--compile"]}
     for backend in args.backends:
-        for kind in ("ours", "plain"):
+        for kind in args.kinds:
             command = [sys.executable, __file__, "--child", kind, model, backend, "--steps", str(args.steps)]
             found[f"{kind}, {backend}"] = command
     return found
@@ -193,6 +193,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["transformer", "lstm"], default=["transformer", "lstm"])
     parser.add_argument("--backends", nargs="+", default=["tensorflow", "jax", "torch"])
+    parser.add_argument("--kinds", nargs="+", choices=["ours", "plain"], default=["ours", "plain"])
     parser.add_argument("--peer", help="a script that trains the same in plain PyTorch")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)

@@ -6,10 +6,10 @@ rooms are imported when they are first named.
 
 import importlib
 
-from keras_seqlm import layers, models, training
+from keras_seqlm import layers, losses, models, training
 
 __version__ = "0.1.0"
-__all__ = ["data", "export", "generation", "layers", "load", "models", "tasks", "tokenizers", "training"]
+__all__ = ["data", "export", "generation", "layers", "load", "losses", "models", "tasks", "tokenizers", "training"]
 
 _ROOMS = {"data", "export", "generation", "tasks", "tokenizers"}
 

@@ -19,7 +19,13 @@ FLOORS = {
     **dict.fromkeys(("analysis", "export"), 3),
     "commands": 4,
 }
-LIGHT_ROOMS = ("layers", "models", "generation", "training")  # keras, and nothing heavier, is enough to import them
+LIGHT_ROOMS = (
+    "layers",
+    "losses",
+    "models",
+    "generation",
+    "training",
+)  # keras, and nothing heavier, is enough to import them
 FILES = sorted(path for name in ("keras_seqlm", "seqlm_runtime") for path in (ROOT / name).rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 

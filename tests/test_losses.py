@@ -6,7 +6,8 @@ import pytest
 from helpers import array
 from keras import ops
 
-from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy, _num_chunks, fused_cross_entropy
+from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy, fused_cross_entropy
+from keras_seqlm.losses.fused import _num_chunks
 
 BACKEND = keras.backend.backend()
 ROWS, TIME, WIDTH, VOCABULARY = 3, 7, 5, 11

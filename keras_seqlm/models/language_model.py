@@ -105,7 +105,7 @@ class LanguageModel(keras.Model):
         if not isinstance(self.loss, FusedCrossEntropy):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         if _IN_FUSED_STEP.get() is self:
-            loss = self.loss.of_hidden(y_pred, *self._linear_projection(), y, sample_weight, training)
+            loss = self.loss.of_hidden(y_pred, *self._linear_projection(y_pred), y, sample_weight, training)
         else:  # a step of one's own, or Keras builds: these are logits
             loss = self.loss.of_logits(y_pred, y, sample_weight)
         return super().compute_loss(x, y, loss, None, training)
@@ -154,9 +154,15 @@ class LanguageModel(keras.Model):
                 f"define projection() in its place, or {instead}"
             )
 
-    def _linear_projection(self):
+    def _linear_projection(self, hidden):
         """The kernel, the bias or None, and whether the vocabulary is the kernel's first axis."""
         layer, bias = self.projection()
+        width = layer.table.shape[1] if isinstance(layer, TokenEmbedding) else layer.kernel.shape[0]
+        if hidden.shape[-1] != width:
+            raise ValueError(
+                f"FusedCrossEntropy needs what {layer.name} projects, of width {width}, and a step of {type(self).__name__} "
+                f"gave shape {tuple(hidden.shape)}; hand on the result of LanguageModel.call, or use CrossEntropy"
+            )
         if isinstance(layer, TokenEmbedding):
             return layer.table, bias, True
         if layer.quantization_mode is not None or layer.activation is not keras.activations.linear:

@@ -138,3 +138,14 @@ def average_finite_losses(model):
 
     tracker.update_state = update_where_finite
     tracker.leaves_out = True
+
+
+def is_out_of_memory(error):
+    """Whether an error of any backend, or one that it was raised from, says that memory was not enough."""
+    names = ("MemoryError", "ResourceExhaustedError", "OutOfMemoryError")
+    signs = ("RESOURCE_EXHAUSTED", "Out of memory", "not enough memory", "can't allocate memory")
+    while error is not None:
+        if type(error).__name__ in names or any(sign in str(error) for sign in signs):
+            return True
+        error = error.__cause__
+    return False

@@ -14,7 +14,7 @@ import numpy as np
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage
 from keras_seqlm.training.distribution import check_name, innermost, strategy
-from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses
+from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses, is_out_of_memory
 from keras_seqlm.training.optimizers import exclude_from_decay, new_optimizer, optimizer_class
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
 
@@ -231,6 +231,7 @@ class Recipe:
         Raises:
             ValueError: batches of another size than `batch_size`, a model that does not go with the distribution,
                 a first step that does not fit the optimizer or the data.
+            MemoryError: a step does not fit the memory; the message says what helps.
         """
         pieces = self.validate_every or math.ceil(self.steps / 10)
         pieces += -pieces % self.steps_per_execution
@@ -250,7 +251,8 @@ class Recipe:
         devices.check(model)
         devices.prepare(model.optimizer)
         if resume is not None:
-            resume.restore(model)
+            with devices.scope():  # where the optimizer's slots belong, too
+                resume.restore(model)
         _check_iterations(model.optimizer, first_step if resume is None else resume.step_before)
         self._renew(model)
         if first_step >= self.steps:  # nothing is left to do, but what `fit` does at its end
@@ -295,6 +297,14 @@ class Recipe:
                     verbose=0,
                     **arguments,
                 )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"a step of {self.batch_size} rows does not fit the memory; use a smaller batch_size with accumulate, which "
+                "keeps the size of an update, shorter sequences, rematerialize=True, or precision='mixed_bfloat16'. What "
+                "was saved before is whole"
+            ) from error
         finally:
             if resume is not None:
                 resume.close()

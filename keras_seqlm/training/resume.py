@@ -34,7 +34,8 @@ class Resume(RunCallback):
 
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics and position, in one step that is whole or not there (see `Checkpoints`). What is not finite is never
-    saved. On SIGTERM the step is finished, a checkpoint saved, and the process ends with exit code 143.
+    saved. On SIGTERM the step is finished, a checkpoint saved, and the process ends with exit code 143. Of several JAX
+    processes, which share the folder, the first one writes what all of them hold.
 
     Args:
         folder: of the checkpoints.
@@ -163,11 +164,12 @@ class Resume(RunCallback):
         if any(name not in state.variables_of(self.model) for name in self._metrics):
             self._build_metrics()
         super().on_train_begin(logs)
-        self.checkpoints.open(sum(array.nbytes for array in state.arrays_of(self.model).values()))
+        if self.chief:
+            self.checkpoints.open(state.size_of(self.model))
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint") if self.background else None
         self._writing, self._failures = None, 0
         self._saved = self.step_before if self._checkpoint is not None else None
-        self._before_test, self._told_to_end = {}, False
+        self._before_test, self._told_to_end, self._several = {}, False, _several_processes()
         self._listen()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -191,8 +193,10 @@ class Resume(RunCallback):
                 return
             self.model.train_function, self._done = self._train_function, 0
             self._restore_random()
-        if whole or self._told_to_end:
+        if whole:
             self._before_test = state.arrays_of(self.model)
+        if self._several and not self._told_to_end:
+            self._told_to_end = _all_are_told(self.step)
         if self._told_to_end:
             self._save({"epoch": self._current, "done": done})
             self._end()
@@ -232,11 +236,18 @@ class Resume(RunCallback):
     def finished(self):
         """The newest checkpoint that is whole by now, or None."""
         self._wait()
+        if self._several:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("checkpoint")
         return self.checkpoints.newest()
 
     def _save(self, meta, before_test=None):
         self._wait()
         arrays = before_test or state.arrays_of(self.model)  # validation writes to metrics, averaged weights, seeds
+        self._saved = self.step
+        if not self.chief:
+            return  # it has handed the first process its parts
         paths = {name: variable.path for name, variable in state.variables_of(self.model).items()}
         meta = {
             "backend": keras.backend.backend(),
@@ -247,7 +258,6 @@ class Resume(RunCallback):
             "paths": paths,
             **meta,
         }
-        self._saved = self.step
         if self._writer is None:
             self._write(self.step, arrays, meta)
         else:
@@ -276,7 +286,8 @@ class Resume(RunCallback):
             writing.result()
 
     def _listen(self):
-        if threading.current_thread() is threading.main_thread():
+        # Several processes must end after the same step, so there JAX listens, and tells all of them.
+        if threading.current_thread() is threading.main_thread() and not self._several:
             self._handler_before = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _stop_listening(self):
@@ -291,7 +302,8 @@ class Resume(RunCallback):
     def _end(self):
         self._wait()
         self.close()
-        print(f"told to end: step {self.step} is saved, the same command goes on from there", file=sys.stderr)
+        if self.chief:
+            print(f"told to end: step {self.step} is saved, the same command goes on from there", file=sys.stderr)
         raise SystemExit(TERMINATED)
 
     def _restore_random(self):
@@ -333,6 +345,21 @@ class Resume(RunCallback):
                 f"{self._checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
                 "folder, or go on all the same with allow_changes=True"
             )
+
+
+def _several_processes():
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _all_are_told(step):
+    """Whether any process got SIGTERM: JAX names the step after which all of them stop."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
 
 
 class _ByStep:

@@ -1,5 +1,7 @@
 """The whole state of a training run as NumPy arrays, and back: weights, optimizer, seeds, carried state, metrics."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -21,6 +23,16 @@ def variables_of(model):
         "metrics": model.metrics_variables,
     }
     return {f"{group}/{i:05d}": variable for group, found in groups.items() for i, variable in enumerate(found)}
+
+
+def size_of(model):
+    """Bytes of all variables."""
+    sizes = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}  # NumPy does not know these by name
+    return sum(
+        math.prod(variable.shape) * (sizes.get(dtype) or np.dtype(dtype).itemsize)
+        for variable in variables_of(model).values()
+        for dtype in [keras.backend.standardize_dtype(variable.dtype)]
+    )
 
 
 def arrays_of(model, groups=GROUPS):
@@ -107,10 +119,13 @@ def _to_numpy(value):
     if keras.backend.backend() == "jax":
         import jax
 
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            from jax.experimental import multihost_utils
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:  # of several processes
+            if value.is_fully_replicated:
+                value = value.addressable_data(0)
+            else:
+                from jax.experimental import multihost_utils
 
-            value = multihost_utils.process_allgather(value, tiled=True)
+                value = multihost_utils.process_allgather(value, tiled=True)
     # A copy: on a CPU the array may be a view of memory that the next step writes to.
     return np.array(keras.ops.convert_to_numpy(value))
 

@@ -211,6 +211,18 @@ def test_models_of_the_users_own():
         compiled(bag, FusedCrossEntropy(), run_eagerly=True).train_on_batch(X, Y)
 
 
+def test_a_call_of_the_users_own_that_makes_logits_is_refused():
+    class Tempered(TransformerLM):
+        def call(self, inputs, state=None, training=None):
+            hidden, _ = self.hidden_states({"token_ids": inputs}, None, training)
+            return 2.0 * self.logits_of(hidden)
+
+    model = Tempered(VOCABULARY, **MODELS["learned"][1])
+    model.build()
+    with pytest.raises(ValueError, match=r"of width 16, and a step of Tempered gave shape \(4, 8, 40\)"):
+        compiled(model, FusedCrossEntropy(), run_eagerly=True).train_on_batch(X, Y)
+
+
 def test_a_quantized_projection_is_refused():
     model = new_model("untied")
     model.output_projection.quantize("int8")

@@ -96,3 +96,19 @@ def test_what_cannot_be_is_refused(tmp_path):
         careful = dataclasses.replace(RUN, roll_back_factor=2.0, steps=80, validate_every=80)
         spoilt = Spoilt(range(60, 70), factor=1000.0)
         careful.fit(compiled(careful, "bigram"), spoilt, resume=Resume(tmp_path, every=1000), progress=False)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"), ValueError("mine")]
+)
+def test_row_40_out_of_memory_says_what_helps(tmp_path, error):
+    class Fail(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 6:
+                raise error
+
+    wanted = (ValueError, "mine") if isinstance(error, ValueError) else (MemoryError, "4 rows does not fit.*accumulate")
+    with pytest.raises(wanted[0], match=wanted[1]):
+        resume = Resume(tmp_path, every=3)
+        RUN.fit(compiled(RUN, "bigram"), Batches(), callbacks=[Fail()], resume=resume, progress=False)
+    assert Resume(tmp_path).step_before in (3, 6)
