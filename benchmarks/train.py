@@ -30,13 +30,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 VOCABULARY, BATCH, CONTEXT = 8192, 16, 256
 LAYERS, WIDTH, HEADS = 4, 256, 4  # of the Transformer
 RECURRENT_LAYERS, HIDDEN, EMBEDDING = 2, 512, 256
+JIT = {"auto": "auto", "on": True, "off": False}
 SKIPPED = 2  # steps that compile
 
 
 def main():
     args = arguments()
     if args.child:
-        print(json.dumps(child(*args.child, args.steps)))
+        print(json.dumps(child(*args.child, args.steps, args.jit)))
         return
     peak = largest_product()
     print(f"one float32 product of 2048 x 2048 x 2048: {peak / 1e9:.0f} GFLOP/s\n")
@@ -59,6 +60,7 @@ def list_of_contenders(model, args):
     for backend in args.backends:
         for kind in args.kinds:
             command = [sys.executable, __file__, "--child", kind, model, backend, "--steps", str(args.steps)]
+            command += ["--jit", args.jit]
             found[f"{kind}, {backend}"] = command
     return found
 
@@ -125,7 +127,7 @@ def largest_product():
     return 2 * 2048**3 / min(times)
 
 
-def child(kind, model, backend, steps):
+def child(kind, model, backend, steps, jit):
     """Train for a few steps and tell how fast."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
@@ -136,7 +138,7 @@ def child(kind, model, backend, steps):
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1)).astype("int32")
     network = {"ours": ours, "plain": plain}[kind](keras, model)
     loss = FusedCrossEntropy() if kind == "ours" else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    network.compile(optimizer=keras.optimizers.AdamW(3e-4, weight_decay=0.01), loss=loss)
+    network.compile(optimizer=keras.optimizers.AdamW(3e-4, weight_decay=0.01), loss=loss, jit_compile=JIT[jit])
 
     class Batches(keras.utils.PyDataset):
         num_batches = steps
@@ -197,6 +199,7 @@ def arguments():
     parser.add_argument("--peer", help="a script that trains the same in plain PyTorch")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--jit", choices=list(JIT), default="auto", help="jit_compile of ours and of plain Keras")
     parser.add_argument("--child", nargs=3, metavar=("KIND", "MODEL", "BACKEND"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
