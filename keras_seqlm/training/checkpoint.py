@@ -14,8 +14,10 @@ import warnings
 
 import numpy as np
 
+from keras_seqlm.training import shards
+
 FORMAT = 1
-STATE, MANIFEST = "state.safetensors", "manifest.json"
+STATE, SHARDS, MANIFEST = "state.safetensors", "shards", "manifest.json"
 ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
 _LOCKS = {}  # folder -> the open file whose lock this process holds
 
@@ -40,11 +42,18 @@ class Checkpoint:
     meta: dict
     shapes: dict
 
-    def arrays(self):
-        """The arrays, name -> NumPy array."""
+    def arrays(self, shardings=None):
+        """The arrays, name -> NumPy array.
+
+        Args:
+            shardings: name -> `jax.sharding.Sharding`; arrays that several processes wrote in parts are then read so, as
+                `jax.Array`.
+        """
         from safetensors.numpy import load_file
 
-        return load_file(self.folder / STATE)
+        arrays = load_file(self.folder / STATE)
+        parted = {name: form for name, form in self.shapes.items() if name not in arrays}
+        return arrays | (shards.read(self.folder / SHARDS, parted, shardings) if parted else {})
 
 
 class Checkpoints:
@@ -127,13 +136,18 @@ class Checkpoints:
         if lock is not None:
             lock.close()
 
-    def save(self, step, arrays, meta=None):
+    def begin_shards(self, step, arrays):
+        """Begin to write arrays that lie in several processes, in each of these; `save` takes what this returns."""
+        return shards.Shards(self.folder / f".part-{step:08d}-{SHARDS}", arrays)
+
+    def save(self, step, arrays, meta=None, parts=None):
         """Write one checkpoint; a write that storage refuses is tried three times. Returns its folder.
 
         Args:
             step: updates made so far.
             arrays: name -> NumPy array.
             meta: a dict that JSON takes.
+            parts: of `begin_shards`, complete.
 
         Raises:
             OSError: it could not be written; those before are as they were.
@@ -142,7 +156,7 @@ class Checkpoints:
         part = self.folder / f".part-{step:08d}"
         for attempt in range(ATTEMPTS):
             try:
-                self._write(part, step, arrays, meta or {})
+                self._write(part, step, arrays, meta or {}, parts)
                 if folder.exists():  # of a run that was damaged here and came by again
                     shutil.rmtree(folder)
                 os.rename(part, folder)
@@ -196,7 +210,7 @@ class Checkpoints:
             )
         return None
 
-    def _write(self, part, step, arrays, meta):
+    def _write(self, part, step, arrays, meta, parts):
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -209,15 +223,21 @@ class Checkpoints:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(part / STATE)) from error
         _flush(part / STATE)
+        files, shapes = {STATE: part / STATE}, shards.shapes_of(arrays)
+        if parts is not None:
+            files |= {f"{SHARDS}/{name}": path for name, path in parts.files().items()}
+            shapes |= parts.shapes
         body = {
             "format": FORMAT,
             "step": step,
-            "files": {STATE: {"bytes": (part / STATE).stat().st_size, "sha256": _sha256(part / STATE)}},
-            "arrays": {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()},
+            "files": {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()},
+            "arrays": shapes,
             "meta": meta,
         }
         (part / MANIFEST).write_text(_sealed(body), encoding="utf-8")
         _flush(part / MANIFEST)
+        if parts is not None:
+            parts.move(part / SHARDS)
         _flush(part)
 
     def _read(self, folder):

@@ -111,7 +111,7 @@ class RollBack(RunCallback):
         names = {name for name, variable in state.variables_of(self.model).items() if variable is counts}
         kept = {
             name: array
-            for name, array in checkpoint.arrays().items()
+            for name, array in checkpoint.arrays(state.shardings_of(self.model)).items()
             if name not in names and not name.startswith(("metrics/", "random/"))
         }
         state.assign(self.model, kept)

@@ -9,6 +9,7 @@ import threading
 import warnings
 
 import keras
+import numpy as np
 
 from keras_seqlm.training import state
 from keras_seqlm.training.callbacks import Run, RunCallback
@@ -35,7 +36,8 @@ class Resume(RunCallback):
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics and position, in one step that is whole or not there (see `Checkpoints`). What is not finite is never
     saved. On SIGTERM the step is finished, a checkpoint saved, and the process ends with exit code 143. Of several JAX
-    processes, which share the folder, the first one writes what all of them hold.
+    processes, which share the folder, the first one writes what all of them hold, and each one its own parts of what lies
+    spread over them.
 
     Args:
         folder: of the checkpoints.
@@ -132,7 +134,7 @@ class Resume(RunCallback):
                 f"{keras.backend.backend()}: training goes on, with other random numbers in dropout",
                 stacklevel=2,
             )
-        arrays = self._checkpoint.arrays()
+        arrays = self._checkpoint.arrays(state.shardings_of(model))
         self._metrics = {name: array for name, array in arrays.items() if name.startswith("metrics/")}
         self._random = {name: array for name, array in arrays.items() if name.startswith("random/")}
         state.assign(model, {name: array for name, array in arrays.items() if name not in self._metrics})
@@ -193,7 +195,7 @@ class Resume(RunCallback):
                 return
             self.model.train_function, self._done = self._train_function, 0
             self._restore_random()
-        if whole:
+        if whole and not self._several:  # several processes end after a step, and not within the validation
             self._before_test = state.arrays_of(self.model)
         if self._several and not self._told_to_end:
             self._told_to_end = _all_are_told(self.step)
@@ -246,8 +248,17 @@ class Resume(RunCallback):
         self._wait()
         arrays = before_test or state.arrays_of(self.model)  # validation writes to metrics, averaged weights, seeds
         self._saved = self.step
+        parts = None
+        spread = {name: array for name, array in arrays.items() if not isinstance(array, np.ndarray)}
+        if spread:  # over several processes, each of which writes its own
+            if not state.is_finite(arrays):
+                return _warn_of_numbers(self.step)
+            parts = self.checkpoints.begin_shards(self.step, spread)
+            arrays = {name: array for name, array in arrays.items() if name not in spread}
         if not self.chief:
-            return  # it has handed the first process its parts
+            if parts is not None:
+                self._in_background(parts.wait)
+            return
         paths = {name: variable.path for name, variable in state.variables_of(self.model).items()}
         meta = {
             "backend": keras.backend.backend(),
@@ -258,17 +269,21 @@ class Resume(RunCallback):
             "paths": paths,
             **meta,
         }
-        if self._writer is None:
-            self._write(self.step, arrays, meta)
-        else:
-            self._writing = self._writer.submit(self._write, self.step, arrays, meta)
+        self._in_background(self._write, self.step, arrays, meta, parts)
 
-    def _write(self, step, arrays, meta):
-        if not state.is_finite(arrays):
-            warnings.warn(f"step {step} has weights that are not finite; no checkpoint of it is kept", stacklevel=2)
-            return
+    def _in_background(self, function, *arguments):
+        if self._writer is None:
+            function(*arguments)
+        else:
+            self._writing = self._writer.submit(function, *arguments)
+
+    def _write(self, step, arrays, meta, parts):
+        if parts is None and not state.is_finite(arrays):
+            return _warn_of_numbers(step)
         try:
-            self.checkpoints.save(step, arrays, meta)
+            if parts is not None:
+                parts.wait()
+            self.checkpoints.save(step, arrays, meta, parts)
             self._failures = 0
         except OSError as error:
             self._failures += 1
@@ -345,6 +360,10 @@ class Resume(RunCallback):
                 f"{self._checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
                 "folder, or go on all the same with allow_changes=True"
             )
+
+
+def _warn_of_numbers(step):
+    warnings.warn(f"step {step} has weights that are not finite; no checkpoint of it is kept", stacklevel=3)
 
 
 def _several_processes():

@@ -4,6 +4,7 @@ import math
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_seqlm.training.checkpoint import CheckpointError
 
@@ -36,7 +37,10 @@ def size_of(model):
 
 
 def arrays_of(model, groups=GROUPS):
-    """Copies of the variables of these groups, as NumPy arrays under the names of `variables_of`; "random": of torch."""
+    """Copies of the variables of these groups, as NumPy arrays under the names of `variables_of`; "random": of torch.
+
+    What lies spread over several JAX processes comes as it is: a `jax.Array` that the next step overwrites.
+    """
     if keras.backend.backend() == "jax":
         model.jax_state_sync()  # while `fit` runs, the numbers are away
     named = {name: variable for name, variable in variables_of(model).items() if name.split("/")[0] in groups}
@@ -69,7 +73,7 @@ def check(model, checkpoint):
 
 
 def assign(model, arrays):
-    """Write arrays, named as by `arrays_of`, into the variables."""
+    """Write arrays, named and formed as by `arrays_of`, into the variables."""
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
     named = variables_of(model)
@@ -93,10 +97,27 @@ def assign_random(arrays):
             torch.cuda.set_rng_state(generator, number - 1)
 
 
+def shardings_of(model):
+    """Name -> `jax.sharding.Sharding` of each variable; None on other backends."""
+    if keras.backend.backend() != "jax":
+        return None
+    model.jax_state_sync()
+    return {name: variable.value.sharding for name, variable in variables_of(model).items()}
+
+
 def is_finite(arrays):
-    """Whether no weight and no slot of the optimizer has a NaN or an infinity in it; counts and metrics may."""
+    """Whether no weight and no slot of the optimizer has a NaN or an infinity in it; counts and metrics may.
+
+    Where arrays lie in several processes, all of these ask at once.
+    """
     tables = [array for name, array in arrays.items() if not name.startswith("metrics/") and array.ndim]
-    return all(np.isfinite(np.asarray(array, "float32")).all() for array in tables if array.dtype.kind not in "iub")
+    return all(_all_finite(array) for array in tables if array.dtype.kind not in "iub")
+
+
+def _all_finite(array):
+    if isinstance(array, np.ndarray):
+        return np.isfinite(np.asarray(array, "float32")).all()
+    return bool(ops.all(ops.isfinite(array)))
 
 
 def _torch_random():
@@ -120,12 +141,9 @@ def _to_numpy(value):
         import jax
 
         if isinstance(value, jax.Array) and not value.is_fully_addressable:  # of several processes
-            if value.is_fully_replicated:
-                value = value.addressable_data(0)
-            else:
-                from jax.experimental import multihost_utils
-
-                value = multihost_utils.process_allgather(value, tiled=True)
+            if not value.is_fully_replicated:
+                return value
+            value = value.addressable_data(0)
     # A copy: on a CPU the array may be a view of memory that the next step writes to.
     return np.array(keras.ops.convert_to_numpy(value))
 
@@ -135,6 +153,6 @@ def _from_numpy(array, variable):
         import jax
 
         value = variable.value
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        if isinstance(array, np.ndarray) and isinstance(value, jax.Array) and not value.is_fully_addressable:
             return jax.make_array_from_callback(array.shape, value.sharding, lambda index: array[index])
     return array

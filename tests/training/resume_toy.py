@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 
 def main(folder, distribution, kill_at, number):
@@ -18,6 +19,8 @@ def main(folder, distribution, kill_at, number):
         def on_epoch_end(self, epoch, logs=None):
             if epoch + 1 == kill_at:
                 os.kill(os.getpid(), number)
+            if 0 < kill_at <= epoch + 1:
+                time.sleep(2)  # steps of a millisecond would be over before JAX has told the other process
 
     recipe = Recipe(
         steps=12, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=1, distribution=distribution

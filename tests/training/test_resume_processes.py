@@ -9,7 +9,10 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
+
+from keras_seqlm.training import Checkpoints
 
 HERE = pathlib.Path(__file__).parent
 pytestmark = [
@@ -49,10 +52,14 @@ def run_two(folder, distribution, kill_at=-1, number=signal.SIGKILL):
     return codes, said
 
 
-@pytest.mark.parametrize("distribution", ["data-parallel", "model-parallel:4"])
-def test_two_processes_go_on_with_the_losses_they_would_have_had(tmp_path, distribution):
-    def losses(folder, **kill):
-        codes, said = run_two(tmp_path / folder, distribution, **kill)
+@pytest.mark.parametrize(
+    "distribution, number", [("data-parallel", signal.SIGTERM), ("model-parallel:4", signal.SIGKILL)]
+)
+def test_two_processes_go_on_with_the_losses_they_would_have_had(tmp_path, distribution, number):
+    """One of the two is told to end, and both end after the same step; or one is killed, and a supervisor the other."""
+
+    def losses(folder):
+        codes, said = run_two(tmp_path / folder, distribution)
         assert codes == [0, 0], said
         first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
         assert first == second
@@ -60,16 +67,18 @@ def test_two_processes_go_on_with_the_losses_they_would_have_had(tmp_path, distr
 
     before, whole = losses("alone")
     assert before == 0 and len(whole) == 12
-    codes, _ = run_two(tmp_path / "killed", distribution, kill_at=5)
-    assert codes[1] == -signal.SIGKILL
-    before, rest = losses("killed")
-    assert before == 3 and rest == whole[3:]
-
-
-def test_sigterm_to_one_process_ends_both_after_the_same_step(tmp_path):
-    codes, said = run_two(tmp_path / "told", "data-parallel", kill_at=5, number=signal.SIGTERM)
-    assert codes == [143, 143], said
-    codes, said = run_two(tmp_path / "told", "data-parallel")
-    assert codes == [0, 0], said
-    before, losses = json.loads(said[0][0].splitlines()[-1])
-    assert before >= 5 and len(losses) == 13 - before  # the last step before is read out again, its epoch was not done
+    codes, said = run_two(tmp_path / "ended", distribution, kill_at=5, number=number)
+    assert codes == [143, 143] if number == signal.SIGTERM else codes[1] == -signal.SIGKILL, said
+    in_parts = [path.parent.name for path in (tmp_path / "ended").glob("step-*/shards")]
+    assert bool(in_parts) == distribution.startswith("model-parallel")  # data-parallel: both hold all of it
+    before, rest = losses("ended")
+    if number == signal.SIGTERM:
+        assert before >= 5
+        assert rest == whole[before - 1 :]  # the step is read out again, as its epoch, with a validation, was not done
+    else:
+        assert before in (1, 3)  # the one of step 3 is written in the background
+        assert rest == whole[before:]
+    alone, ended = (Checkpoints(tmp_path / name).newest() for name in ("alone", "ended"))  # one process reads it all
+    assert alone.step == ended.step == 12 and set(alone.arrays()) == set(alone.shapes)
+    for name, array in alone.arrays().items():
+        np.testing.assert_array_equal(array, ended.arrays()[name], err_msg=name)
