@@ -14,8 +14,6 @@ import warnings
 
 import numpy as np
 
-from keras_seqlm.training import shards
-
 FORMAT = 1
 STATE, SHARDS, MANIFEST = "state.safetensors", "shards", "manifest.json"
 ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
@@ -53,7 +51,11 @@ class Checkpoint:
 
         arrays = load_file(self.folder / STATE)
         parted = {name: form for name, form in self.shapes.items() if name not in arrays}
-        return arrays | (shards.read(self.folder / SHARDS, parted, shardings) if parted else {})
+        if not parted:
+            return arrays
+        from keras_seqlm.training.shards import read
+
+        return arrays | read(self.folder / SHARDS, parted, shardings)
 
 
 class Checkpoints:
@@ -136,9 +138,9 @@ class Checkpoints:
         if lock is not None:
             lock.close()
 
-    def begin_shards(self, step, arrays):
-        """Begin to write arrays that lie in several processes, in each of these; `save` takes what this returns."""
-        return shards.Shards(self.folder / f".part-{step:08d}-{SHARDS}", arrays)
+    def part(self, step):
+        """Where a checkpoint is written before it gets its name; `open` sweeps away what was left there."""
+        return self.folder / f".part-{step:08d}"
 
     def save(self, step, arrays, meta=None, parts=None):
         """Write one checkpoint; a write that storage refuses is tried three times. Returns its folder.
@@ -147,13 +149,13 @@ class Checkpoints:
             step: updates made so far.
             arrays: name -> NumPy array.
             meta: a dict that JSON takes.
-            parts: of `begin_shards`, complete.
+            parts: `Shards`, complete, of the arrays that lie spread over several processes.
 
         Raises:
             OSError: it could not be written; those before are as they were.
         """
         folder = self.folder / f"step-{step:08d}"
-        part = self.folder / f".part-{step:08d}"
+        part = self.part(step)
         for attempt in range(ATTEMPTS):
             try:
                 self._write(part, step, arrays, meta or {}, parts)
@@ -223,7 +225,7 @@ class Checkpoints:
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(part / STATE)) from error
         _flush(part / STATE)
-        files, shapes = {STATE: part / STATE}, shards.shapes_of(arrays)
+        files, shapes = {STATE: part / STATE}, {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         if parts is not None:
             files |= {f"{SHARDS}/{name}": path for name, path in parts.files().items()}
             shapes |= parts.shapes

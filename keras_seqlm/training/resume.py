@@ -15,6 +15,7 @@ from keras_seqlm.training import state
 from keras_seqlm.training.callbacks import Run, RunCallback
 from keras_seqlm.training.checkpoint import CheckpointError, Checkpoints
 from keras_seqlm.training.distribution import Single
+from keras_seqlm.training.shards import Shards
 
 TERMINATED = 143  # what a shell says of a process that ended on SIGTERM
 FAILURES = 3  # of saving, in a row, until training stops
@@ -253,7 +254,7 @@ class Resume(RunCallback):
         if spread:  # over several processes, each of which writes its own
             if not state.is_finite(arrays):
                 return _warn_of_numbers(self.step)
-            parts = self.checkpoints.begin_shards(self.step, spread)
+            parts = Shards(self.checkpoints.part(self.step).with_suffix(".shards"), spread)
             arrays = {name: array for name, array in arrays.items() if name not in spread}
         if not self.chief:
             if parts is not None:

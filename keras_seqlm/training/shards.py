@@ -21,7 +21,8 @@ class Shards:
     """
 
     def __init__(self, folder, arrays):
-        self.folder, self.shapes = folder, shapes_of(arrays)
+        self.folder = folder
+        self.shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         self._checkpointer = _orbax().StandardCheckpointer()
         self._checkpointer.save(folder.resolve(), arrays, force=True)
 
@@ -64,11 +65,6 @@ def read(folder, shapes, shardings=None):
     }
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder.resolve(), wanted)
-
-
-def shapes_of(arrays):
-    """Name -> [dtype name, shape], as JSON takes it."""
-    return {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()}
 
 
 def _orbax():
