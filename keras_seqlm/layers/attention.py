@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.positions import rotate
 
 MASKED = -1e9  # finite, so that a row without any visible key still gives numbers
@@ -169,10 +170,8 @@ class SelfAttention(keras.layers.Layer):
         self.single_write = "scatter"  # export to LiteRT sets "slice": see write_cache
         common = {"use_bias": use_bias, "dtype": self.dtype_policy}
         width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv = keras.layers.Dense(width, kernel_initializer=self.kernel_initializer, name="qkv", **common)
-        self.output_projection = keras.layers.Dense(
-            hidden_dim, kernel_initializer=self.output_initializer, name="output", **common
-        )
+        self.qkv = Dense(width, kernel_initializer=self.kernel_initializer, name="qkv", **common)
+        self.output_projection = Dense(hidden_dim, kernel_initializer=self.output_initializer, name="output", **common)
         self.probability_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
 
     def build(self, input_shape=None):

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.dense import Dense
+
 # name -> (function, gated): a gated unit multiplies the activated half of its input with the other half.
 ACTIVATIONS = {
     "relu": (ops.relu, False),
@@ -65,8 +67,8 @@ class FeedForward(keras.layers.Layer):
         self.function, self.gated = ACTIVATIONS[activation]
         common = {"use_bias": use_bias, "dtype": self.dtype_policy}
         width = intermediate_dim * (2 if self.gated else 1)
-        self.up = keras.layers.Dense(width, kernel_initializer=self.kernel_initializer, name="up", **common)
-        self.down = keras.layers.Dense(hidden_dim, kernel_initializer=self.output_initializer, name="down", **common)
+        self.up = Dense(width, kernel_initializer=self.kernel_initializer, name="up", **common)
+        self.down = Dense(hidden_dim, kernel_initializer=self.output_initializer, name="down", **common)
 
     def build(self, input_shape=None):
         self.up.build((None, None, self.hidden_dim))

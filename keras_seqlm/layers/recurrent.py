@@ -15,7 +15,7 @@ def cudnn_serves(cell):
     if backend == "tensorflow" and cell != "rnn":
         import tensorflow as tf
 
-        return bool(tf.config.list_logical_devices("GPU"))
+        return bool(tf.config.get_visible_devices("GPU"))
     if backend == "jax" and cell == "lstm":
         import jax
 

@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_seqlm.layers.recurrent_cells import CELLS, matmul
+from keras_seqlm.products import outer_products, project
 
 
 def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=None):
@@ -66,7 +67,7 @@ def scan_by_hand(cell, x, state, kernel, recurrent_kernel, bias, starts=None):
     Returns:
         The outputs (time, batch, hidden), float32, and the last state.
     """
-    inputs, recurrent_bias = _input_product(cell, x, kernel, bias)
+    inputs, recurrent_bias = _input_product(cell, x, kernel, bias, project)
     options = {} if recurrent_bias is None else {"recurrent_bias": recurrent_bias}
     if starts is not None:
         options["goes_on"] = ops.swapaxes(_goes_on(starts), 0, 1)
@@ -120,24 +121,19 @@ def _with_gradient(cell, num_leaves, option_names):
             d_options = {"recurrent_bias": ops.sum(d_product, (0, 1))} if "recurrent_bias" in options else {}
             if goes_on is not None:
                 d_options["goes_on"] = ops.zeros_like(goes_on)
-            return d_x, _outer(before[0], d_product, U.dtype), *d_state, *(d_options[name] for name in option_names)
+            d_U = outer_products(ops.cast(before[0], U.dtype), ops.cast(d_product, U.dtype))
+            return d_x, d_U, *d_state, *(d_options[name] for name in option_names)
 
         return states, gradient
 
     return run
 
 
-def _outer(h, d_product, dtype):
-    """h^T d over all rows and steps: the gradient of U."""
-    h, d_product = (ops.cast(ops.reshape(rows, (-1, rows.shape[-1])), dtype) for rows in (h, d_product))
-    return ops.matmul(ops.transpose(h), d_product)
-
-
-def _input_product(cell, x, kernel, bias):
+def _input_product(cell, x, kernel, bias, product=ops.matmul):
     """W x + b of all steps in float32, and the recurrent bias, which only a GRU has."""
     recurrent_bias = ops.cast(bias[1], "float32") if cell == "gru" else None
     bias = bias[0] if cell == "gru" else bias
-    return ops.cast(ops.matmul(x, kernel) + bias, "float32"), recurrent_bias
+    return ops.cast(product(x, kernel) + bias, "float32"), recurrent_bias
 
 
 def _goes_on(starts):

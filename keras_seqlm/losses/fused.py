@@ -5,6 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_seqlm.products import outer_products, value_of
+
 CHUNK_ELEMENTS = 2**22  # of one chunk's logits: 16 MiB in float32, which a processor's caches and memory bear well
 SMALLEST_CHUNK, LARGEST_CHUNK = 128, 4096  # tokens
 MOST_CHUNKS = 32
@@ -50,8 +52,8 @@ def fused_cross_entropy(
     >>> round(float(fused_cross_entropy(hidden, table, None, keras.ops.ones((2, 5), "int32"))), 3)  # 10 ln 50
     39.12
     """
-    hidden, kernel = _value(hidden), _value(kernel)
-    bias = () if bias is None else (_value(bias),)
+    hidden, kernel = value_of(hidden), value_of(kernel)
+    bias = () if bias is None else (value_of(bias),)
     targets = ops.cast(targets, "int32")
     weights = ops.broadcast_to(1.0 if weights is None else weights, ops.shape(targets))
     how = _How(vocabulary_first, label_smoothing, z_loss, gradients)
@@ -174,7 +176,7 @@ def _one_chunk(h, y, w, table, bias, even, how):
     d_h -= w * row
     scaled = ops.cast(share * ops.cast(h, "float32"), h.dtype)
     left, right = (powers, scaled) if how.vocabulary_first else (scaled, powers)
-    d_table = ops.cast(_product(left, right, transpose_a=True), "float32")
+    d_table = ops.cast(outer_products(left, right), "float32")
     return [total, d_table, *d_bias], ops.reshape(ops.cast(d_h, h.dtype), shape)
 
 
@@ -207,16 +209,6 @@ def _stack(tensor, chunks):
     if not isinstance(filling, int) or filling:
         tensor = ops.concatenate([tensor, ops.zeros((batch, filling, width), tensor.dtype)], axis=1)
     return ops.transpose(ops.reshape(tensor, (batch, chunks, time // chunks, width)), (1, 0, 2, 3))
-
-
-def _value(tensor):
-    """The number that a variable holds: a custom gradient takes no variable of TensorFlow's."""
-    tensor = ops.convert_to_tensor(tensor)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.convert_to_tensor(tensor)
-    return tensor
 
 
 def _product(a, b, transpose_a=False, transpose_b=False):

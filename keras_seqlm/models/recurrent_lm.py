@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import RECURRENT, VOCABULARY, layout_map
 from keras_seqlm.layers.recurrent import RecurrentStack
@@ -84,10 +85,10 @@ class RecurrentLM(LanguageModel):
         )
         self.bridge = None
         if tie_embedding and self.embedding_dim != self.hidden_dim:
-            self.bridge = keras.layers.Dense(self.embedding_dim, name="bridge", **policy)
+            self.bridge = Dense(self.embedding_dim, name="bridge", **policy)
         self.output_projection = None
         if not tie_embedding:
-            self.output_projection = keras.layers.Dense(vocabulary_size, name="output_projection", **policy)
+            self.output_projection = Dense(vocabulary_size, name="output_projection", **policy)
         self.output_bias = None
         self.carried = {}
 

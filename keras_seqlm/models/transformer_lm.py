@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_seqlm.layers.blocks import TransformerBlock, normalization
+from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
 from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions
@@ -124,9 +125,7 @@ class TransformerLM(LanguageModel):
         self.output_norm = normalization(norm, name="output_norm", **policy) if norm_first else None
         self.output_projection = None
         if not tie_embedding:
-            self.output_projection = keras.layers.Dense(
-                vocabulary_size, use_bias=False, name="output_projection", **policy
-            )
+            self.output_projection = Dense(vocabulary_size, use_bias=False, name="output_projection", **policy)
 
     def build(self, inputs_shape=None, state_shape=None):
         self.token_embedding.build()

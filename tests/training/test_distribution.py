@@ -48,8 +48,14 @@ def finish(processes):
     return [json.loads((folder / "out").read_text().splitlines()[-1]) for folder in processes]
 
 
-def run(backend, folder, *distributions, **environment):
-    return finish({folder: start(backend, folder, *distributions, **environment)})[0]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the settings within one process print: backend -> result. Both run at once, as each keeps one core busy."""
+    folders = {backend: tmp_path_factory.mktemp(backend) for backend in ("tensorflow", "jax")}
+    mirrored = start("tensorflow", folders["tensorflow"], "mirrored")
+    spread = start("jax", folders["jax"], "data-parallel", "model-parallel:2", DEVICES="4")
+    found = finish({folders["tensorflow"]: mirrored, folders["jax"]: spread})
+    return dict(zip(folders, found, strict=True))
 
 
 def run_two(tmp_path, *arguments, named, **options):
@@ -66,9 +72,9 @@ def free_port(first=0):
         return one.getsockname()[1]
 
 
-def check(result, replicas):
+def check(result, replicas, cases=tuple(CASES)):
     assert result["replicas"] == replicas
-    assert set(result["losses"]) == {f"{distribution} {case}" for distribution in replicas for case in CASES}
+    assert set(result["losses"]) == {f"{distribution} {case}" for distribution in replicas for case in cases}
     for case, (one, all_) in result["losses"].items():
         assert len(one) in (20, 40) and len(all_) == len(one)
         assert one[19] < one[0] - 0.3, f"{case} learned nothing, so that equal losses would say little"
@@ -79,8 +85,8 @@ def check(result, replicas):
 
 
 @pytest.mark.slow
-def test_mirrored_trains_as_one_device_does(tmp_path):
-    result = run("tensorflow", tmp_path, "mirrored")
+def test_mirrored_trains_as_one_device_does(results):
+    result = results["tensorflow"]
     check(result, {"mirrored": 2})
     refused = result["refused"]["mirrored"]
     assert "with recipe.scope():\n        model = " in refused["outside"]
@@ -91,9 +97,8 @@ def test_mirrored_trains_as_one_device_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_data_parallel_and_model_parallel_train_as_one_device_does(tmp_path):
-    pytest.importorskip("jax")
-    result = run("jax", tmp_path, "data-parallel", "model-parallel:2", DEVICES="4")
+def test_data_parallel_and_model_parallel_train_as_one_device_does(results):
+    result = results["jax"]
     check(result, {"data-parallel": 4, "model-parallel:2": 2})
     # On JAX carried state, half precision and masks are right, because the program sees the whole batch.
     refused = result["refused"]
@@ -112,16 +117,16 @@ def test_data_parallel_and_model_parallel_train_as_one_device_does(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_device_does(tmp_path):
-    pytest.importorskip("jax")
     address = f"127.0.0.1:{free_port()}"
 
     def named(index):
         names = {"JOB_ADDRESSES": address, "NUM_PROCESSES": "2", "PROCESS_ID": str(index)}
         return {f"KERAS_DISTRIBUTION_{name}": value for name, value in names.items()}
 
+    cases = ("tied", "gru", "lstm")  # a PyDataset, tf.data and `causal_blocks`; each process reads its own part of them
     # By 4, so that no process has the whole of a weight.
-    for result in run_two(tmp_path, "data-parallel", "model-parallel:4", named=named):
-        check(result, {"data-parallel": 4, "model-parallel:4": 1})
+    for result in run_two(tmp_path, "data-parallel", "model-parallel:4", named=named, CASES=" ".join(cases)):
+        check(result, {"data-parallel": 4, "model-parallel:4": 1}, cases)
 
 
 JOIN = """
@@ -135,7 +140,6 @@ print(json.dumps([jax.process_count(), jax.process_index()]))
 
 @pytest.mark.slow
 def test_auto_joins_what_slurm_started(tmp_path):
-    pytest.importorskip("jax")
     job = free_port() % 2**12  # JAX makes the port of the job's number
     common = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
 

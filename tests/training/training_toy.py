@@ -197,7 +197,8 @@ def main(*distributions):
     single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
     spread = [dataclasses.replace(single, distribution=distribution) for distribution in distributions]
     losses, weights = {}, {}
-    for case, (name, options, data) in CASES.items():
+    for case in os.environ.get("CASES", " ".join(CASES)).split():
+        name, options, data = CASES[case]
         (one, before), *others = [train(recipe, name, options, **data) for recipe in (single, *spread)]
         for distribution, (all_, after) in zip(distributions, others, strict=True):
             losses[f"{distribution} {case}"] = [one, all_]

@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""What checkpoints cost: the time of a step without them, with the default interval, and with one ten times as short.
+
+usage: save_cost.py [--model transformer|lstm] [--size nano] [--backend tensorflow|jax|torch] [--steps 400] [--repeat 5]
+
+One process, one compiled model; stretches of `--steps` steps of batch 16 x 64 take turns, and each one's time is its
+`fit` as a whole, the last checkpoint and the wait for it included. Printed are medians and the share that saving adds.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+VOCABULARY, BATCH, CONTEXT = 2048, 16, 64
+EVERY = (None, 100, 10)  # 100 is the default
+
+
+def main():
+    args = arguments()
+    os.environ["KERAS_BACKEND"] = args.backend
+    import keras
+    import numpy as np
+
+    from keras_seqlm.losses import FusedCrossEntropy
+    from keras_seqlm.models import RecurrentLM, TransformerLM
+    from keras_seqlm.training import Resume
+
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1)).astype("int32")
+    kind = TransformerLM if args.model == "transformer" else RecurrentLM
+    model = kind(VOCABULARY, size=args.size)
+    model.compile(keras.optimizers.AdamW(1e-3), FusedCrossEntropy())
+
+    def stretch(every):
+        with tempfile.TemporaryDirectory() as folder:
+            data = {"steps_per_epoch": args.steps, "verbose": 0}
+            resume = Resume(pathlib.Path(folder), every=every or args.steps * 10)
+            callbacks = [] if every is None else [resume]
+            batches = resume.data(lambda step: (ids[:, :-1], ids[:, 1:]))
+            start = time.perf_counter()
+            model.fit(batches, callbacks=callbacks, **data, **resume.fit_arguments())
+            seconds = time.perf_counter() - start
+            size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+            return seconds, size / max(1, len(list(pathlib.Path(folder).glob("step-*"))))
+
+    stretch(None), stretch(100)  # compiles
+    times, size = {every: [] for every in EVERY}, 0
+    for _ in range(args.repeat):
+        for every in EVERY:
+            seconds, bytes_ = stretch(every)
+            times[every].append(seconds)
+            size = max(size, bytes_)
+    base = statistics.median(times[None])
+    print(
+        f"{args.model} {args.size}, {args.backend}: {model.count_params():,} weights, {size / 1e6:.1f} MB a checkpoint, "
+        f"{base / args.steps * 1e3:.1f} ms a step"
+    )
+    for every in EVERY[1:]:
+        print(f"a checkpoint every {every} steps: {statistics.median(times[every]) / base - 1:+.1%} of the time")
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["transformer", "lstm"], default="transformer")
+    parser.add_argument("--size", default="nano")
+    parser.add_argument("--backend", choices=["tensorflow", "jax", "torch"], default="tensorflow")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--repeat", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
