@@ -40,16 +40,17 @@ def main():
     if args.child:
         print(json.dumps(child(*args.child, args.steps, args.jit)))
         return
-    peak = largest_product()
-    print(f"one float32 product of 2048 x 2048 x 2048: {peak / 1e9:.0f} GFLOP/s\n")
+    peaks = []
     for model in args.models:
         contenders = list_of_contenders(model, args)
         results = {name: [] for name in contenders}
         for number in range(args.repeat):
+            peaks.append(largest_product())
             for name, command in contenders.items():
                 results[name].append(run(command))
                 print(f"round {number + 1}, {model}, {name}: {results[name][-1]}", file=sys.stderr, flush=True)
-        print_table(model, results, peak)
+        print(f"one float32 product of 2048 x 2048 x 2048: {max(peaks) / 1e9:.0f} GFLOP/s\n")
+        print_table(model, results, max(peaks))
 
 
 def list_of_contenders(model, args):
@@ -183,7 +184,8 @@ def plain(keras, model):
             x = layers.LSTM(HIDDEN, return_sequences=True)(x)
         return keras.Model(ids, layers.Dense(VOCABULARY)(x))
     tokens = layers.ReversibleEmbedding(VOCABULARY, WIDTH)
-    x = tokens(ids) + layers.Embedding(CONTEXT, WIDTH)(keras.ops.arange(CONTEXT, dtype="int32"))
+    positions = keras.ops.cumsum(keras.ops.ones_like(ids), axis=1) - 1
+    x = tokens(ids) + layers.Embedding(CONTEXT, WIDTH)(positions)
     for _ in range(LAYERS):
         y = layers.LayerNormalization(epsilon=1e-5)(x)
         x = x + layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(y, y, use_causal_mask=True)

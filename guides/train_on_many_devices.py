@@ -14,7 +14,8 @@ Measured on two to four devices of a CPU, in one and in two processes, with a Si
 Transformers; `pytest tests/training/test_distribution.py` does it anew. `batch_size` is that of all devices together.
 
 One machine: write the word. Several machines: set `KERAS_BACKEND=jax`, start the same script once on each, and it finds
-the others in its environment. Nothing in the script changes; each process reads its own rows, the first one writes.
+the others in its environment. Nothing in the script changes; each process reads its own rows. The first one writes; with
+`Resume` each process saves, through Orbax, its own parts of weights that no process has the whole of.
 
     srun --ntasks=4 --gpus-per-task=8 python train.py            # Slurm; Open MPI's mpirun likewise, and Cloud TPU
     KERAS_DISTRIBUTION_JOB_ADDRESSES=host0:1234 KERAS_DISTRIBUTION_NUM_PROCESSES=4 \\

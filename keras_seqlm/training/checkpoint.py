@@ -165,8 +165,12 @@ class Checkpoints:
                 _flush(self.folder)
                 break
             except OSError as error:
+                if parts is not None:
+                    parts.move_back()
                 shutil.rmtree(part, ignore_errors=True)
                 if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES) or attempt == ATTEMPTS - 1:
+                    if parts is not None:
+                        parts.delete()
                     raise
                 time.sleep(FIRST_WAIT * 2**attempt)
         self._purge()

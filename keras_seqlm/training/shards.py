@@ -21,7 +21,7 @@ class Shards:
     """
 
     def __init__(self, folder, arrays):
-        self.folder = folder
+        self.folder = self._first_folder = folder
         self.shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         self._checkpointer = _orbax().StandardCheckpointer()
         self._checkpointer.save(folder.resolve(), arrays, force=True)
@@ -39,8 +39,16 @@ class Shards:
 
     def move(self, folder):
         """Rename the folder."""
-        shutil.rmtree(folder, ignore_errors=True)
         self.folder = self.folder.rename(folder)
+
+    def move_back(self):
+        """Rename it to what it was called at first, where it does not go with the folder that it was moved into."""
+        if self.folder != self._first_folder:
+            self.move(self._first_folder)
+
+    def delete(self):
+        """Free its room on the disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def read(folder, shapes, shardings=None):

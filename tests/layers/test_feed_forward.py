@@ -1,10 +1,11 @@
 import math
 
+import keras
 import numpy as np
 import pytest
 from helpers import array, randomize
 
-from keras_seqlm.layers import FeedForward
+from keras_seqlm.layers import FeedForward, feed_forward
 
 pytestmark = pytest.mark.backends
 
@@ -59,3 +60,28 @@ def test_config_round_trip():
     layer = FeedForward(6, 10, "geglu", use_bias=False)
     twin = FeedForward.from_config(layer.get_config())
     assert twin.get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_training_computes_the_same(activation):
+    layer = FeedForward(6, 10, activation)
+    x = 3 * np.random.default_rng(1).standard_normal((2, 3, 6)).astype("float32")
+    np.testing.assert_allclose(array(layer(x, training=True)), array(layer(x)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="by hand on TensorFlow alone")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_gradient_by_hand_of_gelu(jit_compile):
+    import tensorflow as tf
+
+    @tf.function(jit_compile=jit_compile)
+    def gradient(x):
+        return tf.gradients(feed_forward.gelu_tanh(x, training=True), x)[0]
+
+    x = tf.concat([tf.linspace(-12.0, 12.0, 2001), [-1e4, -0.0, 1e4]], axis=0)
+    exact = x.numpy().astype("float64")
+    inner, slope = (math.sqrt(2 / math.pi) * part for part in (exact + 0.044715 * exact**3, 1 + 0.134145 * exact**2))
+    t = np.tanh(inner)
+    np.testing.assert_allclose(
+        gradient(x), 0.5 * (1 + t) + 0.5 * exact * (1 - t) * (1 + t) * slope, rtol=1e-5, atol=1e-6
+    )

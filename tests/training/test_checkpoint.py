@@ -18,6 +18,7 @@ import pytest
 
 from keras_seqlm.training import checkpoint as rooms_file
 from keras_seqlm.training.checkpoint import MANIFEST, STATE, CheckpointError, Checkpoints
+from keras_seqlm.training.shards import Shards
 
 ARRAYS = {"model/w": np.arange(2000, dtype="float32").reshape(40, 50), "optimizer/step": np.asarray(7, "int32")}
 # A process of its own, which saves until it is killed; it loads the one file, since the package takes seconds to import.
@@ -242,6 +243,34 @@ def test_row_11_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", renamed)
     saved(tmp_path, steps=[1])
     assert order == [STATE, MANIFEST, ".part-00000001", "rename to step-00000001", tmp_path.name]
+
+
+def test_row_10_parts_of_several_processes_survive_a_second_attempt(tmp_path, monkeypatch):
+    """`test_resume_processes.py` has Orbax write them; here they are files of any kind."""
+    parts = object.__new__(Shards)
+    parts.folder = parts._first_folder = tmp_path / ".part-00000004.shards"
+    parts.shapes = {"model/spread": ("float32", (2, 3))}
+    (parts.folder / "process_0").mkdir(parents=True)
+    (parts.folder / "process_0" / "data").write_bytes(b"numbers")
+    rename, asked = os.rename, []
+
+    def flaky(source, target):
+        if target.name == "step-00000004":
+            asked.append(parts.folder.name)
+            if len(asked) == 1:
+                raise OSError(errno.EIO, "input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(rooms_file.os, "rename", flaky)
+    monkeypatch.setattr(rooms_file, "FIRST_WAIT", 0.0)
+    Checkpoints(tmp_path).save(4, ARRAYS, {}, parts)
+    found = Checkpoints(tmp_path).newest()
+    assert asked == ["shards", "shards"] and found.shapes["model/spread"] == ("float32", (2, 3))
+    file = found.folder / "shards" / "process_0" / "data"
+    assert file.read_bytes() == b"numbers" and not list(tmp_path.glob(".part-*"))
+    file.write_bytes(b"numbars")
+    with pytest.raises(CheckpointError, match="shards/process_0/data does not match its SHA-256"):
+        Checkpoints(tmp_path).newest()
 
 
 def test_row_12_two_processes(tmp_path):
