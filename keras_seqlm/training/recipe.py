@@ -84,7 +84,7 @@ class Recipe:
             less memory for one more forward pass in each step.
         steps_per_execution: batches that the backend runs in one call (TensorFlow, JAX); callbacks see the last one.
         jit_compile: whether XLA (on torch: its own compiler) compiles the step; "auto" leaves it to Keras, which does so
-            on JAX and on GPUs of TensorFlow. On a CPU, True speeds TensorFlow up, LSTMs most of all.
+            on JAX and on GPUs of TensorFlow. On a CPU, True makes TensorFlow's recurrent models faster, Transformers not.
         stop_after_skipped: an update whose gradient is not finite is left out (`SafeOptimizer`), and after so many in a
             row training stops; 0 makes every update, whatever it is.
         roll_back_factor: a loss so many times the usual one undoes the updates since the last checkpoint (`RollBack`),
