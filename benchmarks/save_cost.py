@@ -36,15 +36,14 @@ def main():
 
     def stretch(every):
         with tempfile.TemporaryDirectory() as folder:
-            data = {"steps_per_epoch": args.steps, "verbose": 0}
-            resume = Resume(pathlib.Path(folder), every=every or args.steps * 10)
-            callbacks = [] if every is None else [resume]
+            resume, begins = Resume(folder, every=every or 100), []
             batches = resume.data(lambda step: (ids[:, :-1], ids[:, 1:]))
-            begins = []
             clock = keras.callbacks.LambdaCallback(
                 on_train_batch_begin=lambda batch, logs: begins.append(time.perf_counter())
             )
-            model.fit(batches, callbacks=[*callbacks, clock], **data, **resume.fit_arguments())
+            callbacks = [clock] if every is None else [resume, clock]
+            options = {"steps_per_epoch": args.steps, "callbacks": callbacks, "verbose": 0}
+            model.fit(batches, **options, **resume.fit_arguments())
             seconds = begins[-1] - begins[1]
             size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
             return seconds, size / max(1, len(list(pathlib.Path(folder).glob("step-*"))))

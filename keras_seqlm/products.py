@@ -1,6 +1,6 @@
 """Products of many rows with a kernel, and their gradients in the forms that XLA computes fast on a CPU.
 
-There a product whose left side lies transposed runs at two thirds of the speed of others (measured: 127 of 190 GFLOP/s,
+There a product whose left side lies transposed runs at two thirds of the speed of others (measured: 130 of 190 GFLOP/s,
 benchmarks/RESULTS.md), and the gradient of every kernel is such a product. So its parts are turned in memory first.
 """
 

@@ -24,7 +24,7 @@ def same_random_numbers():
 
 @pytest.fixture(autouse=True, scope="module")
 def small_heap():
-    """What a module leaves behind is let go of, or kept out of the sight of the collector, which took half of the time."""
+    """What a module leaves behind is let go of, or the collector walks over it in every module that follows."""
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()

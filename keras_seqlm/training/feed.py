@@ -1,5 +1,7 @@
 """What `fit` reads: batches from a step on, the rows of one process, and what several devices cannot be given."""
 
+import itertools
+
 import keras
 
 KERAS_BATCH_SIZE = 32  # of arrays that are given without one
@@ -53,6 +55,39 @@ class Rows(keras.utils.PyDataset):
 
     def on_epoch_end(self):
         self._dataset.on_epoch_end()
+
+
+class ByStep:
+    """A function of the step as data with `batches(first_step)`."""
+
+    def __init__(self, make_batch):
+        self._make_batch = make_batch
+
+    def batches(self, first_step=0):
+        while True:
+            yield self._make_batch(first_step)
+            first_step += 1
+
+
+class Onward:
+    """Data whose steps before `step` are never read: a batch of later stands for each of them."""
+
+    def __init__(self, train, step):
+        self._train, self._step = train, step
+        if hasattr(train, "as_tf_dataset"):
+            self.as_tf_dataset = self._tf_dataset
+        if hasattr(train, "shard"):
+            self.shard = lambda index, count: Onward(train.shard(index, count), step)
+
+    def batches(self, first_step=0):
+        onward = iter(self._train.batches(max(first_step, self._step)))
+        first = next(onward)
+        yield from itertools.repeat(first, max(self._step - first_step, 0) + 1)
+        yield from onward
+
+    def _tf_dataset(self, first_step=0):
+        onward, before = self._train.as_tf_dataset(max(first_step, self._step)), self._step - first_step
+        return onward.take(1).cache().repeat(before).concatenate(onward) if before > 0 else onward
 
 
 def example(data, first_step=0):

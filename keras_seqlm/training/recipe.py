@@ -84,7 +84,7 @@ class Recipe:
             less memory for one more forward pass in each step.
         steps_per_execution: batches that the backend runs in one call (TensorFlow, JAX); callbacks see the last one.
         jit_compile: whether XLA (on torch: its own compiler) compiles the step; "auto" leaves it to Keras, which does so
-            on JAX and on GPUs of TensorFlow. On a CPU, True makes TensorFlow's recurrent models faster, Transformers not.
+            on JAX and on GPUs of TensorFlow. On a CPU, True makes an LSTM faster on TensorFlow, and a Transformer not.
         stop_after_skipped: an update whose gradient is not finite is left out (`SafeOptimizer`), and after so many in a
             row training stops; 0 makes every update, whatever it is.
         roll_back_factor: a loss so many times the usual one undoes the updates since the last checkpoint (`RollBack`),
@@ -270,20 +270,7 @@ class Recipe:
             arguments = resume.fit_arguments()
         step_before = first_step if resume is None else resume.step_before
         run = Run(first_step, self.steps, tokens, _bytes_per_token(validation), step_before)
-        callbacks = list(callbacks)
-        if self.ema is not None:
-            callbacks.insert(0, ValidateAverage())
-        if progress and not any(isinstance(callback, Progress) for callback in callbacks):
-            callbacks.insert(0, Progress())
-        if (self.steps - first_step) % pieces:
-            callbacks.insert(0, _StopAtTheEnd())
-        if self.stop_after_skipped:
-            average_finite_losses(model)
-            callbacks.append(StopAfterSkipped(self.stop_after_skipped))
-        if self.roll_back_factor is not None:
-            callbacks.append(RollBack(resume, self.roll_back_factor))
-        if resume is not None:
-            callbacks.append(resume)  # the last one: what others write at a step is on the disk before the checkpoint
+        callbacks = self._callbacks(callbacks, model, resume, progress, uneven=(self.steps - first_step) % pieces)
         for callback in callbacks:
             if isinstance(callback, RunCallback):
                 callback.run = run
@@ -340,6 +327,24 @@ class Recipe:
         """Read `recipe.json`: a recipe's own, or a run folder's, which holds one beside what else was asked for."""
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         return cls.from_dict(content.get("recipe", content))
+
+    def _callbacks(self, callbacks, model, resume, progress, uneven):
+        """The caller's callbacks between our own; `uneven`: whether the last piece is shorter than the others."""
+        callbacks = list(callbacks)
+        if self.ema is not None:
+            callbacks.insert(0, ValidateAverage())
+        if progress and not any(isinstance(callback, Progress) for callback in callbacks):
+            callbacks.insert(0, Progress())
+        if uneven:
+            callbacks.insert(0, _StopAtTheEnd())
+        if self.stop_after_skipped:
+            average_finite_losses(model)
+            callbacks.append(StopAfterSkipped(self.stop_after_skipped))
+        if self.roll_back_factor is not None:
+            callbacks.append(RollBack(resume, self.roll_back_factor))
+        if resume is not None:
+            callbacks.append(resume)  # the last one: what others write at a step is on the disk before the checkpoint
+        return callbacks
 
     def _rematerialize(self, model):
         blocks = [layer for layer in model._flatten_layers() if hasattr(layer, "rematerialize")]

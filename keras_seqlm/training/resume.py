@@ -1,7 +1,6 @@
 """Exact resume: a run that was killed goes on with the losses it would have had."""
 
 import concurrent.futures
-import itertools
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from keras_seqlm.training import state
 from keras_seqlm.training.callbacks import Run, RunCallback
 from keras_seqlm.training.checkpoint import CheckpointError, Checkpoints
 from keras_seqlm.training.distribution import Single
+from keras_seqlm.training.feed import ByStep, Onward
 from keras_seqlm.training.shards import Shards
 
 TERMINATED = 143  # what a shell says of a process that ended on SIGTERM
@@ -111,8 +111,8 @@ class Resume(RunCallback):
             make_batch: a function of the step, or a data set with `batches(first_step)`, as `data.causal_blocks` gives.
             strategy: of `training.strategy`, whose devices read it; default one device.
         """
-        self._train = make_batch if hasattr(make_batch, "batches") else _ByStep(make_batch)
-        return (strategy or Single()).feed(_Onward(self._train, self.step_before), self.first_step)
+        self._train = make_batch if hasattr(make_batch, "batches") else ByStep(make_batch)
+        return (strategy or Single()).feed(Onward(self._train, self.step_before), self.first_step)
 
     def fit_arguments(self):
         """What `fit` is given besides: `initial_epoch`, and `shuffle=False`."""
@@ -380,36 +380,3 @@ def _all_are_told(step):
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
-
-
-class _ByStep:
-    """A function of the step as data with `batches(first_step)`."""
-
-    def __init__(self, make_batch):
-        self._make_batch = make_batch
-
-    def batches(self, first_step=0):
-        while True:
-            yield self._make_batch(first_step)
-            first_step += 1
-
-
-class _Onward:
-    """Data whose steps before `step` are never read: a batch of later stands for each of them."""
-
-    def __init__(self, train, step):
-        self._train, self._step = train, step
-        if hasattr(train, "as_tf_dataset"):
-            self.as_tf_dataset = self._tf_dataset
-        if hasattr(train, "shard"):
-            self.shard = lambda index, count: _Onward(train.shard(index, count), step)
-
-    def batches(self, first_step=0):
-        onward = iter(self._train.batches(max(first_step, self._step)))
-        first = next(onward)
-        yield from itertools.repeat(first, max(self._step - first_step, 0) + 1)
-        yield from onward
-
-    def _tf_dataset(self, first_step=0):
-        onward, before = self._train.as_tf_dataset(max(first_step, self._step)), self._step - first_step
-        return onward.take(1).cache().repeat(before).concatenate(onward) if before > 0 else onward
