@@ -46,6 +46,25 @@ def outer_products(a, b):
     return ops.transpose(_in_memory(ops.matmul(_in_memory(ops.transpose(b)), a)))
 
 
+def matmul_in_float32(a, b):
+    """A B with operands of any floating type, its sums and its result in float32.
+
+    A product in half precision rounds its result, too: a score of 800 to the next multiple of 4 in bfloat16, and one
+    above 65504 to infinity in float16.
+
+    Example:
+
+    >>> large = keras.ops.full((1, 64), 40.0, "float16")
+    >>> float(matmul_in_float32(large, keras.ops.transpose(large))[0, 0])
+    102400.0
+    """
+    if keras.backend.backend() == "jax":
+        import jax.numpy as jnp
+
+        return jnp.matmul(a, b, preferred_element_type="float32")  # the operands are not copied
+    return ops.matmul(ops.cast(a, "float32"), ops.cast(b, "float32"))
+
+
 def value_of(tensor):
     """The number that a variable holds: a custom gradient takes no variable of TensorFlow's."""
     tensor = ops.convert_to_tensor(tensor)

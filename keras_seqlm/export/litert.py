@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 
 from keras_seqlm import tokenizers
+from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
@@ -84,10 +85,8 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
             "overwrite it"
         )
-    for layer in task.model._flatten_layers():
-        if hasattr(layer, "single_write"):
-            layer.single_write = "slice"  # a builtin of LiteRT; see layers.write_cache
-    module, signatures, prefills, zeros = litert_module(task.model)
+    with single_tokens_written("slice"):  # a builtin of LiteRT
+        module, signatures, prefills, zeros = litert_module(task.model)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))

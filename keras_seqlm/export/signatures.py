@@ -46,7 +46,7 @@ def serving_module(model, tokenizer, max_new_tokens_limit):
 
     def write(ids, lengths, budget, options, room, cache_length):
         carry = start(model, cache_length, ids, lengths, budget)
-        token_ids, written, _ = advance(model, room, suppressed_ids, carry, options, eos_id)
+        token_ids, written, _ = advance(model, room, suppressed_ids, None, carry, options, eos_id)
         return token_ids, written
 
     compiled_write = tf.function(

@@ -3,13 +3,13 @@
 SMALLEST = 16
 
 
-def bucket(length):
-    """The power of two, 16 at least, that holds `length`.
+def bucket(length, smallest=SMALLEST):
+    """The power of two, `smallest` at least, that holds `length`.
 
     >>> [bucket(n) for n in (0, 16, 17, 100)]
     [16, 16, 32, 128]
     """
-    return max(SMALLEST, 1 << max(length - 1, 0).bit_length())
+    return max(smallest, 1 << max(length - 1, 0).bit_length())
 
 
 def buckets(longest):

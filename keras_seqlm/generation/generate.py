@@ -1,22 +1,28 @@
 """The one loop that writes, for every model: it needs `model(inputs, state=state)` and `initial_state` alone.
 
 `start` reads the prompts, `advance` writes up to a number of tokens. Both are functions of tensors, so that the same
-code is compiled here, traced into a SavedModel by `export`, and run in pieces where stop strings are watched for.
+code is compiled here, traced into a SavedModel by `export`, and run in pieces: between two of them the host makes room
+in the caches, so that a token costs what the text behind it is long, and looks for stop strings.
 """
 
 import dataclasses
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_seqlm.generation.buckets import bucket
+from keras_seqlm.generation.buckets import SMALLEST, bucket
 from keras_seqlm.generation.compiled import compiled
-from keras_seqlm.generation.samplers import options_for, sample
+from keras_seqlm.generation.samplers import OPTIONS, options_for, sample, uses_of
+from keras_seqlm.cache import single_tokens_written
 
 RUNNING, EOS, LENGTH = 0, 1, 2  # why a row stands still, in the carry of the loop
 STOP_REASONS = {EOS: "eos", LENGTH: "length"}
-LONGEST_CALL = 1024  # tokens of one compiled call; more are written by calling again
+LONGEST_CALL = 256  # tokens of one compiled call; more are written by calling again
 WATCHED_CALL = 16  # the same while someone watches for stop strings
+SMALLEST_ROOM = 64  # of a cache
+LOOKS = 16  # tokens between two looks of torch's host at whether any row goes on: a look waits for the GPU
+XLA_PAYS = 5e9  # tokens times weights from which on XLA's faster steps outweigh its compilation, on TensorFlow
 
 
 @dataclasses.dataclass
@@ -28,81 +34,110 @@ class Generated:
     truncated: bool
 
 
-def start(model, cache_length, token_ids, lengths, budget):
+def start(model, room, token_ids, lengths, budget, dropped=None, sees=True):
     """Read the prompts but for their last token, which the loop feeds first.
 
     So the logits of the prompt are never needed, and a compiler drops their product with the vocabulary.
 
     Args:
         model: a language model.
-        cache_length: room of the cache; at least time + the tokens to be written.
+        room: of the cache, at least time.
         token_ids: int32 (batch, time), padded on the right; lengths: int32 (batch,), at least 1.
         budget: int32 (batch,), how many tokens each row may write.
+        dropped: int32 (batch,), tokens of the row that stood before these; None for none. So a row that slides never
+            draws with one random number twice.
+        sees: whether a repetition penalty will ask for the ids of prompt and text.
 
     Returns:
         The carry of `advance`: a flat dict of tensors with the batch on axis 0.
     """
-    batch, time = ops.shape(token_ids)[0], ops.shape(token_ids)[1]
+    time = ops.shape(token_ids)[1]
     last = lengths - 1
-    state = model.initial_state(batch, cache_length)
-    _, state = model({"token_ids": token_ids, "lengths": last}, state=state)
-    real = ops.arange(time, dtype="int32")[None] < lengths[:, None]
-    # Padding is counted as one more sight of the row's first token, which is there anyway.
-    seen_ids = ops.where(real, token_ids, token_ids[:, :1])
-    return {
+    inputs = {"token_ids": token_ids, "lengths": last}
+    if hasattr(model, "read"):
+        state = model.read(inputs, room)
+    else:
+        _, state = model(inputs, state=model.initial_state(ops.shape(token_ids)[0], room))
+    carry = {
         "state": state,
         "token": ops.take_along_axis(token_ids, last[:, None], axis=1)[:, 0],
-        "seen": _mark(ops.zeros((batch, model.vocabulary_size), "float32"), seen_ids),
+        "dropped": ops.zeros_like(lengths) if dropped is None else dropped,
         "budget": budget,
         "stopped": ops.where(budget > 0, RUNNING, LENGTH),
     }
+    if sees:
+        real = ops.arange(time, dtype="int32")[None] < lengths[:, None]
+        # Padding is counted as one more sight of the row's first token, which is there anyway.
+        seen_ids = ops.where(real, token_ids, token_ids[:, :1])
+        nothing = ops.zeros((ops.shape(token_ids)[0], model.vocabulary_size), "float32")
+        carry["seen"] = _mark(nothing, seen_ids)
+    return carry
 
 
-def advance(model, room, suppressed_ids, carry, options, eos_id):
-    """Write until every row stands still or `room` tokens are written.
+def advance(model, most, suppressed_ids, uses, carry, options, eos_id, limit=None):
+    """Write until every row stands still or a number of tokens is written.
 
     Args:
         model: a language model.
-        room: the number of tokens that the output has place for (an int, or a scalar in a traced graph).
+        most: the number of tokens that the output has place for (an int, or a scalar in a traced graph).
         suppressed_ids: ids never written.
-        carry: from `start` or the last `advance`.
+        uses: which options any row uses, as `samplers.uses_of` gives it, or None where that is known at run time alone.
+        carry: from `start` or the last `advance`. It is used up: its state is written over where the backend can.
         options: dict of (batch,) tensors, see `samplers.options_for`.
         eos_id: int32 scalar, -1 for none.
+        limit: int32 scalar, tokens that are written at most; default `most`. A cache needs room for so many.
 
     Returns:
-        token_ids int32 (batch, room), padded with 0; the number of real ones (batch,); the new carry.
+        token_ids int32 (batch, most), padded with 0; the number of real ones (batch,); the new carry.
     """
     batch = ops.shape(carry["token"])[0]
     rows = ops.arange(batch, dtype="int32")
-
-    def running(step, token_ids, written, carry):
-        return ops.logical_and(step < room, ops.any(carry["stopped"] == RUNNING))
 
     def write_one(step, token_ids, written, carry):
         active = ops.cast(carry["stopped"] == RUNNING, "int32")
         inputs = {"token_ids": carry["token"][:, None], "lengths": active}  # a row that stands still reads nothing
         logits, state = model(inputs, state=carry["state"])
-        drawn = sample(logits[:, 0], options, carry["seen"], state["position"], suppressed_ids)
+        counter = carry["dropped"] + state["position"]
+        drawn = sample(logits[:, 0], options, carry.get("seen"), counter, suppressed_ids, uses)
         ended = drawn == eos_id
         writes = ops.logical_and(active == 1, ops.logical_not(ended))
         token = ops.where(writes, drawn, carry["token"])
-        index = ops.stack([rows, ops.zeros_like(rows) + step], axis=-1)
-        token_ids = ops.scatter_update(token_ids, index, ops.where(writes, drawn, 0))
+        token_ids = _put(token_ids, rows, step, ops.where(writes, drawn, 0))
         budget = carry["budget"] - ops.cast(writes, "int32")
         stopped = ops.where(ops.logical_and(active == 1, budget <= 0), LENGTH, carry["stopped"])
         stopped = ops.where(ops.logical_and(active == 1, ended), EOS, stopped)
-        new_carry = {
-            "state": state,
-            "token": token,
-            "seen": _mark(carry["seen"], token[:, None]),
-            "budget": budget,
-            "stopped": stopped,
-        }
+        new_carry = {**carry, "state": state, "token": token, "budget": budget, "stopped": stopped}
+        if "seen" in carry:
+            new_carry["seen"] = _mark(carry["seen"], token[:, None])
         return step + 1, token_ids, written + ops.cast(writes, "int32"), new_carry
 
-    first = (ops.zeros((), "int32"), ops.zeros((batch, room), "int32"), ops.zeros_like(rows), carry)
-    _, token_ids, written, carry = ops.while_loop(running, write_one, first)
+    first = (ops.zeros((batch, most), "int32"), ops.zeros_like(rows), carry)
+    _, token_ids, written, carry = _while_any_runs(write_one, first, most if limit is None else limit)
     return token_ids, written, carry
+
+
+def _while_any_runs(write_one, first, limit):
+    """`write_one(step, token_ids, written, carry)` from step 0 on, up to `limit` times while any row runs."""
+    if keras.backend.backend() == "torch":
+        values, step, limit = first, 0, int(limit)
+        looks = LOOKS if first[0].is_cuda else 1
+        with single_tokens_written("in place"):
+            while step < limit and (step % looks or bool((values[-1]["stopped"] == RUNNING).any())):
+                step, *values = write_one(step, *values)
+        return step, *values
+
+    def running(step, token_ids, written, carry):
+        return ops.logical_and(step < limit, ops.any(carry["stopped"] == RUNNING))
+
+    return ops.while_loop(running, write_one, (ops.zeros((), "int32"), *first))
+
+
+def _put(token_ids, rows, step, ids):
+    """`token_ids` (batch, most) with `ids` (batch,) in column `step`; in place on torch."""
+    if keras.backend.backend() == "torch":
+        token_ids[:, step] = ids
+        return token_ids
+    return ops.scatter_update(token_ids, ops.stack([rows, ops.zeros_like(rows) + step], axis=-1), ids)
 
 
 def _mark(seen, token_ids):
@@ -124,8 +159,8 @@ def generate(
     min_p=0.0,
     repetition_penalty=1.0,
     seed=0,
-    eos_id=2,
-    suppressed_ids=(0, 1, 3),
+    eos_id=None,
+    suppressed_ids=(),
     stop=None,
     slide=False,
 ):
@@ -141,7 +176,7 @@ def generate(
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `samplers.options_for`; each a number, or one
             for each prompt.
         eos_id: the id that ends a text, or None. It is not among the new ids.
-        suppressed_ids: ids that are never written; default pad, bos and unk of a trained tokenizer.
+        suppressed_ids: ids that are never written. (A task gives its tokenizer's end, pad, bos and unk.)
         stop: a function from the new ids of a row (int32 array) to True where it should stop.
         slide: at the end of the context drop its oldest half, read the rest anew and write on.
 
@@ -168,88 +203,143 @@ def generate(
     end = -1 if eos_id is None else int(eos_id)
     suppressed = tuple(i for i in suppressed_ids if i is not None)
     write = _Writer(model, options, end, suppressed, stop)
-    if context is None or not slide:
-        kept = (
-            prompts
-            if context is None
-            else [prompt[-max(1, context - limit) :] for prompt, limit in zip(prompts, limits, strict=True)]
-        )
-        budgets = (
-            limits
-            if context is None
-            else [min(limit, context - len(prompt)) for prompt, limit in zip(kept, limits, strict=True)]
-        )
-        new, reasons = write(kept, budgets, range(len(prompts)))
-        return [
-            Generated(ids, reason, len(a) > len(b))
-            for ids, reason, a, b in zip(new, reasons, prompts, kept, strict=True)
+    if context is None:
+        return write(prompts, limits)
+    if slide:
+        return _slide(write, prompts, limits, context)
+    kept = [prompt[-max(1, context - limit) :] for prompt, limit in zip(prompts, limits, strict=True)]
+    results = write(kept, [min(limit, context - len(row)) for row, limit in zip(kept, limits, strict=True)])
+    for result, prompt, row in zip(results, prompts, kept, strict=True):
+        result.truncated = len(prompt) > len(row)
+    return results
+
+
+def _slide(write, prompts, limits, context):
+    """Rows without end: whenever the context of one is full, its newer half is read again and the writing goes on."""
+    texts, results = list(prompts), [Generated(np.zeros(0, "int32"), "length", len(p) >= context) for p in prompts]
+    unfinished = [row for row, limit in enumerate(limits) if limit > 0]
+    while unfinished:
+        kept = [texts[row] if len(texts[row]) < context else texts[row][-max(1, context // 2) :] for row in unfinished]
+        budgets = [
+            min(
+                limits[row] - len(results[row].token_ids), max(1, context - len(text))
+            )  # a context of 1 writes one, too
+            for row, text in zip(unfinished, kept, strict=True)
         ]
-    return [
-        _slide(write, row, prompt, limit, context)
-        for row, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
-    ]
-
-
-def _slide(write, row, prompt, limit, context):
-    """One row without end: whenever the context is full, its newer half is read again and the writing goes on."""
-    text, new, reason = prompt, np.zeros(0, "int32"), "length"
-    while True:
-        kept = text[-max(1, context // 2) :] if len(text) >= context else text
-        room = max(1, context - len(kept))  # a context of one token reads it and writes the next
-        ids, (reason,) = write([kept], [min(limit - len(new), room)], [row], before=[new])
-        new = np.concatenate([new, ids[0]])
-        text = np.concatenate([text, ids[0]])
-        if reason != "length" or len(new) >= limit:
-            return Generated(new, reason, len(prompt) >= context)
+        written = write(kept, budgets, unfinished, [results[row].token_ids for row in unfinished], texts)
+        for row, more in zip(unfinished, written, strict=True):
+            texts[row] = np.concatenate([texts[row], more.token_ids])
+            new = np.concatenate([results[row].token_ids, more.token_ids])
+            results[row] = Generated(new, more.stop_reason, results[row].truncated)
+        unfinished = [
+            row
+            for row in unfinished
+            if results[row].stop_reason == "length" and len(results[row].token_ids) < limits[row]
+        ]
+    return results
 
 
 class _Writer:
-    """The host's side of the loop: pads to buckets, calls in pieces, watches for stops."""
+    """The host's side of the loop: pads rows and prompts to buckets, makes room, calls in pieces, watches for stops."""
 
     def __init__(self, model, options, end, suppressed, stop):
         self.model, self.options, self.end, self.suppressed, self.stop = model, options, end, suppressed, stop
+        self.context = getattr(model, "max_length", None)
 
-    def __call__(self, prompts, budgets, rows, before=None):
-        new = [[] for _ in prompts]
-        before = before or [np.zeros(0, "int32")] * len(prompts)
+    def __call__(self, prompts, budgets, rows=None, before=None, texts=None):
+        """A `Generated` for each prompt.
+
+        Args:
+            prompts, budgets: int32 arrays and ints.
+            rows: whose options they take, if they are not all rows.
+            before: what was written of each earlier, which the stop function sees, too.
+            texts: the whole text of every row, of which the prompts are the end.
+        """
+        rows = range(len(prompts)) if rows is None else rows
+        new = [np.zeros(0, "int32")] * len(prompts)
         if max(budgets) <= 0:
-            return [np.zeros(0, "int32") for _ in prompts], ["length"] * len(prompts)
+            return [Generated(ids, "length", False) for ids in new]
+        before = before or new
+        dropped = [0 if texts is None else len(texts[row]) - len(p) for row, p in zip(rows, prompts, strict=True)]
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
-        width = bucket(int(lengths.max()))
-        padded = np.zeros((len(prompts), width), "int32")
-        for row, prompt in zip(padded, prompts, strict=True):
+        budgets = np.minimum(budgets, 2**31 - 1).astype("int32")
+        width = self._fitting(int(lengths.max()))
+        needed = min(int((lengths + budgets.astype("int64")).max()), 2**31)
+        uses = uses_of({name: values[list(rows)] for name, values in self.options.items()})
+        # Rows that write nothing fill the batch up to the next power of two, so that few sizes are traced.
+        batch = bucket(len(prompts), 1)
+        padded = np.zeros((batch, width), "int32")
+        for row, prompt in zip(padded, prompts, strict=False):
             row[: len(prompt)] = prompt
-        room = WATCHED_CALL if self.stop else min(bucket(max(budgets)), LONGEST_CALL)
-        cache_length = None if getattr(self.model, "max_length", None) is None else width + bucket(max(budgets))
-        tensors = [
-            ops.convert_to_tensor(np.asarray(part, "int32"))
-            for part in (padded, lengths, np.minimum(budgets, 2**31 - 1))
-        ]
-        options = {name: ops.convert_to_tensor(value[list(rows)]) for name, value in self.options.items()}
+
+        def filled(values, filling):
+            values = np.asarray(values)
+            return ops.convert_to_tensor(np.concatenate([values, np.full(batch - len(values), filling, values.dtype)]))
+
+        options = {name: filled(values[list(rows)], OPTIONS[name][1]) for name, values in self.options.items()}
+        parts = (filled(lengths, 1), filled(budgets, 0), filled(np.asarray(dropped, "int32"), 0))
         end = ops.convert_to_tensor(np.int32(self.end))
-        carry = compiled(self.model, start, cache_length)(*tensors)
-        run = compiled(self.model, advance, room, self.suppressed)
+        room = None if self.context is None else self._fitting(min(needed, max(width, LONGEST_CALL)), SMALLEST_ROOM)
+        arguments = {"xla": _xla_pays(self.model, batch * min(needed, LONGEST_CALL))}
+        sees = "repetition_penalty" in uses
+        carry = compiled(self.model, _start, room, sees)(ops.convert_to_tensor(padded), *parts)
+        run = compiled(self.model, advance, LONGEST_CALL, self.suppressed, uses, donate=(0,), **arguments)
         stopped_by_text = np.zeros(len(prompts), bool)
+        reasons = np.where(budgets > 0, RUNNING, LENGTH)
         while True:
-            token_ids, written, carry = run(carry, options, end)
+            limit = WATCHED_CALL if self.stop else LONGEST_CALL
+            if room is not None:
+                read = max(lengths[row] - 1 + len(new[row]) for row in np.flatnonzero(reasons == RUNNING))
+                if read >= room:
+                    room = self._fitting(read + 1, 2 * room)
+                    carry["state"] = _with_room(carry["state"], room)
+                limit = min(limit, room - read)
+            token_ids, written, carry = run(carry, options, end, ops.convert_to_tensor(np.int32(limit)))
             token_ids, written = ops.convert_to_numpy(token_ids), ops.convert_to_numpy(written)
-            for row, (ids, count) in enumerate(zip(token_ids, written, strict=True)):
-                if stopped_by_text[row]:
-                    continue
-                for i in ids[:count]:
-                    new[row].append(int(i))
-                    if self.stop and self.stop(np.concatenate([before[row], np.asarray(new[row], "int32")])):
-                        stopped_by_text[row] = True
+            for row in np.flatnonzero(~stopped_by_text):
+                more = token_ids[row, : written[row]]
+                for count in range(1, len(more) + 1) if self.stop else ():
+                    if self.stop(np.concatenate([before[row], new[row], more[:count]])):
+                        stopped_by_text[row], more = True, more[:count]
                         break
-            reasons = np.array(ops.convert_to_numpy(carry["stopped"]))
-            if np.all((reasons != RUNNING) | stopped_by_text):
+                new[row] = np.concatenate([new[row], more])
+            reasons = ops.convert_to_numpy(carry["stopped"])[: len(prompts)]
+            reasons = np.where(stopped_by_text, LENGTH, reasons)
+            if np.all(reasons != RUNNING):
                 break
             if stopped_by_text.any():
-                carry["stopped"] = ops.convert_to_tensor(np.where(stopped_by_text, LENGTH, reasons).astype("int32"))
+                carry["stopped"] = filled(reasons.astype("int32"), LENGTH)
         names = [
             "stop" if by_text else STOP_REASONS[int(r)] for by_text, r in zip(stopped_by_text, reasons, strict=True)
         ]
-        return [np.asarray(ids, "int32") for ids in new], names
+        return [Generated(ids, name, False) for ids, name in zip(new, names, strict=True)]
+
+    def _fitting(self, length, smallest=SMALLEST):
+        """The bucket for so many tokens, within the context."""
+        size = bucket(length, smallest)
+        return size if self.context is None else min(size, self.context)
+
+
+def _start(model, room, sees, token_ids, lengths, budget, dropped):
+    return start(model, room, token_ids, lengths, budget, dropped, sees)
+
+
+def _with_room(state, room):
+    """A state whose caches hold `room` tokens."""
+    return {
+        name: ops.pad(leaf, ((0, 0), (0, 0), (0, room - leaf.shape[2]), (0, 0)))
+        if name.startswith("kv_cache")
+        else leaf
+        for name, leaf in state.items()
+    }
+
+
+def _xla_pays(model, tokens):
+    if keras.backend.backend() != "tensorflow" or not hasattr(model, "count_params"):
+        return False
+    if not model.built:
+        model.build()
+    return tokens * model.count_params() >= XLA_PAYS
 
 
 def _limits(max_new_tokens, rows):

@@ -24,7 +24,7 @@ _DEPTH = 80.0  # exp(-80) is 1.8e-35: what lies further below the best logit is 
 _HALVINGS = 24
 
 
-def sample(logits, options, seen, position, suppressed_ids=()):
+def sample(logits, options, seen, position, suppressed_ids=(), uses=None):
     """Choose the next token of every row.
 
     A row depends on its own logits, options and position alone, so it is written the same alone and in a batch. Half
@@ -62,7 +62,8 @@ def sample(logits, options, seen, position, suppressed_ids=()):
         return ops.zeros((0,), dtype="int32")
     options = {name: ops.convert_to_tensor(options[name], dtype=dtype) for name, (dtype, _) in OPTIONS.items()}
     penalty = options["repetition_penalty"][:, None]
-    logits = ops.cond(ops.any(penalty != 1.0), lambda: _penalise(logits, seen, penalty), lambda: logits)
+    if seen is not None:
+        logits = ops.cond(ops.any(penalty != 1.0), lambda: _penalise(logits, seen, penalty), lambda: logits)
     logits = _suppress(logits, suppressed_ids)
     best = ops.max(logits, axis=-1, keepdims=True)
     greedy = _first(logits >= best)
@@ -245,3 +246,8 @@ def clamp(options):
         "min_p": ops.where(min_p > 0.0, ops.minimum(min_p, 1.0), 0.0),
         "repetition_penalty": ops.where(penalty > 0.0, ops.clip(penalty, 1e-6, 1e6), 1.0),
     }
+
+
+def uses_of(options):
+    off = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    return frozenset(name for name, value in off.items() if (options[name] != value).any())

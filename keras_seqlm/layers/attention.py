@@ -1,18 +1,23 @@
-"""Multi-head self-attention and its key-value cache."""
+"""Multi-head self-attention: the one way in which queries meet keys."""
 
 import math
 
 import keras
 from keras import ops
 
+from keras_seqlm.cache import write_cache
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.positions import rotate
+from keras_seqlm.products import matmul_in_float32
 
-MASKED = -1e9  # finite, so that a row without any visible key still gives numbers
 
+def attend(query, key, value, causal=False, mask=None, bias=None, scale=None, dropout=None, return_scores=False):
+    """Scaled dot-product attention: softmax(scale * Q K^T + B) V.
 
-def attend(query, key, value, mask=None, bias=None, dropout=None):
-    """Scaled dot-product attention: softmax(Q K^T / sqrt(d_k) + B) V, the softmax in float32.
+    `keras.ops.dot_product_attention` computes it wherever the backend has a fused kernel for it: on an accelerator
+    under JAX, and under torch. There no scores stand in memory. Elsewhere, and where the scores are asked for or
+    dropped out, they are made here, in float32 whatever the operands are: TensorFlow has no such kernel, and under JAX
+    on a CPU this is the faster way (benchmarks/RESULTS.md).
 
     Fewer key-value heads than query heads are shared by groups of neighbours (grouped-query attention, Ainslie et al.
     2023, arXiv:2305.13245). All tensors stay at rank 4, which LiteRT's quantiser asks for.
@@ -20,81 +25,140 @@ def attend(query, key, value, mask=None, bias=None, dropout=None):
     Args:
         query: (batch, heads, time, head_dim).
         key, value: (batch, key-value heads, keys, head_dim).
-        mask: bool (batch or 1, 1, time, keys), true where a key may be seen.
-        bias: float (batch or 1, heads or 1, time, keys), added to the scores (T5's and ALiBi's relative positions).
-        dropout: a layer applied to the probabilities.
+        causal: whether query t sees the keys up to the t-th alone; then there are as many keys as queries. No mask is
+            needed beside it, but one may narrow it further.
+        mask: bool (batch or 1, 1 or heads, time or 1, keys), true where a key may be seen.
+        bias: float, of the same shapes, added to the scores (T5's and ALiBi's relative positions; `as_bias(mask)`).
+        scale: of the scores; default 1 / sqrt(head_dim). T5 has 1.
+        dropout: a function applied to the probabilities.
+        return_scores: whether to return the probabilities, too.
 
     Returns:
-        (batch, heads, time, head_dim) and the probabilities (batch, heads, time, keys).
+        (batch, heads, time, head_dim) in the dtype of `value`; with `return_scores` also the probabilities, float32
+        (batch, heads, time, keys). A query without any visible key gets numbers, and no NaN.
+
+    Example:
+
+    >>> query, key = keras.ops.ones((1, 4, 3, 8)), keras.ops.ones((1, 2, 3, 8))
+    >>> tuple(attend(query, key, key, causal=True).shape)
+    (1, 4, 3, 8)
 
     Reference: Vaswani et al. 2017, section 3.2.1, arXiv:1706.03762.
     """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if dropout is None and not return_scores and fused_kernel_serves(query.shape[2]):
+        return _by_library(query, key, value, causal, mask, bias, scale)
     heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]
     batch, time, keys = ops.shape(query)[0], ops.shape(query)[2], ops.shape(key)[2]
-    grouped = heads != kv_heads
-    if grouped:
+    query = ops.cast(query, "float32") * scale  # scaled first: a product of float16 that overflows is of no use later
+    if heads != kv_heads:
         query = ops.reshape(query, (batch, kv_heads, (heads // kv_heads) * time, head_dim))
-    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
-    if grouped:
+    scores = matmul_in_float32(query, ops.transpose(key, (0, 1, 3, 2)))
+    if heads != kv_heads:
         scores = ops.reshape(scores, (batch, heads, time, keys))
-    scores = ops.cast(scores, "float32") / math.sqrt(head_dim)
     if bias is not None:
         scores = scores + ops.cast(bias, "float32")
     if mask is not None:
-        scores = ops.where(mask, scores, MASKED)
-    probabilities = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        scores = ops.where(mask, scores, lowest("float32"))
+    if causal:
+        scores = scores + as_bias(causal_mask(time), "float32")
+    probabilities = ops.softmax(scores, axis=-1)
     weights = probabilities if dropout is None else dropout(probabilities)
-    if grouped:
+    if heads != kv_heads:
         weights = ops.reshape(weights, (batch, kv_heads, (heads // kv_heads) * time, keys))
-    output = ops.matmul(weights, value)
-    if grouped:
+    output = ops.cast(matmul_in_float32(weights, value), value.dtype)
+    if heads != kv_heads:
         output = ops.reshape(output, (batch, heads, time, head_dim))
-    return output, probabilities
+    return (output, probabilities) if return_scores else output
 
 
-def write_cache(cache, new, position, lengths, single="scatter"):
-    """Put row r's first `lengths[r]` new keys (or values) into its cache from `position[r]` on; the rest stays.
+def fused_kernel_serves(time):
+    """Whether the library has a kernel here that makes no scores: always under torch, under JAX on an accelerator.
+
+    A single query makes one row of scores, which needs no such kernel.
+    """
+    backend = keras.backend.backend()
+    return backend == "torch" or (backend == "jax" and time != 1 and on_accelerator())
+
+
+def on_accelerator():
+    """Whether JAX computes on a GPU or TPU."""
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+def visibility(time, dtype, mask=None, window=None):
+    """What each query of whole sequences sees: `causal` and `bias`, as `attend` takes them, for all layers of a model.
+
+    A kernel that knows of causality by itself is told so, and skips what is not seen. Elsewhere all goes into one bias.
 
     Args:
-        cache: (batch, heads, max_length, head_dim).
-        new: (batch, heads, time, head_dim).
-        position, lengths: int32 (batch,).
-        single: how one new token is written: "scatter" anywhere, or "slice" for LiteRT at batch 1, where it becomes
-            one builtin. (On TensorFlow `slice_update` is an XLA op, which a stock TF Serving binary refuses to run.)
+        time: tokens of a sequence, an int or a scalar tensor.
+        dtype: of the bias.
+        mask: bool (batch or 1, 1, time, time), true where a key may be seen; None for all.
+        window: how many keys up to its own a query sees; None for all.
 
     Returns:
-        The new cache, in the dtype of `cache`. What padding would write past the end is dropped.
+        A dict of `causal`, a bool, and `bias`, (batch or 1, 1, time, time) or None.
     """
-    new = ops.cast(new, cache.dtype)
-    batch, max_length = ops.shape(cache)[0], ops.shape(cache)[2]
-    if new.shape[2] == 1:
-        # A row that writes nothing (lengths 0) may write all the same: its own next slot, unseen until it is overwritten.
-        slot = ops.minimum(position, max_length - 1)
-        if single == "slice":
-            return ops.slice_update(cache, (0, 0, slot[0], 0), new)
-        rows, heads = ops.arange(batch, dtype="int32"), cache.shape[1]
-        index = ops.stack(
-            [
-                ops.repeat(rows, heads),
-                ops.tile(ops.arange(heads, dtype="int32"), (batch,)),
-                ops.repeat(slot, heads),
-            ],
-            axis=-1,
-        )
-        return ops.scatter_update(cache, index, ops.reshape(new, (-1, cache.shape[3])))
-    source = ops.arange(max_length, dtype="int32")[None] - position[:, None]  # the new token that each slot would take
-    taken = ops.logical_and(source >= 0, source < lengths[:, None])
-    source = ops.clip(source, 0, ops.shape(new)[2] - 1)
-    moved = ops.take_along_axis(new, source[:, None, :, None], axis=2)
-    return ops.where(taken[:, None, :, None], moved, cache)
+    backend = keras.backend.backend()
+    told = fused_kernel_serves(time) and (backend == "jax" or (mask is None and window is None))
+    if mask is None and window is None and told:
+        return {"causal": True, "bias": None}
+    seen = causal_mask(time, window)
+    return {"causal": told, "bias": as_bias(seen if mask is None else ops.logical_and(seen, mask), dtype)}
+
+
+def _by_library(query, key, value, causal, mask, bias, scale):
+    """`keras.ops.dot_product_attention`, which has the heads behind the time, and on torch takes a mask or a bias."""
+    if keras.backend.backend() == "torch":
+        if mask is not None and bias is not None:
+            mask, bias = None, ops.where(mask, ops.cast(bias, query.dtype), lowest(query.dtype))
+        if bias is not None and causal:  # its kernel takes `is_causal` or a bias, and would forget the first
+            causal, bias = False, ops.where(causal_mask(ops.shape(query)[2]), bias, lowest(query.dtype))
+        if key.shape[1] == 1 < query.shape[1]:  # an expanded view: Keras would leave it to broadcasting, and no kernel
+            shape = (-1, query.shape[1], -1, -1)
+            key, value = key.expand(shape), value.expand(shape)
+    query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
+    output = ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, is_causal=causal)
+    return ops.transpose(output, (0, 2, 1, 3))
+
+
+def causal_mask(time, window=None):
+    """bool (1, 1, time, time): query t sees the keys up to t, of them the last `window` where that is given."""
+    steps = ops.arange(time, dtype="int32")
+    distance = steps[:, None] - steps[None, :]
+    return visible_at(distance, window)[None, None]
+
+
+def visible_at(distance, window=None):
+    """Whether a query sees a key that stands so far before it: not one behind it, and none `window` or more before."""
+    seen = distance >= 0
+    return seen if window is None else ops.logical_and(seen, distance < window)
+
+
+def as_bias(mask, dtype):
+    """A mask as what is added to the scores. A model makes it once, where every layer would do so with a mask."""
+    return ops.where(mask, ops.zeros((), dtype), ops.full((), lowest(dtype), dtype))
+
+
+def lowest(dtype):
+    """What is added to the score of a key that is not seen: finite, so that a row without any still gives numbers."""
+    return {"float16": -3e4, "bfloat16": -1e30, "float32": -1e30, "float64": -1e30}[
+        keras.backend.standardize_dtype(dtype)
+    ]
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
 class SelfAttention(keras.layers.Layer):
-    """Multi-head self-attention, causal where no mask is given.
+    """Multi-head self-attention.
 
     MultiHead(x) = Concat(head_1, ..., head_h) W_O + b_O, with
     head_i = softmax(Q_i K_i^T / sqrt(d_k)) V_i and [Q, K, V] = x W_QKV + b_QKV in one product.
+
+    The columns of W_QKV stand by key-value head: the queries that share the first one, its key, its value, then those of
+    the second. So a cut by columns over devices leaves each of them whole heads (see `layouts`).
 
     Reference: Vaswani et al. 2017, section 3.2.2, arXiv:1706.03762.
 
@@ -103,28 +167,32 @@ class SelfAttention(keras.layers.Layer):
         num_heads: query heads; must divide `hidden_dim` unless `head_dim` is given.
         num_kv_heads: key-value heads; default `num_heads`, of which it must be a divisor.
         head_dim: width of a head; default `hidden_dim // num_heads`.
-        use_bias: whether the products have a bias.
-        rotary_base: turns queries and keys by their positions (see `rotate`); None leaves them.
-        dropout: of the attention probabilities.
+        causal: whether a query sees no key behind it, where a call does not say otherwise.
+        scale: of the scores; default 1 / sqrt(head_dim).
+        use_bias: whether W_QKV has a bias; output_bias: whether W_O has one, default as `use_bias`.
+        dropout: of the attention probabilities. It needs them in memory, and so costs the fused kernel.
         kernel_initializer: of W_QKV.
         output_initializer: of W_O, which writes to the residual stream.
 
     Call arguments:
         x: (batch, time, hidden_dim).
-        positions: int32 (batch or 1, time), needed by rotary positions.
-        attention_mask: bool (batch or 1, 1, time, keys); None means causal, and needs that there is no cache.
+        rotation: the pair that `positions.rotation` gives turns queries and keys; None leaves them.
+        causal: in place of the layer's own. Beside a cache it has no meaning: mask or bias say what is seen.
+        attention_mask: bool (batch or 1, 1, time, keys), true where a key may be seen, beside what `causal` says.
         bias: float (batch or 1, heads or 1, time, keys), added to the scores.
-        cache: (keys, values), each (batch, key-value heads, max_length, head_dim); the new ones are written into it.
-        position, lengths: int32 (batch,): where each row starts to write and how many tokens of it are real.
-        return_scores: whether to return the probabilities too.
+        cache: (keys, values), each (batch, key-value heads, room, head_dim); the new ones are written into it, and the
+            keys are those of the cache.
+        slots: where they are written, from `cache.cache_slots`; needed beside a cache, as is a mask or a bias.
+        return_keys: whether to return the keys and values of `x`, turned, as (batch, key-value heads, time, head_dim).
+        return_scores: whether to return the probabilities.
 
     Returns:
-        (batch, time, hidden_dim); with `cache` also the new cache; with `return_scores` also the probabilities
-        (batch, heads, time, keys).
+        (batch, time, hidden_dim); then, where there is a cache or with `return_keys`, the pair of keys and values; then,
+        with `return_scores`, the probabilities, float32 (batch, heads, time, keys).
 
     Raises:
-        ValueError: heads that do not divide the width, key-value heads that do not divide the heads, an odd head_dim
-            with rotary positions; a call that lacks `positions` there, or `attention_mask` beside a cache.
+        ValueError: heads that do not divide the width, key-value heads that do not divide the heads; a call that lacks
+            slots, or a mask or bias, beside a cache.
 
     Example:
 
@@ -139,8 +207,10 @@ class SelfAttention(keras.layers.Layer):
         num_heads,
         num_kv_heads=None,
         head_dim=None,
+        causal=True,
+        scale=None,
         use_bias=True,
-        rotary_base=None,
+        output_bias=None,
         dropout=0.0,
         kernel_initializer="glorot_uniform",
         output_initializer="glorot_uniform",
@@ -155,24 +225,35 @@ class SelfAttention(keras.layers.Layer):
         num_kv_heads = num_kv_heads or num_heads
         if num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads must divide num_heads, got {num_kv_heads} and {num_heads}")
-        head_dim = head_dim or hidden_dim // num_heads
-        if rotary_base is not None and head_dim % 2:
-            raise ValueError(f"rotary positions turn pairs and need an even head_dim, got {head_dim}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale must be a finite number above 0, or None for 1 / sqrt(head_dim), got {scale!r}")
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
+        self.head_dim = head_dim or hidden_dim // num_heads
+        self.causal = causal
+        self.scale = scale
         self.use_bias = use_bias
-        self.rotary_base = rotary_base
+        self.output_bias = use_bias if output_bias is None else output_bias
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_initializer = keras.initializers.get(output_initializer)
-        self.single_write = "scatter"  # export to LiteRT sets "slice": see write_cache
-        common = {"use_bias": use_bias, "dtype": self.dtype_policy}
-        width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.qkv = Dense(width, kernel_initializer=self.kernel_initializer, name="qkv", **common)
-        self.output_projection = Dense(hidden_dim, kernel_initializer=self.output_initializer, name="output", **common)
-        self.probability_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
+        self.qkv = Dense(
+            (num_heads + 2 * num_kv_heads) * self.head_dim,
+            use_bias=use_bias,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name="qkv",
+        )
+        self.output_projection = Dense(
+            hidden_dim,
+            use_bias=self.output_bias,
+            kernel_initializer=self.output_initializer,
+            dtype=self.dtype_policy,
+            name="output",
+        )
+        # float32, in which the probabilities are
+        self.probability_dropout = keras.layers.Dropout(dropout, dtype="float32") if dropout else None
 
     def build(self, input_shape=None):
         self.qkv.build((None, None, self.hidden_dim))
@@ -181,53 +262,55 @@ class SelfAttention(keras.layers.Layer):
     def call(
         self,
         x,
-        positions=None,
+        rotation=None,
+        causal=None,
         attention_mask=None,
         bias=None,
         cache=None,
-        position=None,
-        lengths=None,
+        slots=None,
+        return_keys=False,
         return_scores=False,
         training=None,
     ):
-        if self.rotary_base is not None and positions is None:
-            raise ValueError("rotary attention needs positions, int32 (batch or 1, time)")
-        if cache is not None and attention_mask is None:
-            raise ValueError("attention with a cache needs attention_mask, true for each key that a query may see")
-        batch, time = ops.shape(x)[0], ops.shape(x)[1]
-        widths = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
-        projected = ops.split(
-            self.qkv(x), [widths[0] * self.head_dim, (widths[0] + widths[1]) * self.head_dim], axis=-1
-        )
-        query, key, value = (
-            ops.reshape(part, (batch, time, heads, self.head_dim))
-            for part, heads in zip(projected, widths, strict=True)
-        )
-        # Without cache, bias, mask or dropout the library's own kernel serves: flash attention where there is one.
-        plain = cache is None and attention_mask is None and bias is None and not return_scores
-        plain = plain and self.rotary_base is None and self.num_kv_heads == self.num_heads
-        if plain and not (training and self.probability_dropout):
-            output = ops.dot_product_attention(query, key, value, is_causal=True)  # (batch, time, heads, head_dim)
-            return self.output_projection(ops.reshape(output, (batch, time, self.num_heads * self.head_dim)))
-
-        query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
-        if self.rotary_base is not None:
-            query, key = (rotate(part, positions, self.rotary_base) for part in (query, key))
-        if cache is not None:
-            cache = tuple(
-                write_cache(old, new, position, lengths, self.single_write)
-                for old, new in zip(cache, (key, value), strict=True)
+        if cache is not None and (slots is None or (attention_mask is None and bias is None)):
+            raise ValueError(
+                "attention with a cache needs slots, where the new keys are written, and attention_mask or bias to say "
+                "which keys a query may see"
             )
-            key, value = (ops.cast(part, query.dtype) for part in cache)
-        elif attention_mask is None:
-            steps = ops.arange(time, dtype="int32")
-            attention_mask = (steps[:, None] >= steps[None, :])[None, None]
-        dropout = self.probability_dropout if training else None
-        output, scores = attend(query, key, value, attention_mask, bias, dropout)
-        output = ops.reshape(ops.transpose(output, (0, 2, 1, 3)), (batch, time, self.num_heads * self.head_dim))
-        output = self.output_projection(output)
-        extras = (() if cache is None else (cache,)) + ((scores,) if return_scores else ())
+        batch, time = ops.shape(x)[0], ops.shape(x)[1]
+        query, key, value = self._split(
+            self.qkv(x, training=training)
+        )  # each (batch, time, heads of its own, head_dim)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
+        kept = (key, value)
+        if cache is not None:
+            kept = tuple(write_cache(old, new, slots) for old, new in zip(cache, kept, strict=True))
+            key, value = (ops.cast(part, query.dtype) for part in kept)
+        attended = attend(
+            query,
+            key,
+            value,
+            causal=cache is None and (self.causal if causal is None else causal),
+            mask=attention_mask,
+            bias=bias,
+            scale=self.scale,
+            dropout=self.probability_dropout if training else None,
+            return_scores=return_scores,
+        )
+        attended, *scores = attended if return_scores else (attended,)
+        attended = ops.reshape(ops.transpose(attended, (0, 2, 1, 3)), (batch, time, self.num_heads * self.head_dim))
+        output = self.output_projection(attended, training=training)
+        extras = [kept] * (cache is not None or return_keys) + scores
         return (output, *extras) if extras else output
+
+    def _split(self, projected):
+        batch, time = ops.shape(projected)[0], ops.shape(projected)[1]
+        shared = self.num_heads // self.num_kv_heads
+        parts = ops.reshape(projected, (batch, time, self.num_kv_heads, shared + 2, self.head_dim))
+        query = ops.reshape(parts[:, :, :, :shared], (batch, time, self.num_heads, self.head_dim))
+        return query, parts[:, :, :, shared], parts[:, :, :, shared + 1]
 
     def get_config(self):
         return {
@@ -236,8 +319,10 @@ class SelfAttention(keras.layers.Layer):
             "num_heads": self.num_heads,
             "num_kv_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
+            "causal": self.causal,
+            "scale": self.scale,
             "use_bias": self.use_bias,
-            "rotary_base": self.rotary_base,
+            "output_bias": self.output_bias,
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "output_initializer": keras.initializers.serialize(self.output_initializer),

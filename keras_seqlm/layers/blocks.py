@@ -68,12 +68,15 @@ class TransformerBlock(keras.layers.Layer):
     References: Vaswani et al. 2017, arXiv:1706.03762; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
 
     Args:
-        hidden_dim, num_heads, num_kv_heads, rotary_base, use_bias: see `SelfAttention`.
+        hidden_dim, num_heads, num_kv_heads, head_dim, causal: see `SelfAttention`.
         intermediate_dim, activation: see `FeedForward`.
-        dropout: of both branches and of the attention probabilities.
         norm: "layer" or "rms".
         norm_first: pre-norm or post-norm.
         epsilon: of the norms.
+        dropout: of both branches; attention_dropout: of the attention probabilities, see `SelfAttention`.
+        attention_scale: of the scores; default 1 / sqrt(head_dim).
+        use_bias: whether products have a bias; qkv_bias, output_bias (of the attention) and feed_forward_bias say
+            otherwise of one of them.
         residual_branches: how many branches of the whole model write to the residual stream; their last products
             start smaller by its square root (Radford et al. 2019, GPT-2), so that depth does not blow up the stream.
 
@@ -85,7 +88,7 @@ class TransformerBlock(keras.layers.Layer):
         x: (batch, time, hidden_dim); the others as in `SelfAttention`.
 
     Returns:
-        (batch, time, hidden_dim); with `cache` also the new cache.
+        (batch, time, hidden_dim); where there is a cache, or with `return_keys`, also the pair of keys and values.
 
     Example:
 
@@ -100,13 +103,19 @@ class TransformerBlock(keras.layers.Layer):
         num_heads,
         intermediate_dim,
         num_kv_heads=None,
+        head_dim=None,
+        causal=True,
         activation="gelu_tanh",
         norm="layer",
         norm_first=True,
         epsilon=1e-5,
         dropout=0.0,
+        attention_dropout=0.0,
+        attention_scale=None,
         use_bias=True,
-        rotary_base=None,
+        qkv_bias=None,
+        output_bias=None,
+        feed_forward_bias=None,
         residual_branches=2,
         **kwargs,
     ):
@@ -115,13 +124,19 @@ class TransformerBlock(keras.layers.Layer):
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = head_dim
+        self.causal = causal
         self.activation = activation
         self.norm = norm
         self.norm_first = norm_first
         self.epsilon = epsilon
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.attention_scale = attention_scale
         self.use_bias = use_bias
-        self.rotary_base = rotary_base
+        self.qkv_bias, self.output_bias, self.feed_forward_bias = (
+            use_bias if bias is None else bias for bias in (qkv_bias, output_bias, feed_forward_bias)
+        )
         self.residual_branches = residual_branches
         self.rematerialize = False
 
@@ -129,7 +144,6 @@ class TransformerBlock(keras.layers.Layer):
             return keras.initializers.VarianceScaling(scale=factor, mode="fan_in", distribution="truncated_normal")
 
         common = {
-            "use_bias": use_bias,
             "kernel_initializer": scaled(),
             "output_initializer": scaled(1.0 / residual_branches),
             "dtype": self.dtype_policy,
@@ -138,12 +152,18 @@ class TransformerBlock(keras.layers.Layer):
             hidden_dim,
             num_heads,
             num_kv_heads=num_kv_heads,
-            rotary_base=rotary_base,
-            dropout=dropout,
+            head_dim=head_dim,
+            causal=causal,
+            scale=attention_scale,
+            use_bias=self.qkv_bias,
+            output_bias=self.output_bias,
+            dropout=attention_dropout,
             name="attention",
             **common,
         )
-        self.feed_forward = FeedForward(hidden_dim, intermediate_dim, activation, name="feed_forward", **common)
+        self.feed_forward = FeedForward(
+            hidden_dim, intermediate_dim, activation, use_bias=self.feed_forward_bias, name="feed_forward", **common
+        )
         norms = {"epsilon": epsilon, "dtype": self.dtype_policy}
         self.attention_norm = normalization(norm, name="attention_norm", **norms)
         self.feed_forward_norm = normalization(norm, name="feed_forward_norm", **norms)
@@ -156,65 +176,58 @@ class TransformerBlock(keras.layers.Layer):
     def call(
         self,
         x,
-        positions=None,
+        rotation=None,
+        causal=None,
         attention_mask=None,
         bias=None,
         cache=None,
-        position=None,
-        lengths=None,
+        slots=None,
+        return_keys=False,
         training=None,
     ):
         x = ops.cast(x, self.compute_dtype)
-        if self.rematerialize and training and cache is None:
+        seen = {"rotation": rotation, "causal": causal, "attention_mask": attention_mask}
+        if self.rematerialize and training and cache is None and not return_keys:
 
             def both(x, bias):
-                return self._branches(x, positions, attention_mask, bias, training=training)
+                return self._branches(x, training, bias=bias, **seen)
 
             return recomputed(self, both, x, bias)
-        return self._branches(x, positions, attention_mask, bias, cache, position, lengths, training)
+        return self._branches(x, training, bias=bias, cache=cache, slots=slots, return_keys=return_keys, **seen)
 
-    def _branches(self, x, positions, attention_mask, bias, cache=None, position=None, lengths=None, training=None):
-        attended = self.attention(
-            self.attention_norm(x) if self.norm_first else x,
-            positions=positions,
-            attention_mask=attention_mask,
-            bias=bias,
-            cache=cache,
-            position=position,
-            lengths=lengths,
-            training=training,
-        )
-        if cache is not None:
-            attended, cache = attended
+    def _branches(self, x, training, **arguments):
+        attended = self.attention(self.attention_norm(x) if self.norm_first else x, training=training, **arguments)
+        attended, *kept = attended if isinstance(attended, tuple) else (attended,)
         x = x + self._dropped(attended, training)
         if self.norm_first:
-            x = x + self._dropped(self.feed_forward(self.feed_forward_norm(x)), training)
+            x = x + self._dropped(self.feed_forward(self.feed_forward_norm(x), training=training), training)
         else:
             x = self.attention_norm(x)
-            x = self.feed_forward_norm(x + self._dropped(self.feed_forward(x), training))
-        return x if cache is None else (x, cache)
+            x = self.feed_forward_norm(x + self._dropped(self.feed_forward(x, training=training), training))
+        return (x, *kept) if kept else x
 
     def _dropped(self, branch, training):
         return branch if self.branch_dropout is None else self.branch_dropout(branch, training=training)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            **{
-                name: getattr(self, name)
-                for name in (
-                    "hidden_dim",
-                    "num_heads",
-                    "intermediate_dim",
-                    "num_kv_heads",
-                    "activation",
-                    "norm",
-                    "norm_first",
-                    "epsilon",
-                    "dropout",
-                    "use_bias",
-                    "rotary_base",
-                    "residual_branches",
-                )
-            },
-        }
+        names = (
+            "hidden_dim",
+            "num_heads",
+            "intermediate_dim",
+            "num_kv_heads",
+            "head_dim",
+            "causal",
+            "activation",
+            "norm",
+            "norm_first",
+            "epsilon",
+            "dropout",
+            "attention_dropout",
+            "attention_scale",
+            "use_bias",
+            "qkv_bias",
+            "output_bias",
+            "feed_forward_bias",
+            "residual_branches",
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -46,7 +46,10 @@ ACTIVATIONS = {
 
 @keras.saving.register_keras_serializable("keras_seqlm")
 class FeedForward(keras.layers.Layer):
-    """FFN(x) = f(x W_1 + b_1) W_2 + b_2, or gated: (f(x W_g) * (x W_u)) W_2.
+    """FFN(x) = f(x W_u + b_u) W_d + b_d, or gated: (f(x W_g + b_g) * (x W_u + b_u)) W_d + b_d.
+
+    Gate and up are kernels of their own: a cut by columns over devices leaves each of them both parts of a unit, and no
+    activation has to be taken apart.
 
     References: Vaswani et al. 2017, arXiv:1706.03762; gated units: Shazeer 2020, arXiv:2002.05202.
 
@@ -95,20 +98,22 @@ class FeedForward(keras.layers.Layer):
         self.output_initializer = keras.initializers.get(output_initializer)
         self.function, self.gated = ACTIVATIONS[activation]
         common = {"use_bias": use_bias, "dtype": self.dtype_policy}
-        width = intermediate_dim * (2 if self.gated else 1)
-        self.up = Dense(width, kernel_initializer=self.kernel_initializer, name="up", **common)
+        wide = {"kernel_initializer": self.kernel_initializer, **common}
+        self.gate = Dense(intermediate_dim, name="gate", **wide) if self.gated else None
+        self.up = Dense(intermediate_dim, name="up", **wide)
         self.down = Dense(hidden_dim, kernel_initializer=self.output_initializer, name="down", **common)
 
     def build(self, input_shape=None):
-        self.up.build((None, None, self.hidden_dim))
+        for layer in (self.gate, self.up):
+            if layer is not None:
+                layer.build((None, None, self.hidden_dim))
         self.down.build((None, None, self.intermediate_dim))
 
     def call(self, x, training=None):
-        x = self.up(x)
-        if self.gated:
-            gate, value = ops.split(x, 2, axis=-1)
-            return self.down(self.function(gate, training) * value)
-        return self.down(self.function(x, training))
+        if self.gate is None:
+            return self.down(self.function(self.up(x, training=training), training), training=training)
+        gate = self.function(self.gate(x, training=training), training)
+        return self.down(gate * self.up(x, training=training), training=training)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -21,8 +21,8 @@ ATTENTION = {
     ".*attention/output/kernel": [ROWS],
 }
 FEED_FORWARD = {
-    ".*feed_forward/up/kernel": [COLUMNS],
-    ".*feed_forward/up/bias": [VECTOR],
+    ".*feed_forward/(gate|up)/kernel": [COLUMNS],
+    ".*feed_forward/(gate|up)/bias": [VECTOR],
     ".*feed_forward/down/kernel": [ROWS],
 }
 VOCABULARY = {

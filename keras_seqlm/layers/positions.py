@@ -1,6 +1,9 @@
 """Where a token stands: learned and sinusoidal position vectors, and the rotation of queries and keys."""
 
+import math
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_seqlm.layers.embeddings import lookup
@@ -106,24 +109,102 @@ class SinusoidalPositions(keras.layers.Layer):
         return {**super().get_config(), "hidden_dim": self.hidden_dim, "base": self.base}
 
 
-def rotate(x, positions, base=10000.0):
-    """Turn each pair (x_i, x_{i + d/2}) by the angle p / base^(2i/d): rotary positions.
+# What `rotary_frequencies` takes beside the base, as Hugging Face's `rope_scaling` has it under other names.
+ROTARY_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_frequency_factor", "high_frequency_factor", "original_max_length"),
+}
 
-    The dot product of a rotated query and key depends on their distance alone. The halves are paired as GPT-NeoX and
-    Llama pair them. Reference: Su et al. 2021, arXiv:2104.09864.
+
+def rotary_frequencies(head_dim, base=10000.0, scaling=None):
+    """The angle per position of each pair of a head: base^(-2i/d), scaled for contexts longer than those of training.
+
+    linear: every frequency is divided by `factor`, as if positions stood closer (Chen et al. 2023, arXiv:2306.15595).
+    llama3: frequencies whose wavelength is below original_max_length / high_frequency_factor stay, those whose
+    wavelength is above original_max_length / low_frequency_factor are divided by `factor`, and between the two the
+    result goes over linearly in original_max_length / wavelength (Llama 3.1, arXiv:2407.21783).
 
     Args:
-        x: (batch, heads, time, head_dim), head_dim even.
+        head_dim: width d of a head; even.
+        base: the longest wavelength is about 2 pi times this.
+        scaling: None, `{"type": "linear", "factor": 2.0}`, or `{"type": "llama3", "factor": 8.0,
+            "low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_max_length": 8192}`.
+
+    Returns:
+        float64 NumPy array (head_dim / 2,), in radians a position.
+
+    Raises:
+        ValueError: an odd head_dim, a base that is not above 0, an unknown type, numbers that are missing, unknown or
+            not above 0.
+
+    Example:
+
+    >>> rotary_frequencies(4, base=100.0, scaling={"type": "linear", "factor": 2.0}).tolist()
+    [0.5, 0.05]
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary positions turn pairs and need an even head_dim, got {head_dim}")
+    if not 0 < base < math.inf:
+        raise ValueError(f"rotary_base must be a finite number above 0, got {base!r}")
+    frequencies = float(base) ** (-2.0 * np.arange(head_dim // 2) / head_dim)
+    if scaling is None:
+        return frequencies
+    numbers = dict(scaling)
+    kind = numbers.pop("type", None)
+    if kind not in ROTARY_SCALINGS:
+        raise ValueError(f"rotary_scaling needs a 'type', one of {list(ROTARY_SCALINGS)}, got {scaling!r}")
+    if sorted(numbers) != sorted(ROTARY_SCALINGS[kind]) or not all(0 < value < math.inf for value in numbers.values()):
+        raise ValueError(
+            f"rotary_scaling of type {kind!r} takes {ROTARY_SCALINGS[kind]}, each above 0, got {scaling!r}"
+        )
+    if kind == "linear":
+        return frequencies / numbers["factor"]
+    low, high = numbers["low_frequency_factor"], numbers["high_frequency_factor"]
+    if low >= high:
+        raise ValueError(f"low_frequency_factor must be below high_frequency_factor, got {low} and {high}")
+    turns = numbers["original_max_length"] * frequencies / (2 * math.pi)  # within the context of training
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / numbers["factor"])
+
+
+def rotation(positions, frequencies):
+    """The cosines and sines that `rotate` takes: of all layers alike, so a model makes them once.
+
+    Args:
         positions: int32 (batch or 1, time).
-        base: the longest wavelength is 2 pi times this.
+        frequencies: (head_dim / 2,), from `rotary_frequencies`.
+
+    Returns:
+        A pair of float32 (batch or 1, time, 1, head_dim / 2).
+    """
+    frequencies = ops.convert_to_tensor(np.asarray(frequencies, "float32"))
+    angles = (ops.cast(positions, "float32")[..., None] * frequencies)[:, :, None]
+    return ops.cos(angles), ops.sin(angles)
+
+
+def rotate(x, rotation):
+    """Turn each pair (x_i, x_{i + d/2}) by the angle position * frequency_i: rotary positions.
+
+    The dot product of a rotated query and key depends on their distance alone. The halves are paired as GPT-NeoX and
+    Llama pair them. Computed in float32. Reference: Su et al. 2021, arXiv:2104.09864.
+
+    Args:
+        x: (batch, time, heads, head_dim), head_dim even.
+        rotation: the pair that the function `rotation` gives.
 
     Returns:
         The shape and dtype of `x`.
+
+    Example:
+
+    >>> x, quarter = keras.ops.array([[[[1.0, 0.0]]]]), rotation(keras.ops.array([[1]]), [math.pi / 2])
+    >>> keras.ops.convert_to_numpy(rotate(x, quarter)).round(3).tolist()
+    [[[[-0.0, 1.0]]]]
     """
-    angles = _angles(positions, x.shape[-1], base)[:, None]  # (batch, 1, time, head_dim / 2)
-    sin, cos = ops.cast(ops.sin(angles), x.dtype), ops.cast(ops.cos(angles), x.dtype)
-    first, second = ops.split(x, 2, axis=-1)
-    return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    cos, sin = rotation
+    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+    turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return ops.cast(turned, x.dtype)
 
 
 def _angles(positions, width, base):

@@ -30,7 +30,7 @@ class LanguageModel(keras.Model):
 
     A subclass builds its layers in `__init__`, keeps every argument under its own name (its config is read back from
     there), and writes `hidden_states`, `projection` (or `logits_of`, if it is no linear layer) and `initial_state`.
-    Generation, scoring, export and verification need nothing else.
+    Generation, scoring, export and verification need nothing else; `read` may be written where prompts can be read faster.
 
     Under `compile(loss=FusedCrossEntropy())` the steps of `fit` and `evaluate` make no logits: there `y_pred` is the
     hidden states. `model(x)`, `predict` and `generate` give what they always do.
@@ -60,6 +60,17 @@ class LanguageModel(keras.Model):
     def initial_state(self, batch_size, max_length=None):
         """The state before the first token; `max_length` is the room of a cache, where there is one."""
         raise TypeError(f"{type(self).__name__} must define initial_state(batch_size, max_length)")
+
+    def read(self, inputs, max_length=None):
+        """The state after prompts that are read from their beginning; nothing is predicted.
+
+        Args:
+            inputs: as in a call; `lengths` says how much of each row is real.
+            max_length: the room of a cache, as in `initial_state`.
+        """
+        inputs = as_inputs(inputs)
+        state = self.initial_state(ops.shape(inputs["token_ids"])[0], max_length)
+        return self.hidden_states(inputs, state, training=False)[1]
 
     def call(self, inputs, state=None, training=None):
         inputs = as_inputs(inputs)
@@ -235,13 +246,21 @@ class LanguageModel(keras.Model):
 
 
 def as_inputs(inputs):
-    """A dict of int32 tensors from ids or a dict. Keras's symbolic build under a distribution strategy feeds float64,
-    and `keras.Input` is float by default; a float id beyond 256 would be rounded in half precision."""
+    """A dict of tensors from ids or a dict; ids, lengths and the like as int32, all others (audio, say) as they are.
+
+    Keras's symbolic build under a distribution strategy feeds float64, and `keras.Input` is float by default; a float id
+    beyond 256 would be rounded in half precision.
+    """
     if not isinstance(inputs, dict):
         inputs = {"token_ids": inputs}
     if "token_ids" not in inputs:
         raise ValueError(f"inputs needs 'token_ids', got a dict with {sorted(inputs)}")
-    return {name: ops.cast(leaf, "int32") for name, leaf in inputs.items()}
+    return {name: ops.cast(leaf, "int32") if counts(name) else leaf for name, leaf in inputs.items()}
+
+
+def counts(name):
+    """Whether an input holds whole numbers: `token_ids`, `segment_ids`, `lengths`, `source_lengths`, `token_types` ..."""
+    return name.endswith(("ids", "lengths", "types"))
 
 
 def concrete(tensor):

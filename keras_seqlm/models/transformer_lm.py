@@ -3,12 +3,14 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.attention import as_bias, visibility, visible_at
 from keras_seqlm.layers.blocks import TransformerBlock, normalization
+from keras_seqlm.cache import cache_slots, first_cache
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
-from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions
-from keras_seqlm.models.language_model import LanguageModel
+from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions, rotary_frequencies, rotation
+from keras_seqlm.models.language_model import LanguageModel, as_inputs
 from keras_seqlm.models.presets import TRANSFORMER_SIZES, parts_of
 
 POSITIONS = ("learned", "sinusoidal", "rotary")
@@ -26,19 +28,28 @@ class TransformerLM(LanguageModel):
         max_length: the context, in tokens.
         num_layers, hidden_dim, num_heads: depth, width, attention heads.
         num_kv_heads: key-value heads (grouped-query attention); default `num_heads`.
+        head_dim: width of a head; default hidden_dim / num_heads.
         intermediate_dim: width of the feed-forward layers; default 4 * hidden_dim, for a gated unit 8 / 3 of it.
         activation: "gelu_tanh", "gelu", "relu", "swiglu" or "geglu".
-        norm: "layer" or "rms"; norm_first: pre-norm or post-norm.
+        norm: "layer" or "rms"; norm_first: pre-norm or post-norm; epsilon: of the norms.
         positions: "learned", "sinusoidal" or "rotary".
+        rotary_base, rotary_scaling: see `layers.rotary_frequencies`.
+        window: how many tokens up to its own each token sees (sliding-window attention, Beltagy et al. 2020,
+            arXiv:2004.05150); None for all.
+        attention_scale: of the scores; default 1 / sqrt(head_dim).
         tie_embedding: whether the embedding is the output projection, too.
-        use_bias: whether products have a bias.
-        dropout: of embeddings, both branches of a block and attention probabilities.
+        scale_embedding: whether token vectors are multiplied by sqrt(hidden_dim), as in the paper; default: with
+            sinusoidal positions, beside which they would vanish.
+        use_bias: whether products have a bias; qkv_bias, output_bias (of the attention) and feed_forward_bias say
+            otherwise of one of them.
+        dropout: of embeddings and both branches of a block.
+        attention_dropout: of the attention probabilities; it costs the fused kernel, see `layers.attend`.
         tokenizer_hash: of the tokenizer whose ids it reads; a task checks it.
         name, dtype, trainable: as in `keras.Model`.
 
     Call arguments:
         inputs, state: see `LanguageModel`. Leaves of the state: `position` (batch,) int32, `kv_cache_k_0`,
-        `kv_cache_v_0` ... (batch, num_kv_heads, max_length, head_dim) float32.
+        `kv_cache_v_0` ... (batch, num_kv_heads, max_length, head_dim) in the compute dtype.
 
     Raises:
         ValueError: an unknown size or option, heads that do not divide the width.
@@ -61,14 +72,25 @@ class TransformerLM(LanguageModel):
         hidden_dim=None,
         num_heads=None,
         num_kv_heads=None,
+        head_dim=None,
         intermediate_dim=None,
         activation="gelu_tanh",
         norm="layer",
         norm_first=True,
+        epsilon=1e-5,
         positions="learned",
+        rotary_base=10000.0,
+        rotary_scaling=None,
+        window=None,
+        attention_scale=None,
         tie_embedding=True,
+        scale_embedding=None,
         use_bias=True,
+        qkv_bias=None,
+        output_bias=None,
+        feed_forward_bias=None,
         dropout=0.0,
+        attention_dropout=0.0,
         tokenizer_hash=None,
         name=None,
         dtype=None,
@@ -78,6 +100,8 @@ class TransformerLM(LanguageModel):
         parts = parts_of(size, TRANSFORMER_SIZES)
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {list(POSITIONS)}, got {positions!r}")
+        if window is not None and (not isinstance(window, int) or window < 1):
+            raise ValueError(f"window must be a whole number of tokens of at least 1, or None, got {window!r}")
         self.vocabulary_size = vocabulary_size
         self.size = size
         self.max_length = max_length or parts["max_length"]
@@ -85,15 +109,26 @@ class TransformerLM(LanguageModel):
         self.hidden_dim = hidden_dim or parts["hidden_dim"]
         self.num_heads = num_heads or parts["num_heads"]
         self.num_kv_heads = num_kv_heads or self.num_heads
+        self.head_dim = head_dim
         gated = activation in ("swiglu", "geglu")
         self.intermediate_dim = intermediate_dim or (8 * self.hidden_dim // 3 if gated else 4 * self.hidden_dim)
         self.activation = activation
         self.norm = norm
         self.norm_first = norm_first
+        self.epsilon = epsilon
         self.positions = positions
+        self.rotary_base = rotary_base
+        self.rotary_scaling = rotary_scaling
+        self.window = window
+        self.attention_scale = attention_scale
         self.tie_embedding = tie_embedding
+        self.scale_embedding = positions == "sinusoidal" if scale_embedding is None else scale_embedding
         self.use_bias = use_bias
+        self.qkv_bias = qkv_bias
+        self.output_bias = output_bias
+        self.feed_forward_bias = feed_forward_bias
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.tokenizer_hash = tokenizer_hash
 
         policy = {"dtype": self.dtype_policy}
@@ -110,19 +145,28 @@ class TransformerLM(LanguageModel):
                 self.num_heads,
                 self.intermediate_dim,
                 num_kv_heads=self.num_kv_heads,
+                head_dim=head_dim,
                 activation=activation,
                 norm=norm,
                 norm_first=norm_first,
+                epsilon=epsilon,
                 dropout=dropout,
+                attention_dropout=attention_dropout,
+                attention_scale=attention_scale,
                 use_bias=use_bias,
-                rotary_base=10000.0 if positions == "rotary" else None,
+                qkv_bias=qkv_bias,
+                output_bias=output_bias,
+                feed_forward_bias=feed_forward_bias,
                 residual_branches=2 * self.num_layers,
                 name=f"block_{i}",
                 **policy,
             )
             for i in range(self.num_layers)
         ]
-        self.output_norm = normalization(norm, name="output_norm", **policy) if norm_first else None
+        self.frequencies = None
+        if positions == "rotary":
+            self.frequencies = rotary_frequencies(self.blocks[0].attention.head_dim, rotary_base, rotary_scaling)
+        self.output_norm = normalization(norm, epsilon, name="output_norm", **policy) if norm_first else None
         self.output_projection = None
         if not tie_embedding:
             self.output_projection = Dense(vocabulary_size, use_bias=False, name="output_projection", **policy)
@@ -140,44 +184,67 @@ class TransformerLM(LanguageModel):
 
     def initial_state(self, batch_size, max_length=None):
         room = self.max_length if max_length is None else max_length  # may be a tensor while an export is traced
-        shape = (batch_size, self.num_kv_heads, room, self.hidden_dim // self.num_heads)
+        shape = (batch_size, self.num_kv_heads, room, self.blocks[0].attention.head_dim)
         names = [f"kv_cache_{kind}_{i}" for i in range(self.num_layers) for kind in "kv"]
-        caches = {name: ops.zeros(shape, "float32") for name in names}
+        caches = {name: ops.zeros(shape, self.compute_dtype) for name in names}
         return {"position": ops.zeros((batch_size,), "int32"), **caches}
 
-    def hidden_states(self, inputs, state=None, training=None):
+    def read(self, inputs, max_length=None):
+        """See `LanguageModel.read`: from its beginning a prompt is read causally, and no query looks at the whole cache."""
+        inputs = as_inputs(inputs)
+        room = self.max_length if max_length is None else max_length
+        return self.hidden_states(inputs, training=False, room=room)[1]
+
+    def hidden_states(self, inputs, state=None, training=None, room=None):
+        """See `LanguageModel`. With `room` and without state the new state is that of prompts from their beginning."""
         token_ids = inputs["token_ids"]
-        x = self.token_embedding(token_ids)  # (batch, time, hidden)
-        time = ops.shape(token_ids)[1]
+        time = token_ids.shape[1] if isinstance(token_ids.shape[1], int) else ops.shape(token_ids)[1]
         steps = ops.arange(time, dtype="int32")[None]
-        mask, caching = None, {}
+        lengths = inputs.get("lengths", ops.zeros_like(token_ids[:, 0]) + time)
+        slots = None
         if state is not None:
             position = state["position"]
-            lengths = inputs.get("lengths", ops.zeros_like(position) + time)
             positions = position[:, None] + steps
-            keys = ops.arange(ops.shape(state["kv_cache_k_0"])[2], dtype="int32")
+            room = ops.shape(state["kv_cache_k_0"])[2]
             # Row r sees keys up to its own position: what padding wrote behind it is overwritten before it shows.
-            mask = (keys[None, None, :] <= positions[:, :, None])[:, None]  # (batch, 1, time, keys)
-            caching = {"position": position, "lengths": lengths}
+            distance = positions[:, :, None] - ops.arange(room, dtype="int32")
+            bias = as_bias(visible_at(distance, self.window)[:, None], self.compute_dtype)  # (batch, 1, time, room)
+            seen = {"causal": False, "bias": bias}
+            slots = cache_slots(position, lengths, time, room, self.num_kv_heads)
         elif "segment_ids" in inputs:
             segment_ids = inputs["segment_ids"]
-            same = segment_ids[:, :, None] == segment_ids[:, None, :]
-            visible = ops.logical_and(same, steps[:, :, None] >= steps[:, None, :])  # (batch, time, time)
-            positions = ops.sum(ops.cast(visible, "int32"), axis=-1) - 1  # they start anew in each document
-            mask = visible[:, None]
+            same = segment_ids[:, :, None] == segment_ids[:, None, :]  # (batch, time, time)
+            before = ops.logical_and(same, steps[:, :, None] >= steps[:, None, :])
+            positions = ops.sum(ops.cast(before, "int32"), axis=-1) - 1  # they start anew in each document
+            seen = visibility(time, self.compute_dtype, same[:, None], self.window)
         else:
             positions = steps
+            seen = visibility(time, self.compute_dtype, window=self.window)
+        x = self.token_embedding(token_ids)  # (batch, time, hidden)
+        if self.scale_embedding:
+            x = x * self.hidden_dim**0.5
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         if self.embedding_dropout is not None:
             x = self.embedding_dropout(x, training=training)
-        new_state = None if state is None else {"position": position + lengths}
+        turn = None if self.frequencies is None else rotation(positions, self.frequencies)
+        keeps = state is not None or room is not None
+        new_state = {"position": lengths if state is None else position + lengths} if keeps else None
         for i, block in enumerate(self.blocks):
             names = (f"kv_cache_k_{i}", f"kv_cache_v_{i}")
             cache = None if state is None else tuple(state[name] for name in names)
-            x = block(x, positions=positions, attention_mask=mask, cache=cache, training=training, **caching)
-            if state is not None:
+            x = block(
+                x,
+                rotation=turn,
+                cache=cache,
+                slots=slots,
+                return_keys=keeps and state is None,
+                training=training,
+                **seen,
+            )
+            if keeps:
                 x, cache = x
+                cache = cache if state is not None else [first_cache(new, room) for new in cache]
                 new_state |= dict(zip(names, cache, strict=True))
         return (x if self.output_norm is None else self.output_norm(x)), new_state
 

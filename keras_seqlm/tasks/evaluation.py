@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_seqlm import data
 from keras_seqlm.generation.compiled import compiled
+from keras_seqlm.generation.score import of_targets
 
 CARRIED_TOKENS = 1024  # tokens of one call where the state is carried
 
@@ -57,18 +58,14 @@ def evaluate(task, files, stride=None, batch_size=32, cache_dir=None):
     }
 
 
-def _nats(logits, targets, counted):
-    chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return ops.sum((ops.logsumexp(logits, axis=-1) - chosen) * counted, axis=-1)
-
-
 def _window_nats(model, token_ids, targets, counted):
-    return _nats(model({"token_ids": token_ids}), targets, counted)
+    hidden, _ = model.hidden_states({"token_ids": token_ids}, training=False)
+    return -ops.sum(of_targets(model, hidden, targets) * counted, axis=-1)
 
 
 def _carried_nats(model, state, token_ids, targets, counted, lengths):
-    logits, state = model({"token_ids": token_ids, "lengths": lengths}, state=state)
-    return _nats(logits, targets, counted), state
+    hidden, state = model.hidden_states({"token_ids": token_ids, "lengths": lengths}, state, training=False)
+    return -ops.sum(of_targets(model, hidden, targets) * counted, axis=-1), state
 
 
 def _windows(model, store, bos_id, context, stride, batch_size):

@@ -1,9 +1,12 @@
+import keras
 import numpy as np
 import pytest
 from helpers import array, randomize
 from keras import ops
 
-from keras_seqlm.layers import SelfAttention, attend, write_cache
+from keras_seqlm.cache import cache_slots, first_cache, single_tokens_written, write_cache
+from keras_seqlm.layers import SelfAttention, as_bias, attend, causal_mask, rotary_frequencies, rotation
+from keras_seqlm.layers.attention import visibility
 
 pytestmark = pytest.mark.backends
 random = np.random.default_rng(0)
@@ -14,21 +17,22 @@ def softmax(x):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attention(query, key, value, mask=None, bias=None):
-    """Head by head in loops, with the key-value heads shared by neighbours."""
+def attention(query, key, value, mask=None, bias=None, scale=None):
+    """Head by head in loops, in float64, with the key-value heads shared by neighbours."""
     batch, heads, time, width = query.shape
     output = np.zeros((batch, heads, time, width))
     probabilities = np.zeros((batch, heads, time, key.shape[2]))
     for b in range(batch):
         for h in range(heads):
             shared = h // (heads // key.shape[1])
-            scores = query[b, h].astype("float64") @ key[b, shared].T / np.sqrt(width)
+            scores = query[b, h].astype("float64") @ key[b, shared].astype("float64").T
+            scores = scores / np.sqrt(width) if scale is None else scores * scale
             if bias is not None:
                 scores = scores + np.broadcast_to(bias, probabilities.shape)[b, h]
             if mask is not None:
                 scores = np.where(np.broadcast_to(mask, probabilities.shape)[b, h], scores, -np.inf)
             probabilities[b, h] = softmax(scores)
-            output[b, h] = probabilities[b, h] @ value[b, shared]
+            output[b, h] = probabilities[b, h] @ value[b, shared].astype("float64")
     return output, probabilities
 
 
@@ -39,77 +43,149 @@ def rotated(x, positions, base):
     return np.concatenate([turned.real, turned.imag], -1)
 
 
-def multi_head(layer, x, mask, bias=None, positions=None):
-    """The formula of the class, with its weights."""
-    heads, kv_heads, width = layer.num_heads, layer.num_kv_heads, layer.head_dim
-    weights = [array(weight) for weight in layer.weights]
-    w_qkv, b_qkv, w_o, b_o = weights if layer.use_bias else (weights[0], 0.0, weights[1], 0.0)
+def columns_of(layer):
+    """The columns of W_QKV that make queries, keys and values: by key-value head its queries, its key, its value."""
+    shared, width = layer.num_heads // layer.num_kv_heads, layer.head_dim
+    found = {"query": [], "key": [], "value": []}
+    column = 0
+    for _ in range(layer.num_kv_heads):
+        for name, heads in (("query", shared), ("key", 1), ("value", 1)):
+            found[name] += range(column, column + heads * width)
+            column += heads * width
+    return found.values()
+
+
+def multi_head(layer, x, mask, bias=None, turn=None):
+    """The formula of the class, with its weights; `turn` is a pair of positions and the base of the rotation."""
+    width = layer.head_dim
+    weights = {
+        weight.path.split("/")[-2] + "/" + weight.name: array(weight).astype("float64") for weight in layer.weights
+    }
+    projected = x @ weights["qkv/kernel"] + weights.get("qkv/bias", 0.0)
     query, key, value = (
-        part.reshape(*x.shape[:2], -1, width).transpose(0, 2, 1, 3)
-        for part in np.split(x @ w_qkv + b_qkv, [heads * width, (heads + kv_heads) * width], axis=-1)
+        projected[..., columns].reshape(*x.shape[:2], -1, width).transpose(0, 2, 1, 3) for columns in columns_of(layer)
     )
-    if layer.rotary_base is not None:
-        query, key = rotated(query, positions, layer.rotary_base), rotated(key, positions, layer.rotary_base)
-    output, probabilities = attention(query, key, value, mask, bias)
-    return output.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1) @ w_o + b_o, probabilities
+    if turn is not None:
+        query, key = rotated(query, *turn), rotated(key, *turn)
+    output, probabilities = attention(query, key, value, mask, bias, layer.scale)
+    output = output.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1)
+    return output @ weights["output/kernel"] + weights.get("output/bias", 0.0), probabilities
 
 
 def normal(*shape):
     return random.standard_normal(shape).astype("float32")
 
 
-@pytest.mark.parametrize(
-    ("kv_heads", "extras"), [(4, "none"), (4, "mask"), (4, "bias"), (2, "none"), (2, "both"), (1, "both")]
-)
-def test_scaled_dot_product(kv_heads, extras):
-    query, key, value = normal(2, 4, 3, 5), normal(2, kv_heads, 6, 5), normal(2, kv_heads, 6, 5)
-    mask = random.random((2, 1, 3, 6)) < 0.6 if extras in ("mask", "both") else None
+CASES = [
+    (kv_heads, extras, causal)
+    for kv_heads in (4, 2, 1)
+    for extras in ("none", "mask", "bias", "both")
+    for causal in (False, True)
+]
+
+
+@pytest.mark.parametrize(("kv_heads", "extras", "causal"), CASES)
+def test_scaled_dot_product(kv_heads, extras, causal):
+    keys = 3 if causal else 6
+    query, key, value = normal(2, 4, 3, 5), normal(2, kv_heads, keys, 5), normal(2, kv_heads, keys, 5)
+    mask = random.random((2, 1, 3, keys)) < 0.6 if extras in ("mask", "both") else None
     if mask is not None:
         mask[..., 0] = True
-    bias = normal(1, 4, 3, 6) if extras in ("bias", "both") else None
+    bias = normal(1, 4, 3, keys) if extras in ("bias", "both") else None
+    scale = 1.0 if extras == "both" else None
     tensors = [ops.convert_to_tensor(part) for part in (query, key, value)]
-    output, probabilities = attend(*tensors, mask=mask, bias=bias)
-    expected = attention(query, key, value, mask, bias)
+    seen = mask
+    if causal:
+        seen = np.tril(np.ones((3, 3), bool)) & (True if mask is None else mask)
+    expected = attention(query, key, value, seen, bias, scale)
+    options = {"causal": causal, "mask": mask, "bias": bias, "scale": scale}
+    np.testing.assert_allclose(array(attend(*tensors, **options)), expected[0], atol=1e-5)
+    output, probabilities = attend(*tensors, return_scores=True, **options)
     np.testing.assert_allclose(array(output), expected[0], atol=1e-5)
     np.testing.assert_allclose(array(probabilities), expected[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("return_scores", [False, True])
+@pytest.mark.parametrize(("dtype", "step"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_large_scores_in_half_precision(dtype, step, return_scores):
+    """Entries of 40: a score before it is scaled is beyond float16, and in bfloat16 rounded to multiples of 512."""
+    query = ops.cast(normal(1, 4, 16, 64) + 40.0 * np.sign(normal(1, 4, 1, 64)), dtype)
+    key, value = ops.cast(normal(1, 2, 16, 64) + 40.0, dtype), ops.cast(normal(1, 2, 16, 64), dtype)
+    rounded = [array(ops.cast(part, "float32")) for part in (query, key, value)]
+    causal = np.tril(np.ones((16, 16), bool))
+    expected, _ = attention(*rounded, causal)
+    output = attend(query, key, value, causal=True, return_scores=return_scores)
+    output = array(ops.cast(output[0] if return_scores else output, "float32"))
+    # The query is rounded once more where it is scaled in half precision; a score is off by no more than a step of it.
+    scores = np.einsum("bhqd,bhkd->bhqk", rounded[0], np.repeat(rounded[1], 2, 1)) / 8
+    bound = 4 * step * (1 + np.abs(expected)) + 1e-3 * np.abs(scores).max() * step * np.abs(rounded[2]).max()
+    assert (np.abs(output - expected) <= bound).all(), np.abs(output - expected).max()
+
+
 def test_a_row_without_visible_keys_gives_numbers():
     parts = [ops.convert_to_tensor(normal(1, 2, 3, 4)) for _ in range(3)]
-    output, _ = attend(*parts, mask=np.zeros((1, 1, 3, 3), bool))
-    assert np.isfinite(array(output)).all()
+    for dtype in ("float32", "float16", "bfloat16"):
+        half = [ops.cast(part, dtype) for part in parts]
+        nothing = np.zeros((1, 1, 3, 3), bool)
+        for options in ({"mask": nothing}, {"bias": as_bias(nothing, dtype)}, {"mask": nothing, "causal": True}):
+            assert np.isfinite(array(ops.cast(attend(*half, **options), "float32"))).all()
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_what_a_query_sees(window):
+    steps = np.arange(6)
+    distance = steps[:, None] - steps[None]
+    expected = (distance >= 0) & (distance < (window or 6))
+    np.testing.assert_array_equal(array(causal_mask(6, window))[0, 0], expected)
+    same = np.array([0, 0, 0, 1, 1, 1])[:, None] == np.array([0, 0, 0, 1, 1, 1])
+    parts = [normal(1, 2, 6, 4) for _ in range(3)]
+    for mask in (None, same[None, None]):
+        seen = visibility(6, "float32", mask, window)
+        assert isinstance(seen["causal"], bool)
+        output = attend(*(ops.convert_to_tensor(part) for part in parts), **seen)
+        both = expected if mask is None else expected & same
+        np.testing.assert_allclose(array(output), attention(*parts, mask=both)[0], atol=1e-5)
 
 
 OPTIONS = {
     "plain": {},
     "no bias": {"use_bias": False},
+    "bias of the output alone": {"use_bias": False, "output_bias": True},
     "grouped": {"num_kv_heads": 2},
     "one key-value head, own width": {"num_kv_heads": 1, "head_dim": 6},
-    "rotary": {"rotary_base": 30.0},
-    "rotary and grouped": {"rotary_base": 30.0, "num_kv_heads": 2, "use_bias": False},
+    "rotary": {"base": 30.0},
+    "rotary and grouped": {"base": 30.0, "num_kv_heads": 2, "use_bias": False},
+    "a scale of one's own": {"scale": 1.0, "num_kv_heads": 2},
+    "both ways": {"causal": False},
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_multi_head(name):
-    layer = SelfAttention(16, 4, **OPTIONS[name])
+    options = dict(OPTIONS[name])
+    base = options.pop("base", None)
+    layer = SelfAttention(16, 4, **options)
     layer.build()
     randomize(layer)
     x = normal(2, 5, 16)
     positions = np.array([np.arange(5), [3, 4, 0, 1, 2]], "int32")
-    causal = np.tril(np.ones((5, 5), bool))[None, None]
-    expected, probabilities = multi_head(layer, x, causal, positions=positions)
-    np.testing.assert_allclose(array(layer(x, positions=positions)), expected, atol=1e-5)
-    output, scores = layer(x, positions=positions, return_scores=True)
+    turned, turn = None, None
+    if base is not None:
+        turned, turn = rotation(positions, rotary_frequencies(layer.head_dim, base)), (positions, base)
+    causal = np.tril(np.ones((5, 5), bool))[None, None] if layer.causal else None
+    expected, probabilities = multi_head(layer, x, causal, turn=turn)
+    np.testing.assert_allclose(array(layer(x, rotation=turned)), expected, atol=1e-5)
+    output, scores = layer(x, rotation=turned, return_scores=True)
     np.testing.assert_allclose(array(output), expected, atol=1e-5)
     np.testing.assert_allclose(array(scores), probabilities, atol=1e-5)
+    other, _ = multi_head(layer, x, None if layer.causal else np.tril(np.ones((5, 5), bool)), turn=turn)
+    np.testing.assert_allclose(array(layer(x, rotation=turned, causal=not layer.causal)), other, atol=1e-5)
 
     mask = random.random((2, 1, 5, 5)) < 0.5
-    mask[..., 2] = True
+    mask[..., 0] = True
     bias = normal(1, 4, 5, 5)
-    expected, _ = multi_head(layer, x, mask, bias, positions)
-    output = layer(x, positions=positions, attention_mask=mask, bias=bias)
-    np.testing.assert_allclose(array(output), expected, atol=1e-5)
+    expected, _ = multi_head(layer, x, mask if causal is None else mask & causal, bias, turn)
+    np.testing.assert_allclose(array(layer(x, rotation=turned, attention_mask=mask, bias=bias)), expected, atol=1e-5)
 
 
 def test_dropout_reaches_the_probabilities_in_training_only():
@@ -133,26 +209,50 @@ def test_cache_takes_the_real_tokens_and_nothing_else():
     cache, new = normal(5, 2, 8, 3), normal(5, 2, 4, 3)
     position = np.array([0, 3, 6, 8, 5], "int32")
     lengths = np.array([4, 2, 2, 0, 0], "int32")  # the padding of rows 2 to 4 reaches past the end
-    tensors = [ops.convert_to_tensor(part) for part in (cache, new, position, lengths)]
-    np.testing.assert_array_equal(array(write_cache(*tensors)), written(cache, new, position, lengths))
+    slots = cache_slots(ops.convert_to_tensor(position), ops.convert_to_tensor(lengths), 4, 8, heads=2)
+    result = write_cache(ops.convert_to_tensor(cache), ops.convert_to_tensor(new), slots)
+    np.testing.assert_array_equal(array(result), written(cache, new, position, lengths))
 
 
-@pytest.mark.parametrize("single", ["scatter", "slice"])
-def test_one_new_token(single):
-    rows = 3 if single == "scatter" else 1
+WAYS = ["scatter", "slice"] + ["in place"] * (keras.backend.backend() == "torch")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_new_token(way):
+    rows = 1 if way == "slice" else 3
     cache, new = normal(rows, 2, 8, 3), normal(rows, 2, 1, 3)
     position, lengths = np.array([7, 0, 4], "int32")[:rows], np.ones(rows, "int32")
-    tensors = [ops.convert_to_tensor(part) for part in (cache, new, position, lengths)]
-    result = array(write_cache(*tensors, single=single))
-    np.testing.assert_array_equal(result, written(cache, new, position, lengths))
+    given = ops.convert_to_tensor(cache.copy())
+    with single_tokens_written(way):
+        slots = cache_slots(ops.convert_to_tensor(position), ops.convert_to_tensor(lengths), 1, 8, heads=2)
+        result = write_cache(given, ops.convert_to_tensor(new), slots)
+    np.testing.assert_array_equal(array(result), written(cache, new, position, lengths))
+    np.testing.assert_array_equal(array(given), array(result) if way == "in place" else cache)
+
+
+def test_the_first_keys_of_a_cache():
+    new = normal(2, 3, 4, 5)
+    cache = array(first_cache(ops.convert_to_tensor(new), 6))
+    np.testing.assert_array_equal(cache, np.concatenate([new, np.zeros((2, 3, 2, 5))], axis=2))
 
 
 @pytest.mark.parametrize("time", [1, 3])
 def test_cache_keeps_its_own_type(time):
-    cache = ops.cast(normal(1, 2, 8, 3), "float16")
+    row = ops.zeros((1,), "int32")
+    slots = cache_slots(row, row + 1, time, 8, heads=2)
     new = ops.convert_to_tensor(normal(1, 2, time, 3))
-    result = write_cache(cache, new, ops.zeros((1,), "int32"), ops.ones((1,), "int32"))
+    result = write_cache(ops.cast(normal(1, 2, 8, 3), "float16"), new, slots)
     assert "float16" in str(result.dtype)
+    with pytest.raises(ValueError, match="int8 would need scales"):
+        write_cache(ops.zeros((1, 2, 8, 3), "int8"), new, slots)
+
+
+def test_an_unknown_way_of_writing():
+    with (
+        pytest.raises(ValueError, match="one of .*'scatter', 'slice', 'in place'.*, got 'copy'"),
+        single_tokens_written("copy"),
+    ):
+        pass
 
 
 def test_heads_must_divide():
@@ -160,20 +260,23 @@ def test_heads_must_divide():
         SelfAttention(16, 3)
     with pytest.raises(ValueError, match="num_kv_heads must divide num_heads, got 3 and 4"):
         SelfAttention(16, 4, num_kv_heads=3)
-    with pytest.raises(ValueError, match="even head_dim, got 3"):
-        SelfAttention(6, 2, rotary_base=10.0)
+    with pytest.raises(ValueError, match="scale must be a finite number above 0, or None .* got 0"):
+        SelfAttention(16, 4, scale=0)
     assert SelfAttention(16, 3, head_dim=5).head_dim == 5
 
 
 def test_what_a_call_needs_is_asked_for():
-    with pytest.raises(ValueError, match="positions"):
-        SelfAttention(16, 4, rotary_base=10.0)(normal(1, 3, 16))
-    cache = (ops.zeros((1, 4, 8, 4)), ops.zeros((1, 4, 8, 4)))
-    with pytest.raises(ValueError, match="attention_mask"):
-        row = ops.zeros((1,), "int32")
-        SelfAttention(16, 4)(normal(1, 3, 16), cache=cache, position=row, lengths=row + 3)
+    cache, row = (ops.zeros((1, 4, 8, 4)), ops.zeros((1, 4, 8, 4))), ops.zeros((1,), "int32")
+    for missing in (
+        {"slots": cache_slots(row, row + 3, 3, 8, heads=4)},
+        {"attention_mask": np.ones((1, 1, 3, 8), bool)},
+    ):
+        with pytest.raises(ValueError, match="needs slots, .* and attention_mask or bias"):
+            SelfAttention(16, 4)(normal(1, 3, 16), cache=cache, **missing)
 
 
 def test_config_round_trip():
-    layer = SelfAttention(16, 4, num_kv_heads=2, head_dim=6, rotary_base=100.0, dropout=0.1, use_bias=False)
-    assert SelfAttention.from_config(layer.get_config()).get_config() == layer.get_config()
+    options = {"num_kv_heads": 2, "head_dim": 6, "causal": False, "scale": 1.0, "dropout": 0.1, "use_bias": False}
+    config = SelfAttention(16, 4, output_bias=True, **options).get_config()
+    assert SelfAttention.from_config(config).get_config() == config
+    assert {name: config[name] for name in options} == options and config["output_bias"] is True

@@ -4,6 +4,7 @@ import pytest
 from helpers import array, randomize
 from keras import ops
 
+from keras_seqlm.cache import cache_slots
 from keras_seqlm.layers import TransformerBlock
 
 pytestmark = pytest.mark.backends
@@ -21,7 +22,7 @@ def normalized(norm, x, weights):
 def causal_attention(layer, x):
     w_qkv, b_qkv, w_o, b_o = (array(weight) for weight in layer.weights)
     query, key, value = (
-        part.reshape(*x.shape[:2], layer.num_heads, -1) for part in np.split(x @ w_qkv + b_qkv, 3, axis=-1)
+        (x @ w_qkv + b_qkv).reshape(*x.shape[:2], layer.num_heads, 3, -1)[..., part, :] for part in range(3)
     )
     scores = np.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
     weights = np.exp(np.where(np.tril(np.ones(scores.shape[2:])), scores, -np.inf))
@@ -39,6 +40,11 @@ def random_block(**options):
     block.build()
     randomize(block)
     return block
+
+
+def five_slots():
+    row = ops.zeros((2,), "int32")
+    return cache_slots(row, row + 5, 5, 8, heads=4)
 
 
 X = np.random.default_rng(0).standard_normal((2, 5, 16)).astype("float32")
@@ -80,9 +86,8 @@ def test_residual_branches_shrink_the_last_products():
 def test_half_precision_computes_in_half_and_keeps_the_cache():
     block = random_block(dtype="mixed_bfloat16")
     cache = tuple(ops.full((2, 4, 8, 4), 1.001, "float32") for _ in range(2))
-    mask = ops.ones((1, 1, 5, 8), "bool")
-    row = ops.zeros((2,), "int32")
-    output, (keys, values) = block(X, attention_mask=mask, cache=cache, position=row, lengths=row + 5)
+    mask, slots = ops.ones((1, 1, 5, 8), "bool"), five_slots()
+    output, (keys, values) = block(X, attention_mask=mask, cache=cache, slots=slots)
     assert "bfloat16" in str(output.dtype)
     for leaf in (keys, values):
         np.testing.assert_array_equal(array(leaf)[:, :, 5:], np.float32(1.001))
@@ -94,8 +99,31 @@ def test_unknown_norm():
 
 
 def test_config_round_trip():
-    block = TransformerBlock(16, 4, 24, num_kv_heads=2, norm="rms", norm_first=False, dropout=0.1, rotary_base=50.0)
-    assert TransformerBlock.from_config(block.get_config()).get_config() == block.get_config()
+    options = {
+        "num_kv_heads": 2,
+        "head_dim": 6,
+        "causal": False,
+        "norm": "rms",
+        "norm_first": False,
+        "epsilon": 1e-3,
+        "dropout": 0.1,
+        "attention_dropout": 0.2,
+        "attention_scale": 1.0,
+        "use_bias": False,
+        "qkv_bias": True,
+    }
+    config = TransformerBlock(16, 4, 24, **options).get_config()
+    assert {name: config[name] for name in options} == options
+    assert TransformerBlock.from_config(config).get_config() == config
+
+
+def test_each_bias_is_its_own():
+    block = TransformerBlock(16, 4, 24, activation="swiglu", use_bias=False, qkv_bias=True)
+    block.build()
+    assert [weight.path for weight in block.weights if weight.name == "bias"] == [block.attention.qkv.path + "/bias"]
+    block = TransformerBlock(16, 4, 24, activation="swiglu", feed_forward_bias=False, output_bias=False)
+    block.build()
+    assert [weight.path for weight in block.weights if weight.name == "bias"] == [block.attention.qkv.path + "/bias"]
 
 
 class Biased(keras.layers.Layer):
@@ -138,10 +166,10 @@ def test_rematerialisation_changes_no_number(frozen):
 def test_rematerialisation_leaves_decoding_alone():
     block = random_block()
     cache = tuple(ops.zeros((2, 4, 8, 4)) for _ in range(2))
-    mask, row = ops.ones((1, 1, 5, 8), "bool"), ops.zeros((2,), "int32")
-    plain = block(X, attention_mask=mask, cache=cache, position=row, lengths=row + 5)
+    mask, slots = ops.ones((1, 1, 5, 8), "bool"), five_slots()
+    plain = block(X, attention_mask=mask, cache=cache, slots=slots)
     block.rematerialize = True
-    again = block(X, attention_mask=mask, cache=cache, position=row, lengths=row + 5)
+    again = block(X, attention_mask=mask, cache=cache, slots=slots)
     np.testing.assert_array_equal(array(plain[0]), array(again[0]))
 
 
