@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.generation.buckets import SMALLEST, bucket
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.generation.samplers import OPTIONS, options_for, sample, uses_of
-from keras_seqlm.cache import single_tokens_written
 
 RUNNING, EOS, LENGTH = 0, 1, 2  # why a row stands still, in the carry of the loop
 STOP_REASONS = {EOS: "eos", LENGTH: "length"}

@@ -1,8 +1,8 @@
 """Mathematics only: layers that know nothing of text."""
 
+from keras_seqlm.cache import cache_slots, first_cache, single_tokens_written, write_cache
 from keras_seqlm.layers.attention import SelfAttention, as_bias, attend, causal_mask
 from keras_seqlm.layers.blocks import TransformerBlock
-from keras_seqlm.cache import cache_slots, first_cache, single_tokens_written, write_cache
 from keras_seqlm.layers.embeddings import TokenEmbedding, lookup
 from keras_seqlm.layers.feed_forward import FeedForward
 from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions, rotary_frequencies, rotate, rotation

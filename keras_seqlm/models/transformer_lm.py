@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
+from keras_seqlm.cache import cache_slots, first_cache
 from keras_seqlm.layers.attention import as_bias, visibility, visible_at
 from keras_seqlm.layers.blocks import TransformerBlock, normalization
-from keras_seqlm.cache import cache_slots, first_cache
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
@@ -29,7 +29,8 @@ class TransformerLM(LanguageModel):
         num_layers, hidden_dim, num_heads: depth, width, attention heads.
         num_kv_heads: key-value heads (grouped-query attention); default `num_heads`.
         head_dim: width of a head; default hidden_dim / num_heads.
-        intermediate_dim: width of the feed-forward layers; default 4 * hidden_dim, for a gated unit 8 / 3 of it.
+        intermediate_dim: width of the feed-forward layers; default 4 * hidden_dim, for a gated unit 8 / 3 of
+            hidden_dim, rounded up to a multiple of 32, so that devices divide it.
         activation: "gelu_tanh", "gelu", "relu", "swiglu" or "geglu".
         norm: "layer" or "rms"; norm_first: pre-norm or post-norm; epsilon: of the norms.
         positions: "learned", "sinusoidal" or "rotary".
@@ -111,7 +112,9 @@ class TransformerLM(LanguageModel):
         self.num_kv_heads = num_kv_heads or self.num_heads
         self.head_dim = head_dim
         gated = activation in ("swiglu", "geglu")
-        self.intermediate_dim = intermediate_dim or (8 * self.hidden_dim // 3 if gated else 4 * self.hidden_dim)
+        self.intermediate_dim = intermediate_dim or (
+            -(-8 * self.hidden_dim // 96) * 32 if gated else 4 * self.hidden_dim
+        )
         self.activation = activation
         self.norm = norm
         self.norm_first = norm_first
