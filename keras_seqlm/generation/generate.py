@@ -259,7 +259,7 @@ class _Writer:
         new = [np.zeros(0, "int32")] * len(prompts)
         if max(budgets) <= 0:
             return [Generated(ids, "length", False) for ids in new]
-        before = before or new
+        before = before or list(new)
         dropped = [0 if texts is None else len(texts[row]) - len(p) for row, p in zip(rows, prompts, strict=True)]
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
         budgets = np.minimum(budgets, 2**31 - 1).astype("int32")

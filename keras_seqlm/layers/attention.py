@@ -14,10 +14,10 @@ from keras_seqlm.products import matmul_in_float32
 def attend(query, key, value, causal=False, mask=None, bias=None, scale=None, dropout=None, return_scores=False):
     """Scaled dot-product attention: softmax(scale * Q K^T + B) V.
 
-    `keras.ops.dot_product_attention` computes it wherever the backend has a fused kernel for it: on an accelerator
-    under JAX, and under torch. There no scores stand in memory. Elsewhere, and where the scores are asked for or
-    dropped out, they are made here, in float32 whatever the operands are: TensorFlow has no such kernel, and under JAX
-    on a CPU this is the faster way (benchmarks/RESULTS.md).
+    The library (`keras.ops.dot_product_attention`) computes it wherever the backend has a fused kernel for it: under
+    JAX on an accelerator, and under torch. There no scores stand in memory. Elsewhere, and where the scores are asked
+    for or dropped out, they are made here, in float32 whatever the operands are: TensorFlow has no such kernel, and
+    under JAX on a CPU this is the faster way (benchmarks/RESULTS.md).
 
     Fewer key-value heads than query heads are shared by groups of neighbours (grouped-query attention, Ainslie et al.
     2023, arXiv:2305.13245). All tensors stay at rank 4, which LiteRT's quantiser asks for.
@@ -111,18 +111,31 @@ def visibility(time, dtype, mask=None, window=None):
 
 
 def _by_library(query, key, value, causal, mask, bias, scale):
-    """`keras.ops.dot_product_attention`, which has the heads behind the time, and on torch takes a mask or a bias."""
+    """`keras.ops.dot_product_attention`; under torch the function that it calls there.
+
+    Keras's own way to that function copies queries, keys and values, and asks a question that torch.compile cannot trace.
+    """
     if keras.backend.backend() == "torch":
-        if mask is not None and bias is not None:
-            mask, bias = None, ops.where(mask, ops.cast(bias, query.dtype), lowest(query.dtype))
-        if bias is not None and causal:  # its kernel takes `is_causal` or a bias, and would forget the first
-            causal, bias = False, ops.where(causal_mask(ops.shape(query)[2]), bias, lowest(query.dtype))
-        if key.shape[1] == 1 < query.shape[1]:  # an expanded view: Keras would leave it to broadcasting, and no kernel
-            shape = (-1, query.shape[1], -1, -1)
-            key, value = key.expand(shape), value.expand(shape)
-    query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
+        return _by_torch(query, key, value, causal, mask, bias, scale)
+    query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))  # heads behind the time
     output = ops.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale, is_causal=causal)
     return ops.transpose(output, (0, 2, 1, 3))
+
+
+def _by_torch(query, key, value, causal, mask, bias, scale):
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if mask is not None or (bias is not None and causal):  # it takes one of bias and `is_causal`
+        seen = True if mask is None else ops.convert_to_tensor(mask, "bool")
+        seen = ops.logical_and(causal_mask(query.shape[2]), seen) if causal else seen
+        bias, causal = ops.where(seen, 0.0 if bias is None else ops.convert_to_tensor(bias), lowest(query.dtype)), False
+    if bias is not None:
+        bias = ops.cast(bias, query.dtype)
+    batch, kv_heads, keys, head_dim = key.shape
+    if kv_heads != query.shape[1]:  # with fewer heads of their own its fast kernels take no bias
+        shared = (batch, kv_heads, query.shape[1] // kv_heads, keys, head_dim)
+        key, value = (part[:, :, None].expand(shared).reshape(batch, -1, keys, head_dim) for part in (key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
 
 
 def causal_mask(time, window=None):
