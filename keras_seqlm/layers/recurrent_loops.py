@@ -1,14 +1,16 @@
 """How a recurrent cell runs over time: by a scan, by a scan with its gradient by hand, or in torch's own kernels."""
 
+import functools
+
 from keras import ops
 
 from keras_seqlm.layers.recurrent_cells import CELLS, matmul
 from keras_seqlm.products import outer_products, project
 
-UNROLL = 8
+UNROLL = 8  # steps that a GPU takes in one turn of a loop
 
 
-def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=None):
+def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=None, on_gpu=False):
     """Run a cell over time: the inputs of all steps in one product, then one small product a step.
 
     Args:
@@ -16,9 +18,10 @@ def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=No
         x: (batch, time, features) in the dtype of the kernels.
         state: tuple of float32 (batch, hidden): (h,) or (h, c).
         kernel: W (features, gates * hidden); recurrent_kernel: U (hidden, gates * hidden).
-        bias: (gates * hidden,), for a GRU (2, gates * hidden): of the input and of the recurrent product.
+        bias: (gates * hidden,), for a GRU (2, gates * hidden): of the input and of the recurrent product, in any dtype.
         lengths: int32 (batch,); steps from there on leave the state as it is.
         starts: bool (batch, time), true where a document starts: there the state is zero again.
+        on_gpu: whether it runs on one, where a turn of the loop takes `UNROLL` steps.
 
     Returns:
         The outputs (batch, time, hidden), float32, and the last state.
@@ -47,7 +50,7 @@ def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=No
         state = advance(state, now)
         return state, state  # TensorFlow's scan wants the outputs in the structure of the carry
 
-    state, outputs = ops.scan(body, state, ops.swapaxes(sequence, 0, 1))
+    state, outputs = ops.scan(body, state, ops.swapaxes(sequence, 0, 1), unroll=UNROLL if on_gpu else 1)
     return ops.swapaxes(outputs[0], 0, 1), state
 
 
@@ -58,9 +61,9 @@ def scan_by_hand(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, s
     once: the derivatives of the gates before the loop, the gradient of U in one product after it. A gradient of this
     gradient is not defined; for that, differentiate `scan`.
 
-    A step is work for a CPU, and a launch of kernels for a GPU, which each cost it more than their work. There the loop
-    writes the state alone, and the gates are made again for the gradient, of all steps in one product; and a turn of it
-    takes `UNROLL` steps.
+    For a CPU a step is work, for a GPU some launches of kernels, each longer than the work in it. So there the loop
+    writes the state alone, and the gates are made again for the gradient, of all steps in one product; and a turn of the
+    loop takes `UNROLL` steps.
 
     Args:
         x: (time, batch, features).
@@ -169,24 +172,67 @@ def _where(flag, leaves, otherwise):
 def run_in_torch(cell, x, state, kernel, recurrent_kernel, bias):
     """`scan` without flags by `torch.rnn_tanh`, `torch.gru` or `torch.lstm`: in cuDNN on a GPU, an LSTM in oneDNN on a CPU.
 
+    In half precision it is float16, bfloat16 or not, as under torch's own autocast: for bfloat16 cuDNN has no kernel that
+    keeps the weights in the processors, or none at all. What flows back is scaled by a power of two then, because a
+    gradient of a mean over many tokens lies below float16's smallest numbers.
+
     Args and returns are those of `scan`. Inside, the state has the dtype of the kernels.
     """
     import torch
 
-    function = {"rnn": torch.rnn_tanh, "gru": torch.gru, "lstm": torch.lstm}[cell]
     biases = bias if cell == "gru" else (bias, torch.zeros_like(bias))
     weights = [_gates_of_torch(cell, weight) for weight in (kernel, recurrent_kernel, *biases)]
+    tensors = (x, *weights, *state)
+    if x.dtype == torch.float32:
+        outputs, *after = _torch_kernel(cell, tensors, torch.is_grad_enabled())
+    elif torch.is_grad_enabled():
+        outputs, *after = _in_float16().apply(cell, *tensors)
+    else:
+        outputs, *after = _torch_kernel(cell, [tensor.half() for tensor in tensors], training=False)
+    return outputs, tuple(leaf.float() for leaf in after)
+
+
+def _torch_kernel(cell, tensors, training):
+    """The outputs and the leaves of the last state, from x, four weights and the leaves of the state in one dtype."""
+    import torch
+
+    function = {"rnn": torch.rnn_tanh, "gru": torch.gru, "lstm": torch.lstm}[cell]
+    x, weights, state = tensors[0], tensors[1:5], [leaf[None] for leaf in tensors[5:]]
     # In one piece of memory, as cuDNN wants them.
     pieces = torch.cat([weight.reshape(-1) for weight in weights]).split([weight.numel() for weight in weights])
     weights = [piece.view(weight.shape) for piece, weight in zip(pieces, weights, strict=True)]
-    before = [leaf[None].to(x.dtype) for leaf in state]
-    before = before if cell == "lstm" else before[0]
+    state = state if cell == "lstm" else state[0]
     has_biases, num_layers, dropout, bidirectional, batch_first = True, 1, 0.0, False, True
-    training = torch.is_grad_enabled()
-    outputs, *after = function(
-        x, before, weights, has_biases, num_layers, dropout, training, bidirectional, batch_first
-    )
-    return outputs, tuple(leaf[0].float() for leaf in after)
+    outputs, *after = function(x, state, weights, has_biases, num_layers, dropout, training, bidirectional, batch_first)
+    return outputs, *(leaf[0] for leaf in after)
+
+
+@functools.cache
+def _in_float16():
+    """`_torch_kernel` in float16 as a torch function of the cell and its tensors, of whatever dtypes those are."""
+    import torch
+
+    class InFloat16(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, cell, *tensors):
+            ctx.dtypes = [tensor.dtype for tensor in tensors]
+            with torch.enable_grad():
+                ctx.inputs = [tensor.detach().half().requires_grad_() for tensor in tensors]
+                ctx.results = _torch_kernel(cell, ctx.inputs, training=True)
+            return tuple(result.detach() for result in ctx.results)
+
+        @staticmethod
+        def backward(ctx, *upstream):
+            # The largest becomes 1/32 to 1/16: room for sums over many steps above, and for small ones below.
+            upstream = [d.float() for d in upstream]
+            largest = torch.stack([d.abs().amax() for d in upstream]).amax()
+            scale = torch.ldexp(torch.ones_like(largest), -4 - torch.frexp(largest).exponent)
+            scaled = [(d * scale).half() for d in upstream]
+            gradients = torch.autograd.grad(ctx.results, ctx.inputs, scaled)
+            del ctx.inputs, ctx.results
+            return None, *(d.float().div(scale).to(dtype) for d, dtype in zip(gradients, ctx.dtypes, strict=True))
+
+    return InFloat16
 
 
 def _gates_of_torch(cell, weight):
