@@ -158,7 +158,7 @@ def _flags(time, lengths, starts):
     """What differs by row and step, each float32 (batch, time, 1): 1 where a step is real, and where no document starts."""
     flags = {}
     if lengths is not None:
-        real = ops.arange(time, dtype="int32")[None] < lengths[:, None]
+        real = ops.arange(time, dtype="int32")[None] < ops.expand_dims(lengths, 1)
         flags["real"] = ops.cast(real, "float32")[..., None]
     if starts is not None:
         flags["goes_on"] = ops.cast(ops.logical_not(starts), "float32")[..., None]
@@ -219,7 +219,8 @@ def _in_float16():
             with torch.enable_grad():
                 ctx.inputs = [tensor.detach().half().requires_grad_() for tensor in tensors]
                 ctx.results = _torch_kernel(cell, ctx.inputs, training=True)
-            return tuple(result.detach() for result in ctx.results)
+            outputs, *after = ctx.results  # not in float16, or torch would round what flows back to it
+            return outputs.detach().to(tensors[0].dtype), *(leaf.detach().float() for leaf in after)
 
         @staticmethod
         def backward(ctx, *upstream):

@@ -138,7 +138,7 @@ class RecurrentLM(LanguageModel):
             if segment_ids is not None:
                 goes_on = segment_ids[:, :1] == 0
                 before = {name: ops.where(goes_on, leaf, 0.0) for name, leaf in before.items()}
-            x, after = self.recurrent(x, before, lengths, segment_ids, training)
+            x, after = self.recurrent(x, state=before, lengths=lengths, segment_ids=segment_ids, training=training)
             for name, variable in self.carried.items():
                 variable.assign(ops.stop_gradient(after[name]))
             return self._bridged(x), None
