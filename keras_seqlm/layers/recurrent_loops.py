@@ -230,7 +230,6 @@ def _in_float16():
             scale = torch.ldexp(torch.ones_like(largest), -4 - torch.frexp(largest).exponent)
             scaled = [(d * scale).half() for d in upstream]
             gradients = torch.autograd.grad(ctx.results, ctx.inputs, scaled)
-            del ctx.inputs, ctx.results
             return None, *(d.float().div(scale).to(dtype) for d, dtype in zip(gradients, ctx.dtypes, strict=True))
 
     return InFloat16
