@@ -98,7 +98,7 @@ def _train(p):
     group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
     group.add_argument("--validation-fraction", type=float, default=0.1, help="else on the tail (default 0.1)")
     group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
-    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state from batch to batch")
+    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
     group = p.add_argument_group("parts of the model (override the size)")
     for name in ("layers", "hidden-dim", "heads", "kv-heads", "intermediate-dim", "embedding-dim", "context"):
         group.add_argument(f"--{name}", type=int, default=None)

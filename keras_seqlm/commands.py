@@ -58,7 +58,7 @@ def train(args):
         seed=args.seed,
         validation=args.validation,
         validation_fraction=args.validation_fraction,
-        segment_ids=args.segment_ids,
+        segment_ids=args.segment_ids or None,
         contiguous=args.carry_state,
         tolerance=args.tolerance,
     )

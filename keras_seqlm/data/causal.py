@@ -20,7 +20,7 @@ def causal_blocks(
     seed=0,
     validation=None,
     validation_fraction=0.1,
-    segment_ids=False,
+    segment_ids=None,
     contiguous=False,
     shuffle=True,
     text_field="text",
@@ -39,9 +39,12 @@ def causal_blocks(
         seed: any integer; with the step it alone decides what a training batch holds.
         validation: files to validate on, in place of a part of `files`.
         validation_fraction: without `validation`, the last part of the stream that is kept for validation; 0 keeps none.
-        segment_ids: give `{"token_ids", "segment_ids"}` in place of ids; a segment is a document, numbered from 1 in each row.
+        segment_ids: give `{"token_ids", "segment_ids"}` in place of ids; a segment is a document, numbered from 1 in each
+            row. None does so where the stream is `contiguous`.
         contiguous: row r of each batch goes on where row r of the batch before ended, as training with a carried state
-            needs it. Not shuffled; call `fit(..., shuffle=False)`.
+            needs it. A row's first segment is 0 where its document goes on from the batch before, and 1 where a document
+            or a pass over the stream starts: there the state starts anew (see `RecurrentLM`). Without segment ids it goes
+            on everywhere, also from the end of a pass to the start of the next. Not shuffled; call `fit(..., shuffle=False)`.
         shuffle: permute the training blocks and cut the stream at other places in each epoch.
         text_field: the field of a `.jsonl` line that holds the text.
         tolerance: the fraction of the files that may be broken and is skipped (see `Corpus`).
@@ -72,6 +75,7 @@ def causal_blocks(
         raise ValueError(f"`validation_fraction` must be at least 0 and below 1, received {validation_fraction}.")
     reading = {"cache_dir": cache_dir, "text_field": text_field, "tolerance": tolerance}
     store = pack(files, tokenizer, **reading)
+    segment_ids = contiguous if segment_ids is None else segment_ids
     shape = {"sequence_length": sequence_length, "batch_size": batch_size, "segment_ids": segment_ids}
     train_tokens, validation_tokens = store, None
     if validation is not None:
@@ -109,8 +113,10 @@ class CausalBlocks(keras.utils.PyDataset):
         sequence_length: tokens of a row.
         batch_size: rows of a batch.
         seed: decides the cut and the order of every epoch.
-        segment_ids: give `{"token_ids", "segment_ids"}` as inputs.
-        contiguous: cut the stream in `batch_size` equal streams; row r reads stream r from its start in each epoch.
+        segment_ids: give `{"token_ids", "segment_ids"}` as inputs: the documents of a `TokenStore`, numbered from 1 in each
+            row; an array is one document. None does so where the stream is `contiguous`.
+        contiguous: cut the stream in `batch_size` equal streams; row r reads stream r from its start in each epoch. Its
+            first segment is 0 where the document goes on from the batch before, and 1 in the first batch of an epoch.
         shuffle: permute the blocks, and shift all borders by a new offset in each epoch.
         complete: cover the whole stream, with padding and sample weights; in order.
         vocabulary_size: ids from this number on are refused, for an array or for a model that knows fewer ids than the
@@ -135,7 +141,7 @@ class CausalBlocks(keras.utils.PyDataset):
         batch_size,
         *,
         seed=0,
-        segment_ids=False,
+        segment_ids=None,
         contiguous=False,
         shuffle=True,
         complete=False,
@@ -151,7 +157,7 @@ class CausalBlocks(keras.utils.PyDataset):
         self.sequence_length = int(sequence_length)
         self.batch_size = self.global_batch_size = int(batch_size)
         self.seed = seed
-        self.segment_ids = segment_ids
+        self.segment_ids = contiguous if segment_ids is None else segment_ids
         self.contiguous = contiguous
         self.shuffle = shuffle and not contiguous and not complete
         self.complete = complete
@@ -218,9 +224,18 @@ class CausalBlocks(keras.utils.PyDataset):
             used = max(0, len(ids) - 1)
             x[row, :used], y[row, :used], weight[row, :used] = ids[:used], ids[1:], real
             if self.segment_ids and used:
-                segments[row, :used] = self.tokens.segment_ids(start, start + used)
+                segments[row, :used] = self._segment_ids(start, start + used, first=step % len(self) == 0)
         inputs = {"token_ids": x, "segment_ids": segments} if self.segment_ids else x
         return (inputs, y, weight) if self.complete else (inputs, y)
+
+    def _segment_ids(self, start, stop, first):
+        """Number the documents of a row: 1, 2, ...; or 0, 1, ... where the first goes on from the batch before."""
+        documents = getattr(self.tokens, "segment_ids", None)
+        numbers = np.ones(stop - start, np.int32) if documents is None else documents(start, stop)
+        if not self.contiguous or first:
+            return numbers
+        within = documents is None or documents(start - 1, start + 1)[1] == 1
+        return numbers - int(within)
 
     def _check_ids(self, ids, start):
         wrong = np.flatnonzero((ids < 0) | (ids >= self.vocabulary_size))

@@ -3,45 +3,29 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.recurrent_choice import choose, device
 from keras_seqlm.layers.recurrent_loops import run_in_torch, scan, scan_by_hand
 
 KERAS_LAYERS = {"rnn": keras.layers.SimpleRNN, "gru": keras.layers.GRU, "lstm": keras.layers.LSTM}
 STATE_NAMES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 
 
-def cudnn_serves(cell):
-    """Whether the Keras layer of this cell would run in cuDNN: on a GPU, where the backend at hand reaches it."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow" and cell != "rnn":
-        import tensorflow as tf
-
-        return bool(tf.config.get_visible_devices("GPU"))
-    if backend == "jax" and cell == "lstm":
-        import jax
-
-        return jax.default_backend() == "gpu"
-    return False
-
-
-def torch_serves(use_cudnn, compute_dtype):
-    """Whether torch's own kernels run a whole sequence: on its backend, by cuDNN on a GPU, else in single precision.
-
-    In half precision they would keep the state in it, too; on a CPU the scan is as fast, and its gradients are nearer.
-    """
+def exported_by_torch():
+    """Whether torch exports: into a graph of plain operations, for which only `scan` is made."""
     if keras.backend.backend() != "torch":
         return False
     import torch
 
-    return use_cudnn == "auto" if torch.cuda.is_available() else compute_dtype == "float32"
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
-def traced_by_torch():
-    """Whether torch compiles or exports: into a graph of plain operations, for which only `scan` is made."""
+def outside_the_graph(run):
+    """`run`, which torch then calls where it compiles: it would compile a loop over time step by step, for minutes."""
     if keras.backend.backend() != "torch":
-        return False
+        return run
     import torch
 
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.disable(run)
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
@@ -62,22 +46,23 @@ class RecurrentStack(keras.layers.Layer):
         GRU    z, r = s(W x_t + b + U h_{t-1} + b'); g = tanh(W x_t + b + r * (U h_{t-1} + b')); h_t = z * h_{t-1} + (1 - z) * g
         LSTM   i, f, o = s(W x_t + U h_{t-1} + b); g = tanh(W x_t + U h_{t-1} + b); c_t = f * c_{t-1} + i * g; h_t = o * tanh(c_t)
 
-    The weights are those of `keras.layers.SimpleRNN`, `GRU` and `LSTM`, and so are the numbers. What computes them:
+    The weights are those of `keras.layers.SimpleRNN`, `GRU` and `LSTM`, and so are the numbers. What computes them is the
+    fastest that is right (`recurrent_choice.choose` has the table):
 
-        whole sequences       cuDNN on a GPU; on the torch backend its own kernels on a CPU, too
-        training elsewhere,   a scan, which makes the input products of all steps at once, and whose gradient is written
-        and with borders      by hand and does likewise; it has no second derivative
-        everything else       the same scan, differentiated by the backend; it knows padding, too
+        whole sequences    cuDNN on a GPU in single precision; on the torch backend its own kernels
+        other training     a scan, which makes the input products of all steps at once, and whose gradient is written by
+                           hand and does likewise; it has no second derivative
+        everything else    the same scan, differentiated by the backend
 
-    So call the layer without `training` to differentiate twice. The state is carried in float32; cuDNN computes it in
-    the dtype of the layer.
+    So call the layer without `training` to differentiate twice. The state is carried in float32; torch's kernels compute
+    it in the dtype of the layer, the halves in float16.
 
     Args:
         cell: "rnn", "gru" or "lstm".
         hidden_dim: width of every layer.
         num_layers: how many.
         dropout: between the layers and after the last.
-        use_cudnn: "auto" (on a GPU), or False (never, as an export must).
+        use_cudnn: "auto" (where it is fastest), or False (never, as an export must).
 
     Call arguments:
         x: (batch, time, features).
@@ -113,6 +98,8 @@ class RecurrentStack(keras.layers.Layer):
         self.num_layers = num_layers
         self.dropout = dropout
         self.use_cudnn = use_cudnn
+        # A Keras layer that might run in cuDNN keeps TensorFlow from compiling the model by XLA.
+        kernels = {} if cell == "rnn" or self._choose(training=True) == "cudnn" else {"use_cudnn": False}
         self.layers = [
             KERAS_LAYERS[cell](
                 hidden_dim,
@@ -121,6 +108,7 @@ class RecurrentStack(keras.layers.Layer):
                 return_state=True,
                 name=f"{cell}_{i}",
                 dtype=self.dtype_policy,
+                **kernels,
             )
             for i in range(num_layers)
         ]
@@ -137,6 +125,10 @@ class RecurrentStack(keras.layers.Layer):
         names = [f"{name}_{i}" for i in range(self.num_layers) for name in STATE_NAMES[self.cell]]
         return {name: ops.zeros((batch_size, self.hidden_dim), "float32") for name in names}
 
+    def _choose(self, training, whole=True, plain=False):
+        backend = keras.backend.backend()
+        return choose(self.cell, backend, device(), self.compute_dtype, self.use_cudnn, bool(training), whole, plain)
+
     def call(self, x, state=None, lengths=None, segment_ids=None, training=None):
         x = ops.cast(x, self.compute_dtype)
         state = self.initial_state(ops.shape(x)[0]) if state is None else state
@@ -144,26 +136,22 @@ class RecurrentStack(keras.layers.Layer):
         if segment_ids is not None:
             changes = segment_ids[:, 1:] != segment_ids[:, :-1]
             starts = ops.concatenate([ops.zeros_like(changes[:, :1]), changes], axis=1)
-        whole = lengths is None and x.shape[1] != 1 and not traced_by_torch()
-        in_cudnn = whole and starts is None and self.use_cudnn == "auto" and cudnn_serves(self.cell)
-        if whole and starts is None and torch_serves(self.use_cudnn, self.compute_dtype):
-            run, options = run_in_torch, {}
-        elif whole and training:
-            run, options = scan_by_hand, {"starts": starts}
-        else:
-            run, options = scan, {"lengths": lengths, "starts": starts}
-        time_first = run is scan_by_hand and not in_cudnn
+        plain = x.shape[1] == 1 or exported_by_torch()
+        way = self._choose(training, lengths is None and starts is None, plain)
+        run = {"torch": run_in_torch, "scan_by_hand": scan_by_hand}.get(way, scan)
+        run = run if plain else outside_the_graph(run)
+        options = {} if way == "torch" else {"lengths": lengths, "starts": starts, "on_gpu": device() != "cpu"}
+        time_first = way == "scan_by_hand"
         x = ops.swapaxes(x, 0, 1) if time_first else x
         new_state = {}
         for i, layer in enumerate(self.layers):
             names = [f"{name}_{i}" for name in STATE_NAMES[self.cell]]
             before = tuple(ops.cast(state[name], "float32") for name in names)
-            if in_cudnn:
+            if way == "cudnn":
                 x, *after = layer(x, initial_state=list(before), training=training)
             else:
-                cell = layer.cell
-                weights = [ops.cast(w, self.compute_dtype) for w in (cell.kernel, cell.recurrent_kernel, cell.bias)]
-                x, after = run(self.cell, x, before, *weights, **options)
+                kernels = [ops.cast(w, self.compute_dtype) for w in (layer.cell.kernel, layer.cell.recurrent_kernel)]
+                x, after = run(self.cell, x, before, *kernels, ops.cast(layer.cell.bias, "float32"), **options)
             x = ops.cast(x, self.compute_dtype)
             if self.output_dropout is not None:
                 x = self.output_dropout(x, training=training)

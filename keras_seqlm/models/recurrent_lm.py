@@ -28,7 +28,9 @@ class RecurrentLM(LanguageModel):
         use_cudnn: see `RecurrentStack`.
         stateful_batch_size: train by truncated back-propagation through time: the state at the end of a training
             batch of this many rows is kept in variables and starts the next one (`data.causal_blocks(contiguous=True)`).
-            Validation neither reads nor changes it; `reset_state()` clears it.
+            Padding behind `lengths` leaves it as it is. With `segment_ids` it is read only by rows that start with
+            segment 0, which says that the document goes on from the batch before; a row that starts with another
+            number starts from zero. Validation neither reads nor changes it; `reset_state()` clears it.
         tokenizer_hash: of the tokenizer whose ids it reads; a task checks it.
         name, dtype, trainable: as in `keras.Model`.
 
@@ -121,6 +123,7 @@ class RecurrentLM(LanguageModel):
         x = self.token_embedding(token_ids) * self.embedding_dim**0.5
         if self.embedding_dropout is not None:
             x = self.embedding_dropout(x, training=training)
+        lengths, segment_ids = inputs.get("lengths"), inputs.get("segment_ids")
         if state is None:
             carrying = training and self.stateful_batch_size is not None
             if carrying and token_ids.shape[0] not in (None, self.stateful_batch_size):
@@ -128,14 +131,17 @@ class RecurrentLM(LanguageModel):
                     f"this model carries the state of {self.stateful_batch_size} rows from batch to batch, "
                     f"and got a training batch of {token_ids.shape[0]}; use that batch size, or set stateful_batch_size=None"
                 )
+            if not carrying:  # what stands before padding does not hang on it, and nobody sees the state behind it
+                return self._bridged(self.recurrent(x, segment_ids=segment_ids, training=training)[0]), None
             # Copies, because the assignment below writes in place, and torch's backward pass still needs the old numbers.
-            before = {name: ops.copy(variable) for name, variable in self.carried.items()} if carrying else None
-            x, after = self.recurrent(x, state=before, segment_ids=inputs.get("segment_ids"), training=training)
-            if carrying:
-                for name, variable in self.carried.items():
-                    variable.assign(ops.stop_gradient(after[name]))
+            before = {name: ops.copy(variable) for name, variable in self.carried.items()}
+            if segment_ids is not None:
+                goes_on = segment_ids[:, :1] == 0
+                before = {name: ops.where(goes_on, leaf, 0.0) for name, leaf in before.items()}
+            x, after = self.recurrent(x, state=before, lengths=lengths, segment_ids=segment_ids, training=training)
+            for name, variable in self.carried.items():
+                variable.assign(ops.stop_gradient(after[name]))
             return self._bridged(x), None
-        lengths = inputs.get("lengths")
         leaves = {name: leaf for name, leaf in state.items() if name != "position"}
         x, leaves = self.recurrent(x, state=leaves, lengths=lengths, training=training)
         read = ops.shape(token_ids)[1] if lengths is None else lengths

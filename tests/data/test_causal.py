@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_seqlm.data import CausalBlocks, causal_blocks, pack
+from keras_seqlm.models import RecurrentLM
 from keras_seqlm.tokenizers import ByteTokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -178,14 +179,60 @@ def test_segment_ids_number_the_documents_of_a_row(tmp_path, tokenizer):
 
 def test_contiguous_rows_go_on_where_they_ended(make):
     train, validation = make(1000, 8, 4, contiguous=True, validation_fraction=0.1)
-    rows = np.concatenate([train.batch(step)[0] for step in range(len(train))], axis=1)
+    rows = np.concatenate([train.batch(step)[0]["token_ids"] for step in range(len(train))], axis=1)
     stream = train.tokens[:]
     assert rows.shape == (4, 899 // 4 // 8 * 8)
     for number, row in enumerate(rows):
         start = number * (899 // 4)
         np.testing.assert_array_equal(row, stream[start : start + rows.shape[1]])
-    np.testing.assert_array_equal(train.batch(1)[0], train.batch(1 + len(train))[0])
+    for name, array in train.batch(1)[0].items():
+        np.testing.assert_array_equal(array, train.batch(1 + len(train))[0][name])
     assert validation.complete and not validation.contiguous
+
+
+def test_a_contiguous_row_starts_with_segment_0_where_its_document_goes_on(tmp_path, tokenizer):
+    """By the ids alone: a document starts with bos, which is 1; and a pass over the stream starts anew."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n{"text": "d"}\n{"text": "efghijklmnopqrs"}\n' * 40)
+    where = {"validation_fraction": 0, "cache_dir": tmp_path / "cache"}
+    train, _ = causal_blocks(tmp_path, tokenizer, 6, 4, contiguous=True, **where)
+    first_segments = set()
+    for step in range(2 * len(train)):
+        inputs, _ = train.batch(step)
+        ids, segments = inputs["token_ids"], inputs["segment_ids"]
+        starts = (ids == 1).astype("int32")
+        starts[:, 0] |= step % len(train) == 0
+        np.testing.assert_array_equal(segments, np.cumsum(starts, axis=1))
+        first_segments |= {(step % len(train) == 0, number) for number in segments[:, 0].tolist()}
+    assert first_segments == {(True, 1), (False, 0), (False, 1)}
+    plain, _ = causal_blocks(tmp_path, tokenizer, 6, 4, contiguous=True, segment_ids=False, **where)
+    np.testing.assert_array_equal(plain.batch(3)[0], train.batch(3)[0]["token_ids"])
+    array = CausalBlocks(np.arange(100), 6, 4, contiguous=True)  # one document
+    assert [set(array.batch(step)[0]["segment_ids"].ravel()) for step in (0, 1, len(array))] == [{1}, {0}, {1}]
+
+
+@pytest.mark.backends
+def test_what_is_carried_over_a_contiguous_stream(tmp_path, tokenizer):
+    """After each step a row's state is that of its document's tokens since the document, or the pass, started."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n{"text": "efghijklm"}\n' * 6)
+    train, _ = causal_blocks(
+        tmp_path, tokenizer, 6, 2, contiguous=True, validation_fraction=0, cache_dir=tmp_path / "cache"
+    )
+    model = RecurrentLM(260, cell="gru", num_layers=1, hidden_dim=8, stateful_batch_size=2)
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.build()
+    stream, stride = train.tokens[:], (len(train.tokens) - 1) // 2
+    documents, carried = [], []
+    for step in range(len(train) + 2):
+        model.train_on_batch(*train.batch(step))
+        for row in range(2):
+            start, stop = row * stride, row * stride + (step % len(train) + 1) * 6
+            documents.append(stream[max([start, *(start + np.flatnonzero(stream[start:stop] == 1))]) : stop])
+        carried.extend(keras.ops.convert_to_numpy(model.carried["h_0"]))
+    lengths = np.array([len(document) for document in documents], "int32")
+    ids = np.array([np.pad(document, (0, 24 - len(document))) for document in documents], "int32")
+    _, state = model({"token_ids": ids, "lengths": lengths}, state=model.initial_state(len(ids)))
+    np.testing.assert_allclose(carried, keras.ops.convert_to_numpy(state["h_0"]), atol=1e-5)
+    assert min(lengths) < 6 < max(lengths) <= 24
 
 
 def test_shards_hold_every_row_once(make):
@@ -314,7 +361,7 @@ def test_fit_with_partial_epochs_reads_on(make):
 
 @pytest.mark.backends
 def test_contiguous_blocks_refuse_to_be_shuffled(make):
-    train, _ = make(2000, 16, 4, contiguous=True)
+    train, _ = make(2000, 16, 4, contiguous=True, segment_ids=False)
     with pytest.raises(Exception, match=r"call fit\(..., shuffle=False\)"):
         tiny_model().fit(train, verbose=0)
     tiny_model().fit(train, epochs=2, shuffle=False, verbose=0)

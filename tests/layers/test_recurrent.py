@@ -95,10 +95,11 @@ CASES = {
 def test_formula(cell, case):
     stack, x, state = random_stack(cell), normal(3, 7, FEATURES), random_state(cell, 3)
     expected, last = over_time(cell, x, list(state.values()), weights_of(stack), **CASES[case])
-    output, new_state = stack(x, state=state, **CASES[case])
-    np.testing.assert_allclose(array(output), expected, atol=1e-5)
-    for name, leaf in zip(state, last, strict=True):
-        np.testing.assert_allclose(array(new_state[name]), leaf, atol=1e-5)
+    for training in (False, True):  # by another loop
+        output, new_state = stack(x, state=state, training=training, **CASES[case])
+        np.testing.assert_allclose(array(output), expected, atol=1e-5)
+        for name, leaf in zip(state, last, strict=True):
+            np.testing.assert_allclose(array(new_state[name]), leaf, atol=1e-5)
 
 
 @EVERYWHERE

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import CONTEXT, array, arrays, compile_plainly, cross_entropy, ids_of, new_model, tiny
+from helpers import CONTEXT, array, arrays, compile_plainly, cross_entropy, ids_of, new_model, run, tiny, whole_logits
 
 from keras_seqlm.models import RECURRENT_SIZES, SIZES, RecurrentLM
 
@@ -61,6 +61,60 @@ def test_training_carries_the_state_from_batch_to_batch(cell):
         _, state = model(x, state=state)
         for name, leaf in carried(model).items():
             np.testing.assert_allclose(leaf, array(state[name]), atol=1e-5)
+
+
+def state_after(model, tokens):
+    """The state of a document of at most 16 tokens read alone, each leaf (hidden,)."""
+    ids, lengths = np.zeros((1, 16), "int32"), np.array([len(tokens)], "int32")
+    ids[0, : len(tokens)] = tokens
+
+    def read(model, ids, lengths):
+        return model({"token_ids": ids, "lengths": lengths}, state=model.initial_state(1))[1]
+
+    return {name: leaf[0] for name, leaf in arrays(run(model, read, ids, lengths)).items()}
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", pytest.param("lstm", marks=pytest.mark.backends)])
+def test_what_is_carried_has_not_read_padding(cell):
+    """Two padded batches: the state of each row is that of its real tokens alone, and so are the losses."""
+    model = compile_plainly(new_model(cell, stateful_batch_size=2), keras.optimizers.SGD(0.0))
+    ids, read = ids_of(2, 13), [[], []]
+    for lengths in ([4, 2], [0, 3]):
+        inputs = {"token_ids": ids[:, :4].copy(), "lengths": np.array(lengths, "int32")}
+        for row, length in enumerate(lengths):
+            read[row].extend(inputs["token_ids"][row, :length])
+            inputs["token_ids"][row, length:] = 7
+        weight = (np.arange(4) < inputs["lengths"][:, None]).astype("float32")
+        model.train_on_batch(inputs, ids[:, 1:5], sample_weight=weight)
+        for row, tokens in enumerate(read):
+            state = state_after(model, tokens)
+            for name, leaf in carried(model).items():
+                np.testing.assert_allclose(leaf[row], state[name], atol=1e-5)
+
+
+def test_padding_changes_nothing_before_it():
+    ids, lengths = ids_of(2, 8), np.array([8, 3], "int32")
+    for training in (False, True):
+        logits = array(tiny("lstm")({"token_ids": ids, "lengths": lengths}, training=training))
+        alone = array(tiny("lstm")(ids[1:, :3], training=training))
+        np.testing.assert_allclose(logits[1:, :3], alone, atol=1e-5)
+
+
+@pytest.mark.backends
+def test_the_state_goes_on_inside_a_document_only():
+    """Row 0 goes on from the batch before, row 1 starts anew, row 2 goes on and ends: by segment 0."""
+    model = compile_plainly(new_model("lstm", stateful_batch_size=3), keras.optimizers.SGD(0.0))
+    ids = ids_of(3, 9)
+    model.train_on_batch({"token_ids": ids[:, :4], "segment_ids": np.ones((3, 4), "int32")}, ids[:, 1:5])
+    segments = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 1]], "int32")
+    loss = model.train_on_batch({"token_ids": ids[:, 4:8], "segment_ids": segments}, ids[:, 5:9])
+    last = whole_logits(model, ids[2, :6])[4:], whole_logits(model, ids[2, 6:8])
+    rows = whole_logits(model, ids[0, :8])[4:], whole_logits(model, ids[1, 4:8]), np.concatenate(last)
+    assert loss == pytest.approx(cross_entropy(np.stack(rows), ids[:, 5:9]), abs=1e-5)
+    for row, document in enumerate((ids[0, :8], ids[1, 4:8], ids[2, 6:8])):
+        state = state_after(model, document)
+        for name, leaf in carried(model).items():
+            np.testing.assert_allclose(leaf[row], state[name], atol=1e-5)
 
 
 @pytest.mark.backends
