@@ -194,4 +194,3 @@ class FusedCrossEntropy(CrossEntropy):
 
     def get_config(self):
         return {**super().get_config(), "chunk_size": self.chunk_size}
-

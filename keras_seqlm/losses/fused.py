@@ -157,6 +157,9 @@ def _mesh_of_rows(hidden):
 
 def _all_chunks(hidden, kernel, bias, targets, weights, how):
     """[sum of losses], with gradients [sum, d_hidden, d_kernel, d_bias if there is one]; d_hidden lacks the weights."""
+    if 0 in hidden.shape[:2]:  # no token, of which Keras would refuse to take a maximum
+        parts = (hidden, kernel, *bias) if how.gradients else ()
+        return [ops.zeros((), "float32"), *map(ops.zeros_like, parts)]
     vocabulary = kernel.shape[0 if how.vocabulary_first else 1]
     chunks = _num_chunks(*hidden.shape[:2], vocabulary, how.chunk_size, _on_accelerator(hidden))
     table = ops.cast(kernel, hidden.dtype)
