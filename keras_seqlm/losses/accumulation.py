@@ -79,5 +79,5 @@ def _share(loss, vocabulary_size, x, y, sample_weight):
     else:
         counted, _ = counted_and_seen(loss, y, x, sample_weight)
     if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
-        counted *= as_weights(sample_weight, counted)
+        counted = counted * as_weights(sample_weight, counted)
     return share_of(counted)

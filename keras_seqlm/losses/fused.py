@@ -119,9 +119,10 @@ def _on_accelerator(tensor):
 
 
 def _on_all_devices(hidden, kernel, bias, targets, weights, how):
-    """`_all_chunks`; under JAX's data parallelism each device makes those of its own rows, and sums are exchanged once.
+    """`_all_chunks`; where JAX's devices share a batch, each makes the chunks of its own rows, and sums are exchanged once.
 
-    The compiler, left alone, would exchange the kernel's gradient inside the loop, once a chunk.
+    The compiler, left alone, would exchange the kernel's gradient inside the loop, once a chunk. A kernel that is itself
+    cut over the mesh's other axis stays so, and is left to the compiler.
     """
     tensors = (hidden, kernel, bias, targets, weights)
     mesh, axis = _mesh_of_rows(hidden)
@@ -132,26 +133,28 @@ def _on_all_devices(hidden, kernel, bias, targets, weights, how):
 
     def of_own_rows(*tensors):
         total, *parts = _all_chunks(*tensors, how)
-        sums = jax.lax.psum([total, *parts[1:]], axis)
-        return [sums[0], *parts[:1], *sums[1:]]
+        total, *sums = jax.lax.psum([total, *parts[1:]], axis)
+        return [total, *parts[:1], *sums]
 
     rows, whole = PartitionSpec(axis), PartitionSpec()
-    out = [whole, rows, *[whole] * (1 + len(bias))] if how.gradients else [whole]
-    inner = jax.shard_map(
-        of_own_rows, mesh=mesh, in_specs=(rows, whole, whole, rows, rows), out_specs=out, check_vma=False
+    ins, outs = (
+        (rows, whole, whole, rows, rows),
+        [whole, rows, *[whole] * (1 + len(bias))] if how.gradients else [whole],
     )
-    return inner(*tensors)
+    return jax.shard_map(of_own_rows, mesh=mesh, in_specs=ins, out_specs=outs, axis_names={axis}, check_vma=False)(
+        *tensors
+    )
 
 
 def _mesh_of_rows(hidden):
-    """The mesh of JAX devices over which `keras.distribution` spreads the rows and nothing else, and its axis; or None."""
+    """The mesh of JAX devices over which `keras.distribution` spreads the rows that are traced now, and its axis; or None."""
     distribution = keras.distribution.distribution() if keras.backend.backend() == "jax" else None
     if distribution is None or distribution.batch_dim_name is None:
         return None, None
     import jax
 
     mesh, axis = distribution.device_mesh.backend_mesh, distribution.batch_dim_name
-    spread = isinstance(hidden, jax.core.Tracer) and mesh.size == mesh.shape[axis] and hidden.shape[0] % mesh.size == 0
+    spread = isinstance(hidden, jax.core.Tracer) and mesh.shape[axis] > 1 and hidden.shape[0] % mesh.shape[axis] == 0
     return (mesh, axis) if spread else (None, None)
 
 

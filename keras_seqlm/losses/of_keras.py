@@ -42,10 +42,10 @@ def token_weights(loss, y, inputs, sample_weight):
     counted, seen = counted_and_seen(loss, y, inputs, sample_weight)
     if sample_weight is None and counted is seen and getattr(loss, "ignore_class", None) is None:
         return None
-    weights = counted if sample_weight is None else as_weights(sample_weight, seen)
+    weights = counted if sample_weight is None else counted * as_weights(sample_weight, seen)
     if loss.reduction in ("sum_over_batch_size", "mean"):
         # Keras divides by the tokens that this replica sees, less those that it is told to ignore.
-        weights *= ops.divide_no_nan(ops.mean(seen), share_of(counted))
+        weights = weights * ops.divide_no_nan(ops.mean(seen), share_of(counted))
     return weights
 
 

@@ -109,9 +109,10 @@ def test_given_weights_alone_say_what_counts(kind):
 def test_a_weight_a_row_where_there_are_as_many_rows_as_tokens(kind):
     x, y, _, weights, _ = batch(rows=TIME)
     rows = weights[0]
-    model = new_model(kind(ignore_class=5))
     weights = rows[:, None] * (y != 5)
-    assert_trains_by_hand(model, x, x, y, rows, weights, (y != 5).sum())
+    for reduction, divisor in (("sum_over_batch_size", (y != 5).sum()), ("sum", 1)):
+        model = new_model(kind(ignore_class=5, reduction=reduction))
+        assert_trains_by_hand(model, x, x, y, rows, weights, divisor)
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, SMALL_CHUNKS, KERAS])
