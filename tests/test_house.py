@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # A room imports from lower floors alone; what stands beside it on its floor it does not know.
 FLOORS = {
-    **dict.fromkeys(("cache", "products"), -1),
+    **dict.fromkeys(("cache", "half_precision", "products"), -1),
     **dict.fromkeys(("layers", "tokenizers", "generation", "losses", "metrics"), 0),
     **dict.fromkeys(("data", "models", "training"), 1),
     **dict.fromkeys(("tasks", "convert"), 2),
@@ -23,6 +23,7 @@ FLOORS = {
 LIGHT_ROOMS = (
     "cache",
     "products",
+    "half_precision",
     "layers",
     "losses",
     "models",

@@ -1,12 +1,14 @@
 """Both losses against Keras's own and against their formula in float64; the fused one without a tensor of all logits."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
 from helpers import array
 from keras import ops
 
-from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy, fused_cross_entropy
+from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy, fused, fused_cross_entropy
 from keras_seqlm.losses.fused import _num_chunks
 
 BACKEND = keras.backend.backend()
@@ -65,6 +67,15 @@ def value_and_gradients(function, *arrays):
     return float(value), [array(gradient) for gradient in gradients]
 
 
+def run(function, *arrays):
+    """`function(*arrays)`, eager but on JAX, where every operation would be compiled by itself."""
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)(*arrays)
+    return function(*map(ops.convert_to_tensor, arrays))
+
+
 def logits_of(hidden, table, bias):
     return ops.add(ops.matmul(hidden, ops.transpose(table)), bias)
 
@@ -74,29 +85,170 @@ def assert_near(found, expected, relative=1e-6):
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
+def reduced(losses, counted, weights, reduction):
+    """The weighted sum of the losses of the tokens that count, by what the reduction says, in float64."""
+    total = (losses * counted * weights).sum()
+    return total / {"sum": 1, "mean_with_sample_weight": (counted * weights).sum()}.get(reduction, counted.sum())
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
+@pytest.mark.parametrize("ignore_class", [None, 3, -100])
+def test_reductions(reduction, ignore_class):
+    """Of the plain loss and of both forms of the fused one; ignored tokens and those of -1 weigh 0."""
+    (hidden, table, bias), targets, weights = problem()
+    losses, _ = reference(hidden, table, bias, targets, weights)
+    targets[1, 5:] = -1
+    targets[2, :2] = 3 if ignore_class is None else ignore_class
+    losses[2, :2] = reference(hidden, table, bias, np.full_like(targets, 3), weights)[0][2, :2]
+    counted = (targets >= 0) & (targets != ignore_class)
+    shapes = (None, (ROWS, TIME), (ROWS,), (ROWS, 1), (ROWS, TIME, 1))
+    given = [None if shape is None else np.random.default_rng(1).random(shape).astype("float32") for shape in shapes]
+    expected = []
+    for one in given:
+        whole = np.ones((ROWS, TIME)) if one is None else one.reshape((*one.shape, 1)[:2]) * np.ones((ROWS, TIME))
+        expected += [reduced(losses, counted, whole, reduction)] * 4
+
+    def found(hidden, table, bias):
+        logits, options = logits_of(hidden, table, bias), {"ignore_class": ignore_class, "reduction": reduction}
+        plain, fused = CrossEntropy(**options), FusedCrossEntropy(chunk_size=6, **options)
+        results = []
+        for one in given:
+            of_hidden = [
+                fused.of_hidden(hidden, table, bias, True, targets, one, training) for training in (True, False)
+            ]
+            results.append(plain(targets, logits, one))
+            results += [fused(targets, number) for number in (fused.of_logits(logits, targets, one), *of_hidden)]
+        return ops.stack(results)
+
+    np.testing.assert_allclose(array(run(found, hidden, table, bias)), expected, rtol=1e-6)
+
+
 @pytest.mark.backends
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
 @pytest.mark.parametrize("ignore_class", [None, 3, -1])
 def test_reductions_are_kerass(reduction, ignore_class):
-    (hidden, table, bias), targets, _ = problem()
+    (hidden, table, bias), targets, weights = problem()
     if ignore_class == -1:
         targets[:, 5:] = -1
-    logits = logits_of(hidden, table, bias)
-    options = {"ignore_class": ignore_class, "reduction": reduction}
-    for shape in (None, (ROWS, TIME), (ROWS, 1), (TIME,), (ROWS, TIME, 1)):
-        weights = None if shape is None else np.random.default_rng(1).random(shape).astype("float32")
-        whole = weights
-        if weights is not None and ignore_class is not None:  # Keras on torch wants them of full size there
-            whole = np.broadcast_to(weights.reshape(shape[:2]), (ROWS, TIME)).copy()
-        expected = float(
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)(targets, logits, whole)
+    logits, options = logits_of(hidden, table, bias), {"ignore_class": ignore_class, "reduction": reduction}
+    for given in (None, weights):
+        kerass = keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)(targets, logits, given)
+        assert float(CrossEntropy(**options)(targets, logits, given)) == pytest.approx(float(kerass), rel=1e-6)
+
+
+@pytest.mark.backends
+def test_a_weight_a_row_where_there_are_as_many_rows_as_tokens():
+    (hidden, table, bias), targets, _ = problem(rows=TIME)
+    rows = np.random.default_rng(1).random(TIME).astype("float32")
+    losses, _ = reference(hidden, table, bias, targets, np.ones(targets.shape))
+    expected, logits = (losses * rows[:, None]).mean(), logits_of(hidden, table, bias)
+    assert abs(expected - (losses * rows[None]).mean()) > 0.01
+    assert float(CrossEntropy()(targets, logits, rows)) == pytest.approx(expected, rel=1e-6)
+    loss = FusedCrossEntropy(chunk_size=14)
+    assert float(loss.of_hidden(hidden, table, bias, True, targets, rows)[0]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("shape", [(TIME,), (ROWS, TIME + 1), (ROWS, TIME, 2)])
+def test_weights_of_another_shape_are_refused(shape):
+    (hidden, table, bias), targets, _ = problem()
+    message = rf"sample_weight must be one a row, \(batch,\).*\(3, 7\); got shape {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=message):
+        CrossEntropy()(targets, logits_of(hidden, table, bias), np.ones(shape, "float32"))
+    with pytest.raises(ValueError, match=message):
+        FusedCrossEntropy().of_hidden(hidden, table, bias, True, targets, np.ones(shape, "float32"))
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("wrong", [VOCABULARY, -2, -100, 2**31 - 1])
+def test_targets_outside_the_vocabulary_are_refused(wrong):
+    (hidden, table, bias), targets, _ = problem()
+    targets[2, 3] = wrong
+    message = f"ids from 0 to 10, or -1 .*1 of 21 are not, the first of them {wrong}.*ignore_class"
+    logits, fused = logits_of(hidden, table, bias), FusedCrossEntropy()
+    for refused in (
+        lambda: CrossEntropy()(targets, logits),
+        lambda: fused.of_logits(logits, targets),
+        lambda: fused.of_hidden(hidden, table, bias, True, targets),
+        lambda: fused.of_hidden(hidden, np.ascontiguousarray(table.T), bias, False, targets, training=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+def compiled(function, monkeypatch):
+    """`function` as a compiled step has it, which sees no numbers; torch's compiler would take longer than all tests."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import torch
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    return lambda *arrays: function(*map(torch.tensor, arrays))
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("wrong", [VOCABULARY, -2, 2**31 - 1])
+def test_targets_outside_the_vocabulary_weigh_0_in_a_compiled_step(wrong, monkeypatch):
+    (hidden, table, bias), targets, weights = problem()
+    losses, _ = reference(hidden, table, bias, targets, weights)
+    targets[0], targets[2, 3] = -1, wrong
+    counted = (targets >= 0) & (targets < VOCABULARY)
+    expected = (losses * weights * counted).sum() / counted.sum()
+    known = np.where(counted, targets, 0)
+    d_expected = reference(hidden, table, bias, known, weights * counted / counted.sum(), 0.0, 0.0)[1]
+
+    def fused(hidden, table, bias, targets, weights):
+        loss = FusedCrossEntropy(chunk_size=6)
+        return loss(targets, loss.of_hidden(hidden, table, bias, True, targets, weights))
+
+    def plain(hidden, table, bias, targets, weights):
+        return CrossEntropy()(targets, logits_of(hidden, table, bias), weights)
+
+    for loss in (fused, plain):
+
+        def step(hidden, table, bias, targets, weights, loss=loss):
+            return value_and_gradients_of(lambda *arrays: loss(*arrays, targets, weights), hidden, table, bias)
+
+        value, gradients = compiled(step, monkeypatch)(hidden, table, bias, targets, weights)
+        assert float(value) == pytest.approx(expected, rel=1e-6)
+        for found, d in zip(gradients, d_expected, strict=True):
+            assert_near(array(found), d)
+
+
+@pytest.mark.backends
+def test_what_does_not_count_may_have_an_infinite_loss():
+    """As where the logit of id 0, which a mask stands for, is kept at -inf."""
+    (hidden, table, bias), targets, _ = problem()
+    targets, bias[0] = np.maximum(targets, 1), -np.inf
+    targets[1] = -1
+    losses, _ = reference(hidden, table[1:], bias[1:], targets - 1 + (targets < 0), np.ones(targets.shape))
+    expected = losses[[0, 2]].mean()
+    loss = FusedCrossEntropy(chunk_size=6)
+    value, gradients = value_and_gradients(lambda *a: loss.of_hidden(*a, True, targets)[0], hidden, table, bias)
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("rows, time", [(0, TIME), (ROWS, 0)])
+def test_a_batch_of_nothing(rows, time):
+    (hidden, table, bias), targets, weights = problem(rows=rows, time=time)
+    loss = FusedCrossEntropy(chunk_size=6)
+    for given in (None, weights):
+        assert float(CrossEntropy()(targets, logits_of(hidden, table, bias), given)) == 0.0
+        value, gradients = value_and_gradients(
+            lambda *a, given=given: loss.of_hidden(*a, True, targets, given)[0], hidden, table, bias
         )
-        assert float(CrossEntropy(**options)(targets, logits, weights)) == pytest.approx(expected, rel=1e-6)
-        fused = FusedCrossEntropy(chunk_size=6, **options)
-        of_logits = fused.of_logits(logits, targets, weights)
-        assert float(fused(targets, of_logits)) == pytest.approx(expected, rel=1e-6)
-        of_hidden = fused.of_hidden(hidden, table, bias, True, targets, weights, training=False)
-        assert float(fused(targets, of_hidden)) == pytest.approx(expected, rel=1e-6)
+        assert value == 0.0
+        assert [gradient.shape for gradient in gradients] == [hidden.shape, table.shape, bias.shape]
+        assert all((gradient == 0).all() for gradient in gradients)
 
 
 @pytest.mark.backends
@@ -177,6 +329,47 @@ def test_half_precision(dtype):
     assert value == pytest.approx(scale * (losses * weights).mean(), rel=5e-3)
     for found, d in zip(gradients, expected, strict=True):
         assert_near(found, d * scale / 128, 1e-2)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("smallest", [1.0, 1e-7, 1e-12])
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_weight_is_too_small_for_float16(smallest, tied):
+    """Half of the tokens weigh a thousandth of the others; the upstream gradient makes up for the size of all."""
+    (hidden, table, bias), targets, weights = problem(rows=4, time=32, width=16, vocabulary=300)
+    hidden, table = (array(ops.cast(ops.cast(a, "float16"), "float32")) for a in (hidden, table))
+    weights = (0.1 + weights) * smallest * np.where(np.arange(32) % 2, 1e-3, 1.0).astype("float32")
+
+    def weighed(hidden, kernel, bias):
+        hidden = ops.cast(hidden, "float16")
+        return fused_cross_entropy(hidden, kernel, bias, targets, weights, tied, chunk_size=16) / smallest
+
+    value, gradients = value_and_gradients(weighed, hidden, table if tied else np.ascontiguousarray(table.T), bias)
+    losses, expected = reference(hidden, table, bias, targets, weights.astype("float64") / smallest)
+    assert value == pytest.approx((losses * (weights / smallest)).sum(), rel=5e-3)
+    gradients[1] = gradients[1] if tied else gradients[1].T
+    for found, d in zip(gradients, expected, strict=True):
+        assert_near(found, d, 1e-2)
+    assert_near(gradients[0][:, 1::2], expected[0][:, 1::2], 1e-2)  # of the small ones alone
+
+
+@pytest.mark.backends
+def test_no_sum_is_too_large_for_float16():
+    """Of 50,000 words that are all as likely, of embeddings around 3: their sum is 150,000."""
+    hidden, table = np.tile(np.array([2.0, -2.0], "float32"), (2, 3, 1)), np.full((50000, 2), 3.0, "float32")
+    table[:, 1] += np.arange(50000) % 2 * 0.5 - 0.25  # nearly the same logit for all of them
+    hidden[..., 1] = 0.0
+    targets, weights = np.arange(6, dtype="int32").reshape(2, 3), np.full((2, 3), 0.5, "float32")
+
+    def weighed(hidden, table):
+        return fused_cross_entropy(ops.cast(hidden, "float16"), table, None, targets, weights)
+
+    _, (d_hidden, d_table) = value_and_gradients(weighed, hidden, table)
+    # p is 1 / 50,000: d_hidden is w (mean of E - E_y), d_table w p h for each token, less w h for its target
+    np.testing.assert_allclose(d_hidden[..., 0], 0.0, atol=5e-3)
+    np.testing.assert_allclose(d_hidden[..., 1], -0.5 * (table[:6, 1] - 3.0).reshape(2, 3), atol=5e-3)
+    np.testing.assert_allclose(d_table[6:, 0], 6 * 0.5 * 2.0 / 50000, rtol=1e-2)
+    np.testing.assert_allclose(d_table[:6, 0], -0.5 * 2.0, rtol=1e-3)
 
 
 @pytest.mark.backends
@@ -305,8 +498,39 @@ def test_default_chunks():
         (16, 256, 8192, 4096): 1,
         (16, 256, 8192, 1): 256,
         (1000, 3, 8192, None): 3,
+        (0, 256, 8192, None): 1,
     }
     assert {case: _num_chunks(*case) for case in chunks} == chunks
+
+
+def test_default_chunks_of_an_accelerator():
+    """2 GiB of logits, which are more than 8,192 tokens of a vocabulary of 50,304, whatever the batch's size."""
+    chunks = {
+        (16, 256, 8192, None): 1,
+        (8, 1024, 50304, None): 1,
+        (16, 1024, 50304, None): 2,
+        (64, 1024, 50304, None): 7,
+        (512, 1024, 50304, None): 52,
+        (16, 1024, 250000, None): 8,
+        (16, 1024, 50304, 512): 32,
+        (16, None, 50304, None): 8,
+    }
+    assert {case: _num_chunks(*case, accelerator=True) for case in chunks} == chunks
+
+
+@pytest.mark.backends
+def test_the_device_decides(monkeypatch):
+    """A model on an accelerator, or that says so, makes logits of all 2,048 tokens at once, and on a processor of 512."""
+    (hidden, table, bias), targets, _ = problem(rows=2, time=1024, width=4, vocabulary=8192)
+
+    def largest():
+        return largest_computed(
+            lambda *a: FusedCrossEntropy().of_hidden(*a, True, targets, None)[0], hidden, table, bias
+        )
+
+    assert largest() == 512 * 8192
+    monkeypatch.setattr(fused, "_on_accelerator", lambda tensor: True)
+    assert largest() == 2048 * 8192
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the other backends know every length")

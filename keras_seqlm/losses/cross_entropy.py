@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_seqlm.losses.fused import fused_cross_entropy
+from keras_seqlm.losses.targets import as_targets, as_weights, check_targets, counted_tokens, share_of
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
@@ -15,23 +16,29 @@ class CrossEntropy(keras.losses.Loss):
     Without smoothing and z-loss it is `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. The softmax is
     computed in float32, whatever the model's precision.
 
+    Tokens whose target is -1 or `ignore_class` weigh 0, and so do those from `lengths` on, where a `LanguageModel` is
+    given lengths and no sample weights. The mean ("sum_over_batch_size") is over the tokens that are left, of all
+    devices together; sample weights multiply with the losses and leave the divisor, as in Keras.
+
     References: label smoothing: Szegedy et al. 2016, arXiv:1512.00567; z-loss: Chowdhery et al. 2022 (PaLM),
     arXiv:2204.02311.
 
     Args:
         label_smoothing: e, the share of the target's probability that is spread over the whole vocabulary.
         z_loss: z, the weight of the squared logarithm of the softmax's denominator; PaLM's is 1e-4.
-        ignore_class: tokens with this target have loss 0, and the mean is over the others.
+        ignore_class: tokens with this target weigh 0; it need not be an id of the vocabulary.
         reduction: as in `keras.losses.Loss`.
         name: of the loss.
 
     Call arguments:
         y_true: integer targets (batch, time).
         y_pred: logits (batch, time, vocabulary).
-        sample_weight: None, or what multiplies with (batch, time).
+        sample_weight: None, one weight a token, (batch, time), or one a row, (batch,).
 
     Raises:
-        ValueError: a label smoothing that is not in [0, 1), a negative z-loss.
+        ValueError: a label smoothing that is not in [0, 1), a negative z-loss; sample weights of another shape; any
+            other target outside the vocabulary. In a compiled step, where numbers cannot be looked at (and on torch's
+            accelerators, which a look would hold up), such a token weighs 0, too.
 
     Example:
 
@@ -62,35 +69,34 @@ class CrossEntropy(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        targets = _targets(y_true, y_pred)
-        return super().__call__(targets, y_pred, self.weights(targets, sample_weight))
+        targets = self._checked(y_true, y_pred, y_pred.shape[-1])
+        return super().__call__(targets, y_pred, self.weights(targets, y_pred.shape[-1], sample_weight))
 
     def call(self, y_true, y_pred):
         """The loss of each token, float32 (batch, time)."""
-        targets = _targets(y_true, y_pred)
-        counted = None if self.ignore_class is None else ops.not_equal(targets, self.ignore_class)
-        if counted is not None:
-            targets = ops.where(counted, targets, 0)
+        targets = as_targets(y_true, y_pred)
+        counted = counted_tokens(targets, y_pred.shape[-1], self.ignore_class)
+        targets = ops.where(counted, targets, 0)
         losses = ops.sparse_categorical_crossentropy(targets, y_pred, from_logits=True)
         if self.label_smoothing:
             of_target = ops.take_along_axis(y_pred, targets[..., None], axis=-1)[..., 0]
             losses += self.label_smoothing * (of_target - ops.mean(y_pred, axis=-1))
         if self.z_loss:
             losses += self.z_loss * ops.square(ops.logsumexp(y_pred, axis=-1))
-        return losses if counted is None else ops.where(counted, losses, 0.0)
+        return ops.where(counted, losses, 0.0)
 
-    def weights(self, targets, sample_weight=None):
-        """`sample_weight` with 0 at ignored tokens and the mean taken over the others, as Keras applies a mask; or None."""
-        if sample_weight is not None:
-            sample_weight = ops.cast(ops.convert_to_tensor(sample_weight), "float32")
-            if len(sample_weight.shape) == 3 and sample_weight.shape[-1] == 1:
-                sample_weight = sample_weight[..., 0]
-        if self.ignore_class is None:
-            return sample_weight
-        counted = ops.cast(ops.not_equal(targets, self.ignore_class), "float32")
+    def weights(self, targets, vocabulary_size, sample_weight=None):
+        """float32 (batch, time): `sample_weight` with 0 at tokens that do not count, larger where the mean is over the others."""
+        counted = ops.cast(counted_tokens(targets, vocabulary_size, self.ignore_class), "float32")
+        weights = counted if sample_weight is None else counted * as_weights(sample_weight, targets)
         if self.reduction in ("sum_over_batch_size", "mean"):
-            counted = ops.divide_no_nan(counted, ops.mean(counted))
-        return counted if sample_weight is None else counted * sample_weight
+            weights = ops.divide_no_nan(weights, share_of(counted))
+        return weights
+
+    def _checked(self, y_true, y_pred, vocabulary_size):
+        targets = as_targets(y_true, y_pred)
+        check_targets(targets, vocabulary_size, self.ignore_class)
+        return targets
 
     def get_config(self):
         return {
@@ -111,8 +117,9 @@ class FusedCrossEntropy(CrossEntropy):
 
     Args:
         label_smoothing, z_loss, ignore_class, reduction, name: as in `CrossEntropy`.
-        chunk_size: tokens whose logits stand in memory at once; by default about 16 MiB of them. Chunks are cut along
-            time, so a chunk has at least one token of each row.
+        chunk_size: tokens whose logits stand in memory at once on a device; by default as many as fit 16 MiB on a
+            processor and 2 GiB on an accelerator, which wants large products. Chunks are cut along time, so a chunk has
+            at least one token of each row.
 
     Raises:
         ValueError: no reduction, a chunk size below 1; in training a model that is no `LanguageModel`.
@@ -154,14 +161,14 @@ class FusedCrossEntropy(CrossEntropy):
 
     def of_hidden(self, hidden, kernel, bias, vocabulary_first, targets, sample_weight=None, training=True):
         """The reduced loss, float32 (1,), of hidden states (batch, time, width); the rest as in `fused_cross_entropy`."""
-        targets = _targets(targets, hidden)
-        weights = self.weights(targets, sample_weight)
-        counted = None if self.ignore_class is None else ops.not_equal(targets, self.ignore_class)
+        vocabulary_size = kernel.shape[0 if vocabulary_first else 1]
+        targets = self._checked(ops.convert_to_tensor(targets), hidden, vocabulary_size)
+        weights = self.weights(targets, vocabulary_size, sample_weight)
         total = fused_cross_entropy(
             hidden,
             kernel,
             bias,
-            targets if counted is None else ops.where(counted, targets, 0),
+            targets,
             weights,
             vocabulary_first=vocabulary_first,
             label_smoothing=self.label_smoothing,
@@ -169,29 +176,21 @@ class FusedCrossEntropy(CrossEntropy):
             chunk_size=self.chunk_size,
             gradients=training,
         )
-        return self._divided(total, targets, weights)
+        return self._divided(total, weights)
 
     def of_logits(self, logits, targets, sample_weight=None):
         """The same number, float32 (1,), of logits (batch, time, vocabulary), where a step of one's own makes them."""
-        targets = _targets(targets, logits)
-        weights = self.weights(targets, sample_weight)
+        targets = self._checked(ops.convert_to_tensor(targets), logits, logits.shape[-1])
+        weights = self.weights(targets, logits.shape[-1], sample_weight)
         losses = super().call(targets, ops.cast(logits, "float32"))
-        return self._divided(ops.sum(losses if weights is None else losses * weights), targets, weights)
+        return self._divided(ops.sum(losses * weights), weights)
 
-    def _divided(self, total, targets, weights):
-        if self.reduction == "mean_with_sample_weight" and weights is not None:
+    def _divided(self, total, weights):
+        if self.reduction == "mean_with_sample_weight":
             total = ops.divide_no_nan(total, ops.sum(weights))
         elif self.reduction != "sum":
-            rows, time = ops.shape(targets)
-            total = ops.divide_no_nan(total, ops.cast(rows * time, "float32"))
+            total = ops.divide_no_nan(total, ops.cast(ops.size(weights), "float32"))
         return ops.reshape(total, (1,))
 
     def get_config(self):
         return {**super().get_config(), "chunk_size": self.chunk_size}
-
-
-def _targets(y_true, y_pred):
-    """int32 (batch, time) of targets that may have come as floats, or with a last axis of length 1."""
-    if len(y_true.shape) == len(y_pred.shape) and y_true.shape[-1] == 1:
-        y_true = ops.squeeze(y_true, axis=-1)
-    return ops.cast(y_true, "int32")

@@ -1,6 +1,7 @@
 """The contract of every language model: one function with its state in the open."""
 
 import contextvars
+import functools
 import inspect
 
 import keras
@@ -9,8 +10,12 @@ from keras import ops
 
 from keras_seqlm.generation.generate import generate
 from keras_seqlm.generation.score import score
+from keras_seqlm.half_precision import decays_of, refuse_lost_decays
 from keras_seqlm.layers.embeddings import TokenEmbedding
-from keras_seqlm.losses import FusedCrossEntropy
+from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
+from keras_seqlm.losses.accumulation import batch_weighed, weigh_batches
+from keras_seqlm.losses.of_keras import token_weights, warn_of_probabilities
+from keras_seqlm.losses.targets import without_padding
 
 # The model in whose training or test step we are. A thread's own, because the replicas of a strategy share the model.
 _IN_FUSED_STEP = contextvars.ContextVar("in_fused_step", default=None)
@@ -31,6 +36,10 @@ class LanguageModel(keras.Model):
     A subclass builds its layers in `__init__`, keeps every argument under its own name (its config is read back from
     there), and writes `hidden_states`, `projection` (or `logits_of`, if it is no linear layer) and `initial_state`.
     Generation, scoring, export and verification need nothing else; `read` may be written where prompts can be read faster.
+
+    Under `compile` with a loss of ours, or a cross-entropy of Keras's, tokens from `lengths` on weigh 0 in `fit` and
+    `evaluate`, and the mean is over the real ones. Sample weights take the place of that: given some, they alone say
+    what counts. The mean is over all devices and, where gradients are accumulated, over all batches of an update.
 
     Under `compile(loss=FusedCrossEntropy())` the steps of `fit` and `evaluate` make no logits: there `y_pred` is the
     hidden states. `model(x)`, `predict` and `generate` give what they always do.
@@ -90,10 +99,18 @@ class LanguageModel(keras.Model):
     def compile(
         self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, *args, **options
     ):
-        """As in `keras.Model`; with `FusedCrossEntropy` what needs logits is refused."""
+        """As in `keras.Model`; with `FusedCrossEntropy` what needs logits is refused.
+
+        Raises:
+            ValueError: also for an optimizer whose decay rates are 1 in the half precision of the weights.
+        """
+        warn_of_probabilities(keras.tree.flatten(loss), self)
         if any(isinstance(part, FusedCrossEntropy) for part in keras.tree.flatten(loss)):
             self._check_fused(loss, [*keras.tree.flatten(metrics), *keras.tree.flatten(weighted_metrics)])
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, *args, **options)
+        if self.optimizer is not None:
+            refuse_lost_decays(decays_of(self.optimizer), self.variable_dtype, self.optimizer.name)
+            weigh_batches(self.optimizer)
 
     def compile_from_config(self, config):
         """Compile a model that was read from a file."""
@@ -103,9 +120,20 @@ class LanguageModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        _refuse_class_weight(super().fit, args, kwargs)
+        return super().fit(*args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        _refuse_class_weight(super().train_on_batch, args, kwargs)
+        return super().train_on_batch(*args, **kwargs)
+
     def train_step(self, *args, **kwargs):
         """Keras's, with hidden states for logits if the loss is fused."""
-        return self._step(super().train_step, *args, **kwargs)
+        with batch_weighed(self, data=args[-1]):
+            return self._step(super().train_step, *args, **kwargs)
 
     def test_step(self, *args, **kwargs):
         """Keras's, with hidden states for logits if the loss is fused."""
@@ -113,6 +141,10 @@ class LanguageModel(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Keras's; a fused loss is computed here, where hidden states, projection and targets are at hand."""
+        if not isinstance(self.loss, CrossEntropy):
+            return super().compute_loss(x, y, y_pred, token_weights(self.loss, y, x, sample_weight), training)
+        if sample_weight is None:
+            y = without_padding(y, x)
         if not isinstance(self.loss, FusedCrossEntropy):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         if _IN_FUSED_STEP.get() is self:
@@ -261,6 +293,14 @@ def as_inputs(inputs):
 def counts(name):
     """Whether an input holds whole numbers: `token_ids`, `segment_ids`, `lengths`, `source_lengths`, `token_types` ..."""
     return name.endswith(("ids", "lengths", "types"))
+
+
+def _refuse_class_weight(method, args, kwargs):
+    if inspect.signature(method).bind(*args, **kwargs).arguments.get("class_weight") is not None:
+        raise ValueError(
+            "class_weight is for one class a row; of targets (batch, time) Keras would weigh each row by the place of its "
+            "largest id. Give sample_weight of shape (batch, time), as weight_of_id[y]"
+        )
 
 
 def concrete(tensor):

@@ -4,8 +4,22 @@ import inspect
 import re
 
 import keras
+from keras import ops
 
+from keras_seqlm.half_precision import decays_of, refuse_lost_decays
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
+
+
+@keras.saving.register_keras_serializable("keras_seqlm")
+class Muon(keras.optimizers.Muon):
+    """Keras's Muon, also for weights in half precision on TensorFlow, which multiplies tensors of one dtype alone."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, ops.cast(learning_rate, variable.dtype))
+
+    def lr_adjust(self, x):
+        """The update's scale, a number and not a float32 tensor."""
+        return x if self.rms_rate is None else x * (max(x.shape) ** 0.5 * self.rms_rate)
 
 
 def new_optimizer(recipe, model):
@@ -19,8 +33,12 @@ def new_optimizer(recipe, model):
     Args:
         recipe: a `Recipe`.
         model: its `trainable_variables` are what will be trained.
+
+    Raises:
+        ValueError: decay rates that are 1 in the half precision of the model's weights.
     """
     kind = optimizer_class(recipe.optimizer)
+    kind = Muon if kind is keras.optimizers.Muon else kind
     takes = inspect.signature(kind.__init__).parameters
     options = {
         "beta_1": recipe.beta_1,
@@ -30,7 +48,7 @@ def new_optimizer(recipe, model):
         "adam_weight_decay": recipe.weight_decay,
     }
     options = {name: value for name, value in options.items() if name in takes}
-    if kind is keras.optimizers.Muon:
+    if kind is Muon:
         matrices = [variable for variable in model.trainable_variables if len(variable.shape) == 2]
         options["exclude_layers"] = [_pattern(matrix) for matrix in matrices if not is_hidden_matrix(matrix, model)]
     if recipe.ema is not None:
@@ -43,6 +61,8 @@ def new_optimizer(recipe, model):
         gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
         **options,
     )
+    for dtype in {keras.backend.standardize_dtype(variable.dtype) for variable in model.trainable_variables}:
+        refuse_lost_decays(decays_of(optimizer), dtype, recipe.optimizer)
     exclude_from_decay(optimizer, model.trainable_variables)
     if recipe.stop_after_skipped:
         optimizer = SafeOptimizer(optimizer, 2.0**15 if recipe.precision == "mixed_float16" else 1.0)

@@ -11,6 +11,7 @@ import pathlib
 import keras
 import numpy as np
 
+from keras_seqlm.half_precision import refuse_lost_decays
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage
 from keras_seqlm.training.distribution import check_name, innermost, strategy
@@ -91,7 +92,7 @@ class Recipe:
             as 2.0; None goes on. It needs `fit(resume=...)`.
 
     Raises:
-        ValueError: a field that cannot be.
+        ValueError: a field that cannot be; with precision="bfloat16" a beta or an `ema` that bfloat16 rounds to 1, as 0.999.
 
     Example:
 
@@ -150,7 +151,7 @@ class Recipe:
             if not number or not fits(value):
                 raise ValueError(f"{name} must be a number {range_}, got {value!r}")
             object.__setattr__(self, name, float(value))
-        optimizer_class(self.optimizer)
+        refuse_lost_decays(self._decays(), self.precision, f"the recipe of {self.optimizer}")
         if self.accumulate > self.steps:
             raise ValueError(
                 f"accumulate must be at most steps = {self.steps}, or nothing is learned; got {self.accumulate}"
@@ -327,6 +328,12 @@ class Recipe:
         """Read `recipe.json`: a recipe's own, or a run folder's, which holds one beside what else was asked for."""
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         return cls.from_dict(content.get("recipe", content))
+
+    def _decays(self):
+        """The decay rates that the optimizer takes, and the average's, by the names of their fields."""
+        takes = inspect.signature(optimizer_class(self.optimizer).__init__).parameters
+        decays = {name: getattr(self, name) for name in ("beta_1", "beta_2") if {name, f"adam_{name}"} & set(takes)}
+        return decays if self.ema is None else {**decays, "ema": self.ema ** (1 / self.accumulate)}
 
     def _callbacks(self, callbacks, model, resume, progress, uneven):
         """The caller's callbacks between our own; `uneven`: whether the last piece is shorter than the others."""

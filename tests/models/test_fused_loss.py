@@ -241,24 +241,51 @@ def test_low_rank_adapters_of_the_projection_learn():
     assert results[0][-1] < results[0][0]
 
 
+FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes most of these tests' time
 TWO_DEVICES = """
     import json, os, sys
     backend = os.environ["KERAS_BACKEND"]
     import keras, numpy as np
-    from keras_seqlm.losses import FusedCrossEntropy
-    from keras_seqlm.models import TransformerLM
+    from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
+    from keras_seqlm.models import LanguageModel, TransformerLM
 
-    def losses():
+    ids = np.random.default_rng(0).integers(0, 300, (4, 17)).astype("int32")
+    x, y = ids[:, :-1], ids[:, 1:].copy()
+    y[0, 3:], y[1, 10:] = 7, 7  # what is ignored lies in the rows of one of the two devices
+    padded = {"token_ids": x, "lengths": np.array([2, 9, 16, 16], "int32")}
+    cases = {
+        "fused": (FusedCrossEntropy(z_loss=1e-3, chunk_size=16), x),
+        "fused, ignored": (FusedCrossEntropy(ignore_class=7, chunk_size=16), x),
+        "plain, padded": (CrossEntropy(), padded),
+        "Keras's, ignored and padded": (keras.losses.SparseCategoricalCrossentropy(True, ignore_class=7), padded),
+    }
+
+    class Bigram(LanguageModel):  # of one matrix, which compiles fast
+        def __init__(self):
+            super().__init__()
+            self.matrix = keras.layers.Dense(300, use_bias=False)
+
+        def build(self, inputs_shape=None, state_shape=None):
+            self.matrix.build((None, None, 300))
+            self.built = True
+
+        def hidden_states(self, inputs, state=None, training=None):
+            return keras.ops.one_hot(inputs["token_ids"], 300), None
+
+        def projection(self):
+            return self.matrix, None
+
+    def losses(name, loss, x):
         keras.utils.set_random_seed(3)
-        model = TransformerLM(300, size="nano", num_layers=1, hidden_dim=16, num_heads=2, max_length=16)
+        transformer = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "max_length": 16}
+        model = TransformerLM(300, size="nano", **transformer) if name == "fused" else Bigram()
         model.build()
-        model.compile("adam", FusedCrossEntropy(z_loss=1e-3, chunk_size=16), jit_compile=backend == "jax")
-        ids = np.random.default_rng(0).integers(0, 300, (4, 17)).astype("int32")
-        x, y = ids[:, :-1], ids[:, 1:]
+        # SGD, which shows the size of a gradient
+        model.compile(keras.optimizers.SGD(0.5 if name == "fused" else 30.0), loss, jit_compile=backend == "jax")
         history = model.fit(x, y, batch_size=4, epochs=4, verbose=0, shuffle=False)
         return history.history["loss"] + [model.evaluate(x, y, batch_size=4, verbose=0)]
 
-    one = losses()
+    one = {name: losses(name, *case) for name, case in cases.items()}
     if backend == "tensorflow":
         import tensorflow as tf
         devices = tf.config.list_physical_devices("CPU")
@@ -266,7 +293,7 @@ TWO_DEVICES = """
     else:
         scope = keras.distribution.DataParallel(devices=keras.distribution.list_devices()).scope()
     with scope:
-        both = losses()
+        both = {name: losses(name, *case) for name, case in cases.items()}
     print(json.dumps([one, both]))
 """
 
@@ -274,10 +301,74 @@ TWO_DEVICES = """
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_two_devices_train_as_one_does(backend, in_python):
+    """And the mean is over the tokens that count on both of them."""
     pytest.importorskip(backend)
     logical = "import tensorflow as tf; cpu = tf.config.list_physical_devices('CPU')[0]; "
     logical += "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)"
     script = (f"\n    {logical}" if backend == "tensorflow" else "") + TWO_DEVICES
-    one, both = in_python(script, KERAS_BACKEND=backend, XLA_FLAGS="--xla_force_host_platform_device_count=2")
-    assert one[-1] < one[0]
-    assert both == pytest.approx(one, abs=1e-5)
+    one, both = in_python(script, KERAS_BACKEND=backend, XLA_FLAGS="--xla_force_host_platform_device_count=2", **FAST)
+    for name, losses in one.items():
+        assert losses[-1] < losses[0] - 0.05, name
+        assert both[name] == pytest.approx(losses, abs=1e-5), name
+
+
+EXCHANGES = """
+    import json, re
+    import jax, keras, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from keras_seqlm.losses import fused_cross_entropy
+
+    vocabulary, width, rows, time = 48, 8, 8, 12
+    random = np.random.default_rng(0)
+    hidden, table = (random.standard_normal((n, width)).astype("float32") for n in (rows * time, vocabulary))
+    targets, weights = random.integers(0, vocabulary, (rows, time)), random.random((rows, time))
+    arrays = hidden.reshape(rows, time, width), table, targets.astype("int32"), weights.astype("float32")
+
+    def loss(hidden, table, targets, weights):
+        return fused_cross_entropy(hidden, table, None, targets, weights, chunk_size=16)
+
+    def step(*arrays):
+        return jax.value_and_grad(loss, argnums=(0, 1))(*arrays)
+
+    one, results = jax.jit(step)(*arrays), {}
+    mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "model"])
+    layouts = keras.distribution.LayoutMap(mesh)
+    for name, distribution, cut in (
+        ("data", keras.distribution.DataParallel(devices=keras.distribution.list_devices()), ()),
+        ("model", keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch"), ("model",)),
+    ):
+        mesh = distribution.device_mesh.backend_mesh
+        specs = [("batch",), cut, ("batch",), ("batch",)]
+        spread = [jax.device_put(a, NamedSharding(mesh, PartitionSpec(*s))) for a, s in zip(arrays, specs)]
+        with distribution.scope():
+            program = jax.jit(lambda *arrays: step(*arrays)).lower(*spread).compile()
+        found = program(*spread)
+        parts, rest = {}, program.as_text()
+        for header, body in re.findall(r"^(\\S+ [^\\n]*) [{]\\n(.*?)\\n[}]", rest, re.MULTILINE | re.DOTALL):
+            parts["main" if header.startswith("ENTRY") else header] = body
+        part = [list(found[1][1].sharding.shard_shape((vocabulary, width)))]
+        gradient = "f32[%d,%d]" % tuple(*part)
+        reduced = {
+            header: sum(gradient in line.split("all-reduce(")[0] for line in body.splitlines() if "all-reduce(" in line)
+            for header, body in parts.items()
+        }
+        results[name] = {
+            "outside": reduced.pop("main"),
+            "inside": sum(reduced.values()),
+            "loops": sum(" while(" in line for line in parts["main"].splitlines()),
+            "part": part[0],
+            "furthest": [float(abs(np.array(a) - np.array(b)).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(found))],
+        }
+    print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_gradient_is_exchanged_once(in_python):
+    """Of four devices the compiled program says so: one all-reduce of it, after the loop over chunks, and none inside."""
+    pytest.importorskip("jax")
+    results = in_python(EXCHANGES, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert {name: result["part"] for name, result in results.items()} == {"data": [48, 8], "model": [24, 8]}
+    for result in results.values():
+        assert (result["outside"], result["inside"], result["loops"]) == (1, 0, 1)
+        assert max(result["furthest"]) < 2e-6
