@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.positions import rotate
+from keras_seqlm.layers.quantization import Quantizable
 
 MASKED = -1e9  # finite, so that a row without any visible key still gives numbers
 
@@ -90,7 +91,7 @@ def write_cache(cache, new, position, lengths, single="scatter"):
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(Quantizable):
     """Multi-head self-attention, causal where no mask is given.
 
     MultiHead(x) = Concat(head_1, ..., head_h) W_O + b_O, with

@@ -2,6 +2,7 @@
 
 import contextvars
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from keras import ops
 from keras_seqlm.generation.generate import generate
 from keras_seqlm.generation.score import score
 from keras_seqlm.layers.embeddings import TokenEmbedding
+from keras_seqlm.layers.quantization import KEY, quantizable_parts, quantization_config, restore_quantization
 from keras_seqlm.losses import FusedCrossEntropy
 
 # The model in whose training or test step we are. A thread's own, because the replicas of a strategy share the model.
@@ -204,19 +206,56 @@ class LanguageModel(keras.Model):
         sums = np.array([row.sum() for row in score(self, [ids] if single else ids)], "float64")
         return float(sums[0]) if single else sums
 
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Keras's: weights become integers with scales, in place. They are fixed then; biases and norms still train.
+
+        `int8` quantises the token embedding and every Dense layer, whose inputs Keras rounds to 8 bits, too (not with
+        `Int8QuantizationConfig(activation_quantizer=None)`); `int4` the Dense layers alone; `float8` trains them in
+        8-bit floats. Recurrent layers, norms and positions stay as they are. Files keep all of it; exports take the
+        float32 weights that the integers give. `enable_lora` of a Dense layer goes on from there.
+
+        Raises:
+            ValueError: a mode that needs a calibration, which Keras makes for other models; nothing to quantise.
+        """
+        if (config.mode if mode is None and hasattr(config, "mode") else mode) in ("gptq", "awq"):
+            raise ValueError(
+                f"mode must be 'int8', 'int4' or 'float8', got {mode or config.mode!r}, which Keras calibrates on a chain "
+                f"of layers that {type(self).__name__} is not"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method|a TokenEmbedding is quantised")
+            super().quantize(mode, config=config, filters=filters, **kwargs)
+        if all(part.quantization_mode is None for part in quantizable_parts(self)):
+            raise ValueError(
+                f"{self.name} has no part that mode {mode or config.mode!r} quantises{' and filters let through' if filters else ''}; "
+                "'int8' takes the token embedding and Dense layers, the other modes Dense layers alone"
+            )
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """Keras's: `call` without a state as an artifact, from token ids to logits; it need not be called before.
+
+        The ids are int32 (batch, time), of any batch and time unless `input_signature` says otherwise. Text in, text
+        out, is `keras_seqlm.export`.
+        """
+        if input_signature is None:
+            input_signature = [keras.InputSpec(shape=(None, None), dtype="int32")]
+        super().export(filepath, format, verbose, input_signature, **kwargs)
+
     def get_config(self):
         names = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "dtype")]
         return {
             **{name: getattr(self, name) for name in names},
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+            **quantization_config(self),
         }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
+        quantization = config.pop(KEY, None)
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
-        return cls(**config)
+        return restore_quantization(cls(**config), quantization)
 
     def _check_room(self, inputs, state):
         if self.max_length is None:
