@@ -1,6 +1,12 @@
-"""Which parts of a layer are quantised: kept in its config, so that what is read back has the same parts."""
+"""Which parts of a layer are quantised, and what its numbers are without quantisation.
+
+The config keeps it, so that what is read back has the same parts.
+"""
 
 import keras
+from keras import ops
+
+from keras_seqlm.layers.embeddings import TokenEmbedding
 
 KEY = "quantization"
 
@@ -57,6 +63,48 @@ def restore_quantization(layer, entries):
             part.dtype_policy = keras.dtype_policies.get(entry["dtype"])
             part.quantization_config = keras.saving.deserialize_keras_object(entry["config"])
     return layer
+
+
+def float_weights(layer):
+    """The own weights of a layer in float32, quantised ones as the numbers that their integers and scales stand for.
+
+    What `enable_lora` added is merged, as in a file. Of `float8` the weights are those that it trains.
+
+    Returns:
+        A dict `"0"`, `"1"` ... -> tensor: what `load_own_variables` of the same layer without quantisation takes.
+
+    Raises:
+        ValueError: a quantised layer of a kind that is not known here.
+    """
+    stored, mode = {}, layer.quantization_mode
+    layer.save_own_variables(stored)
+    stored = [ops.convert_to_numpy(value) for value in stored.values()]
+    if mode is not None:
+        if not isinstance(layer, (keras.layers.Dense, TokenEmbedding)):
+            raise ValueError(
+                f"{layer.name} is a quantised {type(layer).__name__}, whose numbers are not known here; leave it out by "
+                "quantize(filters=...)"
+            )
+        stored = _embedding_weights(*stored) if isinstance(layer, TokenEmbedding) else _dense_weights(layer, stored)
+    return {str(i): value if value.dtype.kind in "iub" else value.astype("float32") for i, value in enumerate(stored)}
+
+
+def _embedding_weights(table, scale):
+    return [table.astype("float32") / scale[:, None]]
+
+
+def _dense_weights(layer, stored):
+    names = [name for name in layer.variable_serialization_spec[layer.quantization_mode] if hasattr(layer, name)]
+    held = dict(zip((name for name in names if name != "bias" or layer.use_bias), stored, strict=True))
+    kernel, scale = held["kernel"], held["kernel_scale"].astype("float32")
+    if layer.quantization_mode == "int4":
+        kernel = ops.convert_to_numpy(keras.quantizers.unpack_int4(kernel, layer.units, axis=-1))
+    if "g_idx" in held:  # scales and zeros of groups of rows
+        groups = held["g_idx"].astype("int32")
+        kernel = (kernel.astype("float32") - held["kernel_zero"][groups]) * scale[groups]
+    elif layer.quantization_mode != "float8":
+        kernel = kernel.astype("float32") / scale
+    return [kernel, held["bias"]] if layer.use_bias else [kernel]
 
 
 class Quantizable(keras.layers.Layer):

@@ -223,7 +223,9 @@ class LanguageModel(keras.Model):
                 f"of layers that {type(self).__name__} is not"
             )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method|a TokenEmbedding is quantised")
+            warnings.filterwarnings(
+                "ignore", "Layer .* does not have a `quantize` method|a TokenEmbedding is quantised"
+            )
             super().quantize(mode, config=config, filters=filters, **kwargs)
         if all(part.quantization_mode is None for part in quantizable_parts(self)):
             raise ValueError(
@@ -232,13 +234,35 @@ class LanguageModel(keras.Model):
             )
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
-        """Keras's: `call` without a state as an artifact, from token ids to logits; it need not be called before.
+        """Keras's: `call` without a state, from token ids to logits, as an artifact. `keras_seqlm.export` has text in it.
 
-        The ids are int32 (batch, time), of any batch and time unless `input_signature` says otherwise. Text in, text
-        out, is `keras_seqlm.export`.
+        The model need not be called before. Ids are int32 (batch, time), of any size where `input_signature` says no
+        other; it must be given where Keras or the format takes fixed shapes alone: a SavedModel on torch (where Keras
+        needs torch_xla), LiteRT on torch, and what is recurrent in the formats "litert" and "torch".
+
+        Raises:
+            ValueError: no `input_signature` where it is needed; LiteRT, and products of 8-bit integers in the model.
         """
+        backend = keras.backend.backend()
+        if format == "litert" and any(getattr(part, "inputs_quantizer", None) for part in quantizable_parts(self)):
+            raise ValueError(
+                "LiteRT's converter knows no products of integers as Keras makes them; export with keras_seqlm.export.litert("
+                "task, path, quantize='int8'), or quantise with config=Int8QuantizationConfig(activation_quantizer=None)"
+            )
         if input_signature is None:
+            recurrent = self.max_length is None
+            if (backend == "torch" and format in ("tf_saved_model", "litert")) or (
+                recurrent and format in ("litert", "torch")
+            ):
+                raise ValueError(
+                    f"{format} on {backend} holds {type(self).__name__} for a fixed number of tokens: give input_signature="
+                    "[keras.InputSpec(shape=(1, 64), dtype='int32')], say; or use keras_seqlm.export, which needs none"
+                )
             input_signature = [keras.InputSpec(shape=(None, None), dtype="int32")]
+            if format == "torch":
+                from torch.export import Dim
+
+                kwargs.setdefault("dynamic_shapes", {0: Dim.AUTO, 1: Dim.AUTO})
         super().export(filepath, format, verbose, input_signature, **kwargs)
 
     def get_config(self):
