@@ -217,10 +217,10 @@ class LanguageModel(keras.Model):
         Raises:
             ValueError: a mode that needs a calibration, which Keras makes for other models; nothing to quantise.
         """
-        if (config.mode if mode is None and hasattr(config, "mode") else mode) in ("gptq", "awq"):
+        if mode in ("gptq", "awq"):  # Keras has made it of `config`, where it was not given
             raise ValueError(
-                f"mode must be 'int8', 'int4' or 'float8', got {mode or config.mode!r}, which Keras calibrates on a chain "
-                f"of layers that {type(self).__name__} is not"
+                f"mode must be 'int8', 'int4' or 'float8', got {mode!r}, which Keras calibrates on a chain of layers that "
+                f"{type(self).__name__} is not"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings(
@@ -229,8 +229,8 @@ class LanguageModel(keras.Model):
             super().quantize(mode, config=config, filters=filters, **kwargs)
         if all(part.quantization_mode is None for part in quantizable_parts(self)):
             raise ValueError(
-                f"{self.name} has no part that mode {mode or config.mode!r} quantises{' and filters let through' if filters else ''}; "
-                "'int8' takes the token embedding and Dense layers, the other modes Dense layers alone"
+                f"mode {mode!r} found nothing to quantise in {self.name}: 'int8' takes the token embedding and "
+                "Dense layers, the others Dense layers alone, each as far as filters let them through"
             )
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
