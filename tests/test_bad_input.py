@@ -217,11 +217,14 @@ DAMAGES = {
         "model.keras is damaged",
     ),
     "no weights": (lambda folder: in_model_file(folder, "model.weights.h5", lambda _: None), "model.keras is damaged"),
-    "a layer more": (config(b'"num_layers": 2', b'"num_layers": 3'), "model.keras is damaged"),
+    "a layer more": (config(b'"num_layers": 2', b'"num_layers": 3'), "model.keras is whole, but no model"),
     "heads that do not divide": (config(b'"num_heads": 4', b'"num_heads": 5'), "num_heads must divide hidden_dim"),
-    "a width that is no number": (config(b'"hidden_dim": 32', b'"hidden_dim": "wide"'), "model.keras is damaged"),
-    "an unknown part": (config(b'"hidden_dim": 32', b'"hidden_dims": 32'), "model.keras is damaged"),
-    "another context": (config(b'"max_length": 64', b'"max_length": 99'), "model.keras is damaged"),
+    "a width that is no number": (
+        config(b'"hidden_dim": 32', b'"hidden_dim": "wide"'),
+        "model.keras is whole, but no model",
+    ),
+    "an unknown part": (config(b'"hidden_dim": 32', b'"hidden_dims": 32'), "model.keras is whole, but no model"),
+    "another context": (config(b'"max_length": 64', b'"max_length": 99'), "model.keras is whole, but no model"),
     "another class": (config(b"TransformerLM", b"TransporterLM"), "import the module that defines it first"),
 }
 

@@ -1,9 +1,13 @@
-"""The model as an export sees it: read back from its run folder, at float32, without cuDNN."""
+"""The model as an export sees it: read back from its run folder, at float32, without cuDNN.
+
+A quantised model is seen as the float32 weights that its integers and scales give. An export can so quantise by its own
+means (the integers of `litert(quantize="int8")` are those of `quantize("int8")` again), and its numbers are those of
+the quantised weights themselves, without the rounding of activations that Keras adds while it computes with integers.
+"""
 
 import pathlib
 
-import keras
-
+from keras_seqlm.layers.quantization import KEY, float_weights
 from keras_seqlm.models import LanguageModel
 from keras_seqlm.tasks import load
 
@@ -32,20 +36,24 @@ def load_reference(run_folder):
 
 
 def at_float32(model):
-    """A copy of `model` with every dtype policy in its config set to float32 and cuDNN switched off."""
+    """A copy of `model` with every dtype policy in its config set to float32 and cuDNN switched off.
+
+    Quantised weights become the float32 weights that they stand for: see `keras_seqlm.layers.quantization.float_weights`.
+    """
     if not isinstance(model, LanguageModel):
         raise ValueError(f"expected a LanguageModel, got {type(model).__name__}")
     copy = type(model).from_config(_rewritten(model.get_config()))
     copy.build()
     # In order, since paths need not be unique: a layer that is built before its owner has a path without it.
-    ours, theirs = ([(variable.name, tuple(variable.shape)) for variable in one.weights] for one in (copy, model))
-    if ours != theirs:
-        odd = next(
-            (pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), f"{len(ours)} and {len(theirs)}"
-        )
-        raise ValueError(f"the model rebuilt from its config has other weights than the saved one: {odd}")
-    for variable, saved in zip(copy.weights, model.weights, strict=True):
-        variable.assign(keras.ops.cast(saved, variable.dtype))
+    ours, theirs = copy._flatten_layers(), model._flatten_layers()
+    told = "the model rebuilt from its config has other weights than the saved one"
+    if len(ours) != len(theirs):
+        raise ValueError(f"{told}: they lie in {len(ours)} layers, and not in {len(theirs)}")
+    for part, saved in zip(ours, theirs, strict=True):
+        try:
+            part.load_own_variables(float_weights(saved))
+        except ValueError as error:
+            raise ValueError(f"{told}, in its layer {saved.name}: {error}") from error
     return copy
 
 
@@ -56,6 +64,7 @@ def _rewritten(config):
         return {
             key: "float32" if key == "dtype" else False if key == "use_cudnn" else _rewritten(value)
             for key, value in config.items()
+            if key != KEY
         }
     if isinstance(config, list):
         return [_rewritten(value) for value in config]

@@ -8,6 +8,7 @@ from keras import ops
 from keras_seqlm.cache import write_cache
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.positions import rotate
+from keras_seqlm.layers.quantization import Quantizable
 from keras_seqlm.products import matmul_in_float32
 
 
@@ -164,7 +165,7 @@ def lowest(dtype):
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(Quantizable):
     """Multi-head self-attention.
 
     MultiHead(x) = Concat(head_1, ..., head_h) W_O + b_O, with

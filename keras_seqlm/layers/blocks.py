@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_seqlm.layers.attention import SelfAttention
 from keras_seqlm.layers.feed_forward import FeedForward
+from keras_seqlm.layers.quantization import Quantizable
 
 NORMS = ("layer", "rms")
 
@@ -59,7 +60,7 @@ def recomputed(layer, function, *tensors):
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(Quantizable):
     """Self-attention and feed-forward with residual connections.
 
     Pre-norm (`norm_first=True`, GPT-2, Llama): x = x + Attention(Norm(x)); x = x + FFN(Norm(x)).

@@ -37,6 +37,9 @@ class TokenEmbedding(keras.layers.Layer):
 
     Unlike `keras.layers.Embedding` it trains the same on every backend when an id occurs twice in a batch.
 
+    `quantize("int8")` keeps each row as integers and one scale; products are made with the rows that these give, in the
+    compute dtype. The table is then fixed. Of Keras's other modes it takes none.
+
     Args:
         vocabulary_size: number of token ids.
         hidden_dim: width of a token's vector.
@@ -48,6 +51,9 @@ class TokenEmbedding(keras.layers.Layer):
 
     Returns:
         (batch, time, hidden_dim) in the compute dtype.
+
+    Attributes:
+        table: the rows (vocabulary_size, hidden_dim): a variable, or, quantised, the tensor that its integers give.
 
     Example:
 
@@ -65,19 +71,62 @@ class TokenEmbedding(keras.layers.Layer):
         )
 
     def build(self, input_shape=None):
-        self.table = self.add_weight(
-            name="table", shape=(self.vocabulary_size, self.hidden_dim), initializer=self.initializer
-        )
+        shape = (self.vocabulary_size, self.hidden_dim)
+        if self.quantization_mode is not None:
+            self.quantized_build(shape, self.quantization_mode)
+        else:
+            self._table = self.add_weight(name="table", shape=shape, initializer=self.initializer)
+
+    @property
+    def table(self):
+        if self.quantization_mode is None:
+            return self._table
+        return ops.cast(self._table, "float32") / ops.cast(self.table_scale, "float32")[:, None]
 
     def call(self, token_ids):
-        return ops.cast(lookup(self.table, ops.cast(token_ids, "int32")), self.compute_dtype)
+        token_ids = ops.cast(token_ids, "int32")
+        if self.quantization_mode is None:
+            return ops.cast(lookup(self._table, token_ids), self.compute_dtype)
+        rows, scales = (ops.take(part, token_ids, axis=0) for part in (self._table, self.table_scale))
+        return ops.cast(ops.cast(rows, "float32") / ops.cast(scales, "float32")[..., None], self.compute_dtype)
 
     def project(self, hidden):
         """Logits (batch, time, vocabulary) of `hidden` (batch, time, hidden_dim) by the table itself."""
-        return ops.matmul(hidden, ops.transpose(ops.cast(self.table, hidden.dtype)))
+        logits = ops.matmul(hidden, ops.transpose(ops.cast(self._table, hidden.dtype)))
+        return logits if self.quantization_mode is None else logits / ops.cast(self.table_scale, logits.dtype)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape, self.hidden_dim)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        if mode != "int8":
+            raise self._quantization_mode_error(mode)
+        quantizer = (config and config.weight_quantizer) or keras.quantizers.AbsMaxQuantizer()
+        # In float32 also where the table is held in half precision: a scale rounded afterwards would fit no integer.
+        table, scale = quantizer(ops.cast(self._table, "float32"), axis=-1, to_numpy=True)
+        del self._table
+        self.quantized_build(table.shape, mode)
+        self._table.assign(table)
+        self.table_scale.assign(ops.squeeze(scale, axis=-1))
+        if self.dtype_policy.quantization_mode is None:
+            self.dtype_policy = f"{mode}_from_{self.dtype_policy.name}"
+
+    def quantized_build(self, input_shape, mode):
+        if mode != "int8":
+            raise self._quantization_mode_error(mode)
+        self._table = self.add_weight(
+            name="table", shape=input_shape, initializer="zeros", dtype="int8", trainable=False
+        )
+        self.table_scale = self.add_weight(
+            name="table_scale", shape=input_shape[:1], initializer="ones", dtype="float32", trainable=False
+        )
+        self._is_quantized = True
+
+    def quantized_call(self, token_ids):
+        return self.call(token_ids)
+
+    def _quantization_mode_error(self, mode):
+        return NotImplementedError(f"a TokenEmbedding is quantised as 'int8', got {mode!r}; it stays as it is")
 
     def get_config(self):
         return {

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_seqlm.layers.dense import Dense
+from keras_seqlm.layers.quantization import Quantizable
 
 # gelu_tanh(x) = x s(a x + b x^3), with s the logistic function: what 1 + tanh says with twice the argument.
 GELU_A = 2 * math.sqrt(2 / math.pi)
@@ -45,7 +46,7 @@ ACTIVATIONS = {
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
-class FeedForward(keras.layers.Layer):
+class FeedForward(Quantizable):
     """FFN(x) = f(x W_u + b_u) W_d + b_d, or gated: (f(x W_g + b_g) * (x W_u + b_u)) W_d + b_d.
 
     Gate and up are kernels of their own: a cut by columns over devices leaves each of them both parts of a unit, and no

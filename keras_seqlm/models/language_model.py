@@ -3,6 +3,7 @@
 import contextvars
 import functools
 import inspect
+import warnings
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras_seqlm.generation.generate import generate
 from keras_seqlm.generation.score import score
 from keras_seqlm.half_precision import decays_of, refuse_lost_decays
 from keras_seqlm.layers.embeddings import TokenEmbedding
+from keras_seqlm.layers.quantization import KEY, quantizable_parts, quantization_config, restore_quantization
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
 from keras_seqlm.losses.accumulation import batch_weighed, weigh_batches
 from keras_seqlm.losses.of_keras import token_weights, warn_of_probabilities
@@ -247,19 +249,80 @@ class LanguageModel(keras.Model):
         sums = np.array([row.sum() for row in score(self, [ids] if single else ids)], "float64")
         return float(sums[0]) if single else sums
 
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        """Keras's: weights become integers with scales, in place. They are fixed then; biases and norms still train.
+
+        `int8` quantises the token embedding and every Dense layer, whose inputs Keras rounds to 8 bits, too (not with
+        `Int8QuantizationConfig(activation_quantizer=None)`); `int4` the Dense layers alone; `float8` trains them in
+        8-bit floats. Recurrent layers, norms and positions stay as they are. Files keep all of it; exports take the
+        float32 weights that the integers give. `enable_lora` of a Dense layer goes on from there.
+
+        Raises:
+            ValueError: a mode that needs a calibration, which Keras makes for other models; nothing to quantise.
+        """
+        if mode in ("gptq", "awq"):  # Keras has made it of `config`, where it was not given
+            raise ValueError(
+                f"mode must be 'int8', 'int4' or 'float8', got {mode!r}, which Keras calibrates on a chain of layers that "
+                f"{type(self).__name__} is not"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Layer .* does not have a `quantize` method|a TokenEmbedding is quantised"
+            )
+            super().quantize(mode, config=config, filters=filters, **kwargs)
+        if all(part.quantization_mode is None for part in quantizable_parts(self)):
+            raise ValueError(
+                f"mode {mode!r} found nothing to quantise in {self.name}: 'int8' takes the token embedding and "
+                "Dense layers, the others Dense layers alone, each as far as filters let them through"
+            )
+
+    def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):
+        """Keras's: `call` without a state, from token ids to logits, as an artifact. `keras_seqlm.export` has text in it.
+
+        The model need not be called before. Ids are int32 (batch, time), of any size where `input_signature` says no
+        other; it must be given where Keras or the format takes fixed shapes alone: a SavedModel on torch (where Keras
+        needs torch_xla), LiteRT on torch, and what is recurrent in the formats "litert" and "torch".
+
+        Raises:
+            ValueError: no `input_signature` where it is needed; LiteRT, and products of 8-bit integers in the model.
+        """
+        backend = keras.backend.backend()
+        if format == "litert" and any(getattr(part, "inputs_quantizer", None) for part in quantizable_parts(self)):
+            raise ValueError(
+                "LiteRT's converter knows no products of integers as Keras makes them; export with keras_seqlm.export.litert("
+                "task, path, quantize='int8'), or quantise with config=Int8QuantizationConfig(activation_quantizer=None)"
+            )
+        if input_signature is None:
+            recurrent = self.max_length is None
+            if (backend == "torch" and format in ("tf_saved_model", "litert")) or (
+                recurrent and format in ("litert", "torch")
+            ):
+                raise ValueError(
+                    f"{format} on {backend} holds {type(self).__name__} for a fixed number of tokens: give input_signature="
+                    "[keras.InputSpec(shape=(1, 64), dtype='int32')], say; or use keras_seqlm.export, which needs none"
+                )
+            input_signature = [keras.InputSpec(shape=(None, None), dtype="int32")]
+            if format == "torch":
+                from torch.export import Dim
+
+                kwargs.setdefault("dynamic_shapes", {0: Dim.AUTO, 1: Dim.AUTO})
+        super().export(filepath, format, verbose, input_signature, **kwargs)
+
     def get_config(self):
         names = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "dtype")]
         return {
             **{name: getattr(self, name) for name in names},
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+            **quantization_config(self),
         }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
+        quantization = config.pop(KEY, None)
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
-        return cls(**config)
+        return restore_quantization(cls(**config), quantization)
 
     def _check_room(self, inputs, state):
         if self.max_length is None:

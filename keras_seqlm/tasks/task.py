@@ -1,16 +1,19 @@
 """A model that speaks: what every task shares, and how it lies in a run folder."""
 
+import io
 import json
 import os
 import pathlib
 import zipfile
 
+import h5py
 import keras
 
 from keras_seqlm import tokenizers
 from keras_seqlm.models import LanguageModel
 
 MODEL, TOKENIZER, TASK = "model.keras", "tokenizer", "task.json"
+_METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"  # inside a .keras file
 _TASKS = {}  # class name -> class, filled as the classes are defined
 
 
@@ -65,7 +68,8 @@ def load(folder):
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
-        ValueError: a file is damaged.
+        OSError: a file cannot be read at all, for want of the permission, say.
+        ValueError: a file is damaged, or it is whole and of another version or class, which the message says.
 
     Example:
 
@@ -82,20 +86,52 @@ def load(folder):
     if name not in _TASKS:
         raise ValueError(f"{folder / TASK} names the task {name!r}; this version knows {', '.join(sorted(_TASKS))}")
     tokenizer = tokenizers.load(folder / TOKENIZER)
-    if not zipfile.is_zipfile(folder / MODEL):
-        raise ValueError(f"{folder / MODEL} is damaged: it is no .keras file; train again or restore it from a copy")
+    return _TASKS[name](_load_model(folder / MODEL), tokenizer)
+
+
+def _load_model(path):
     try:
-        model = keras.saving.load_model(folder / MODEL, compile=False)
+        return keras.saving.load_model(path, compile=False)
     except (zipfile.BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's: the file may be whole
+        damage = _damage(path)
+        if damage is not None:
+            raise ValueError(f"{path} is damaged: {damage}; train again or restore it from a copy") from error
         if "Could not locate class" in str(error):
             name = str(error).split("'")[1]
             raise ValueError(
-                f"{folder / MODEL} is of the class {name!r}, which is not known here: import the module that defines it "
+                f"{path} is of the class {name!r}, which is not known here: import the module that defines it "
                 "first (in exports and on the command line: --import MODULE)"
             ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder / MODEL} is damaged: {reason}; train again or restore it from a copy") from error
-    return _TASKS[name](model, tokenizer)
+        with zipfile.ZipFile(path) as archive:
+            written = json.loads(archive.read(_METADATA)).get("keras_version")
+        reason = str(error).split("Exception encountered:")[-1]  # before it Keras puts the whole config
+        reason = " ".join(reason.split())[:500]
+        raise ValueError(
+            f"{path} is whole, but no model can be made of it here: {reason}; it was written with Keras {written}, and this "
+            f"is {keras.__version__}: read it with the versions of keras_seqlm and Keras that wrote it"
+        ) from error
+
+
+def _damage(path):
+    """What is wrong with the bytes of a .keras file, whatever they mean; None if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            if broken is not None:
+                return f"{broken} does not match its checksum"
+            missing = {_METADATA, _CONFIG, _WEIGHTS} - set(archive.namelist())
+            if missing:
+                return f"it has no {', '.join(sorted(missing))}"
+            for name in (_METADATA, _CONFIG):
+                json.loads(archive.read(name))
+            h5py.File(io.BytesIO(archive.read(_WEIGHTS)), "r").close()
+    except zipfile.BadZipFile:
+        return "it is no .keras file, or not all of it"
+    except (EOFError, OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def read_json(path):

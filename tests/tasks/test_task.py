@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import keras
 import pytest
@@ -102,6 +103,42 @@ def test_a_flipped_bit_in_the_weights(folder):
     content[len(content) // 2] ^= 16
     (folder / "model.keras").write_bytes(content)
     with pytest.raises(ValueError, match=r"model\.keras is damaged"):
+        load(folder)
+
+
+def rewritten(path, change):
+    """Write a .keras file anew, its config changed: a whole file."""
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(content["config.json"])
+    change(config["config"])
+    content["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"warp_drive": True}, "unexpected keyword argument 'warp_drive'"),
+        ({"cell": "minigru"}, "cell must be one of"),
+        ({"num_layers": 3}, "2 objects could not be loaded"),
+        ({"dtype": "float7"}, "float7"),
+    ],
+)
+def test_a_whole_file_of_another_version_is_not_called_damaged(folder, change, reason):
+    rewritten(folder / "model.keras", lambda config: config.update(change))
+    with pytest.raises(ValueError, match=rf"model\.keras is whole, but no model .*{reason}.* written with Keras \d"):
+        load(folder)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(keras.saving, "load_model", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
         load(folder)
 
 
