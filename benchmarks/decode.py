@@ -42,7 +42,7 @@ SPECIAL_IDS = 4  # of a character tokenizer
 FIRST_CHARACTER = 0x100
 LINE = re.compile(r"batch (\d+) +([\d.]+) tokens/s +first call ([\d.]+) s")
 WRITTEN = (1, 16, 32, 64, 128, 256, 512)
-PROMPTS, ROWS = (33, 50, 64, 65, 100, 128), (1, 2, 3, 4, 5, 7, 8)  # of the look at traces
+PROMPTS, ROWS = (33, 64, 65, 100), (1, 2, 3, 4, 5, 8)  # of the look at traces
 
 
 def main(words=None):
@@ -51,7 +51,7 @@ def main(words=None):
         child(args)
     elif args.flat:
         for backend in args.contenders:
-            print(run(f"flat:{backend}", args)["text"], flush=True)
+            print(needed(f"flat:{backend}", args), flush=True)
     else:
         with tempfile.TemporaryDirectory() as temporary:
             args.folder = os.path.abspath(args.folder or temporary)
@@ -62,7 +62,7 @@ def compare(args):
     prepare(args)
     results, machine = {name: [] for name in args.contenders}, []
     for number in range(args.repeat):
-        machine.append(json.loads(run("machine:torch", args)["text"]))
+        machine.append(json.loads(needed("machine:torch", args)))
         for name, found in results.items():
             if found and "failed" in found[-1]:
                 continue
@@ -84,9 +84,7 @@ def prepare(args):
         statement = "import runpy, sys; runpy.run_path(sys.argv[1])['make_checkpoint'](sys.argv[2])"
         subprocess.run([sys.executable, "-c", statement, args.peer, gpt2], check=True)
     if any(name in SERVED for name in args.contenders):
-        said = run("export:tensorflow", args)
-        if "failed" in said:
-            sys.exit(f"the export failed: {said['failed']}")
+        needed("export:tensorflow", args)
 
 
 def run(contender, args):
@@ -104,10 +102,19 @@ def run(contender, args):
     return {"batches": numbers_of(text, usage.ru_maxrss / 2**20), "text": text}
 
 
+def needed(work, args):
+    """What a process prints without which nothing goes on."""
+    said = run(work, args)
+    if "failed" in said:
+        sys.exit(f"{work} failed: {said['failed']}")
+    return said["text"]
+
+
 def command_of(contender, args):
     if contender in PEERS:
         return [sys.executable, args.peer, args.folder, "--one", contender]
-    words = [f"--{name}={getattr(args, name)}" for name in ("size", "vocabulary", "prompt", "new-tokens", "repeat")]
+    names = ("size", "vocabulary", "prompt", "new_tokens", "repeat")
+    words = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     words = [sys.executable, __file__, *([args.folder] if args.folder else []), *words]
     return [*words, "--batches", *map(str, args.batches), "--child", contender]
 
@@ -320,27 +327,26 @@ def flat(args):
         written_by(model, ids, new_tokens)
         return time.perf_counter() - start, "-" if eager else passes[0] - before
 
-    print(f"{backend}: a prompt of {args.prompt}, batch 1\n")
-    print(
-        "| tokens written | ms a token | beside 16 | passes traced by the first call | it took, s |\n|---|---|---|---|---|"
-    )
     ids = prompts_of(args, 1)
     written = [number for number in WRITTEN if args.prompt + number <= MAX_LENGTH]
     first = {number: timed(ids, number) for number in written}
     again = {number: [] for number in written}
     for _ in range(args.repeat):
-        for number in written:
-            again[number].append(timed(ids, number)[0])
+        for number in written:  # a short call is soon disturbed, and soon made again
+            again[number] += [timed(ids, number)[0] for _ in range(max(1, min(8, 64 // number)))]
     usual = {number: statistics.median(times) for number, times in again.items()}
     each = {number: (usual[number] - usual[1]) / (number - 1) for number in written[1:]}
+    print(f"{backend}: a prompt of {args.prompt}, batch 1\n")
+    print(
+        "| tokens written | ms a token | beside 16 | passes traced by the first call | it took, s |\n|---|---|---|---|---|"
+    )
     for number, seconds in each.items():
         took, traced = first[number]
         print(f"| {number} | {seconds * 1e3:.2f} | {seconds / each[written[1]]:.2f}x | {traced} | {took:.1f} |")
-    print("\n| prompt | batch | passes traced | the call took, s |\n|---|---|---|---|")
+    print(f"\n| passes traced | {' | '.join(f'batch {batch}' for batch in ROWS)} |\n|{'---|' * (len(ROWS) + 1)}")
     for prompt in PROMPTS:
-        for batch in ROWS:
-            took, traced = timed(prompts_of(args, batch, prompt), WRITTEN[1])
-            print(f"| {prompt} | {batch} | {traced} | {took:.2f} |")
+        traced = [timed(prompts_of(args, batch, prompt), WRITTEN[1])[1] for batch in ROWS]
+        print(f"| prompt {prompt} | {' | '.join(map(str, traced))} |")
     print(flush=True)
 
 
@@ -358,7 +364,6 @@ def arguments(words=None):
     parser.add_argument("--flat", action="store_true", help="time per token by tokens written, and traces")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(words)
-    vars(args)["new-tokens"] = args.new_tokens
     if args.contenders is None:
         args.contenders = [*BACKENDS] if args.flat else [*(PEERS if args.peer else ()), *BACKENDS, *SERVED]
     if args.flat and not set(args.contenders) <= set(BACKENDS):
