@@ -172,12 +172,12 @@ def rotation(positions, frequencies):
 
     Args:
         positions: int32 (batch or 1, time).
-        frequencies: (head_dim / 2,), from `rotary_frequencies`.
+        frequencies: (head_dim / 2,), from `rotary_frequencies`; a tuple, if torch is to compile it.
 
     Returns:
         A pair of float32 (batch or 1, time, 1, head_dim / 2).
     """
-    frequencies = ops.convert_to_tensor(np.asarray(frequencies, "float32"))
+    frequencies = ops.convert_to_tensor(frequencies, dtype="float32")
     angles = (ops.cast(positions, "float32")[..., None] * frequencies)[:, :, None]
     return ops.cos(angles), ops.sin(angles)
 

@@ -48,11 +48,13 @@ class LanguageModel(keras.Model):
     """
 
     max_length = None  # a recurrent model has no limit
+    torch_compiles = True  # whether torch's compiler makes a training pass faster
     _infers_shapes = False
 
     def __init__(self, name=None, dtype=None, trainable=True):
         # autocast would round float32 state leaves to the compute dtype before `call` sees them
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
+        self._compiled_pass = None
 
     def hidden_states(self, inputs, state=None, training=None):
         """From a dict of int32 inputs to what is projected, (batch, time, width), and the new state (or None)."""
@@ -89,7 +91,8 @@ class LanguageModel(keras.Model):
             self._check_room(inputs, state)
         else:
             self._check_length(inputs["token_ids"])
-        hidden, state = self.hidden_states(inputs, state, training)
+        whole_pass = self.hidden_states if state is not None else self._whole_pass(inputs)
+        hidden, state = whole_pass(inputs, state, training)
         if state is None and _IN_FUSED_STEP.get() is self:
             return hidden
         logits = self.logits_of(hidden)
@@ -154,6 +157,26 @@ class LanguageModel(keras.Model):
         else:  # a step of one's own, or Keras builds: these are logits
             loss = self.loss.of_logits(y_pred, y, sample_weight)
         return super().compute_loss(x, y, loss, None, training)
+
+    def _should_torch_compile(self):
+        """Keras would have torch compile a whole step, which it traces in pieces, and anew at every step."""
+        return False
+
+    def _whole_pass(self, inputs):
+        """`hidden_states`, under `compile(jit_compile=True)` on torch compiled: once for each shape, backward pass and all."""
+        if (
+            keras.backend.backend() != "torch"
+            or not self.torch_compiles
+            or getattr(self, "jit_compile", None) is not True
+        ):
+            return self.hidden_states
+        import torch
+
+        if torch.compiler.is_compiling() or inputs["token_ids"].is_meta:
+            return self.hidden_states
+        if self._compiled_pass is None:
+            self._compiled_pass = torch.compile(self.hidden_states)
+        return self._compiled_pass
 
     def compute_output_spec(self, *args, **kwargs):
         """Keras's: the shapes of the outputs. A length that is not known is not held to `max_length`."""

@@ -48,6 +48,8 @@ class RecurrentLM(LanguageModel):
     (2, 8, 260)
     """
 
+    torch_compiles = False  # a loop over time that it would write out, where torch's own kernels run
+
     def __init__(
         self,
         vocabulary_size,

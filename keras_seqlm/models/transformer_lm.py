@@ -168,7 +168,8 @@ class TransformerLM(LanguageModel):
         ]
         self.frequencies = None
         if positions == "rotary":
-            self.frequencies = rotary_frequencies(self.blocks[0].attention.head_dim, rotary_base, rotary_scaling)
+            frequencies = rotary_frequencies(self.blocks[0].attention.head_dim, rotary_base, rotary_scaling)
+            self.frequencies = tuple(frequencies.tolist())
         self.output_norm = normalization(norm, epsilon, name="output_norm", **policy) if norm_first else None
         self.output_projection = None
         if not tie_embedding:
