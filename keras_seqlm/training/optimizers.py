@@ -15,7 +15,8 @@ class Muon(keras.optimizers.Muon):
     """Keras's Muon, also for weights in half precision on TensorFlow, which multiplies tensors of one dtype alone."""
 
     def update_step(self, gradient, variable, learning_rate):
-        super().update_step(gradient, variable, ops.cast(learning_rate, variable.dtype))
+        gradient, learning_rate = (ops.cast(tensor, variable.dtype) for tensor in (gradient, learning_rate))
+        super().update_step(gradient, variable, learning_rate)
 
     def lr_adjust(self, x):
         """The update's scale, a number and not a float32 tensor."""

@@ -318,7 +318,7 @@ EXCHANGES = """
     from jax.sharding import NamedSharding, PartitionSpec
     from keras_seqlm.losses import fused_cross_entropy
 
-    vocabulary, width, rows, time = 48, 8, 8, 12
+    vocabulary, width, rows, time = 56, 8, 8, 12
     random = np.random.default_rng(0)
     hidden, table = (random.standard_normal((n, width)).astype("float32") for n in (rows * time, vocabulary))
     targets, weights = random.integers(0, vocabulary, (rows, time)), random.random((rows, time))
@@ -343,21 +343,21 @@ EXCHANGES = """
         with distribution.scope():
             program = jax.jit(lambda *arrays: step(*arrays)).lower(*spread).compile()
         found = program(*spread)
-        parts, rest = {}, program.as_text()
-        for header, body in re.findall(r"^(\\S+ [^\\n]*) [{]\\n(.*?)\\n[}]", rest, re.MULTILINE | re.DOTALL):
+        parts = {}
+        for header, body in re.findall(r"^(\\S+ [^\\n]*) [{]\\n(.*?)\\n[}]", program.as_text(), re.MULTILINE | re.DOTALL):
             parts["main" if header.startswith("ENTRY") else header] = body
-        part = [list(found[1][1].sharding.shard_shape((vocabulary, width)))]
-        gradient = "f32[%d,%d]" % tuple(*part)
-        reduced = {
-            header: sum(gradient in line.split("all-reduce(")[0] for line in body.splitlines() if "all-reduce(" in line)
-            for header, body in parts.items()
-        }
+        part = list(found[1][1].sharding.shard_shape((vocabulary, width)))
+        reduced = {}
+        for header, body in parts.items():
+            lines = [line.split(" all-reduce(")[0] for line in body.splitlines() if " all-reduce(" in line]
+            shapes = [json.loads(f"[{shape}]") for shape in re.findall("f32\\\\[([0-9,]*)\\\\]", " ".join(lines))]
+            reduced[header] = sum(np.prod(shape) == np.prod(part) for shape in shapes)
         results[name] = {
-            "outside": reduced.pop("main"),
-            "inside": sum(reduced.values()),
+            "outside": int(reduced.pop("main")),
+            "inside": int(sum(reduced.values())),
             "loops": sum(" while(" in line for line in parts["main"].splitlines()),
-            "part": part[0],
-            "furthest": [float(abs(np.array(a) - np.array(b)).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(found))],
+            "part": part,
+            "furthest": [float(abs(np.array(a) - b).max() / abs(b).max()) for a, b in zip(*map(jax.tree.leaves, (found, one)))],
         }
     print(json.dumps(results))
 """
@@ -368,7 +368,7 @@ def test_the_kernels_gradient_is_exchanged_once(in_python):
     """Of four devices the compiled program says so: one all-reduce of it, after the loop over chunks, and none inside."""
     pytest.importorskip("jax")
     results = in_python(EXCHANGES, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
-    assert {name: result["part"] for name, result in results.items()} == {"data": [48, 8], "model": [24, 8]}
+    assert {name: result["part"] for name, result in results.items()} == {"data": [56, 8], "model": [28, 8]}
     for result in results.values():
         assert (result["outside"], result["inside"], result["loops"]) == (1, 0, 1)
         assert max(result["furthest"]) < 2e-6

@@ -10,7 +10,7 @@ from training_toy import VOCABULARY, Batches, compiled, new_model
 
 from keras_seqlm.training import HistoryCSV, Recipe, read_history
 from keras_seqlm.training.distribution import innermost
-from keras_seqlm.training.optimizers import decays, is_hidden_matrix
+from keras_seqlm.training.optimizers import decays, is_hidden_matrix, new_optimizer
 
 PLAIN = Recipe(
     steps=6, batch_size=4, learning_rate=0.05, schedule="constant", warmup_steps=0, weight_decay=0.2, validate_every=2
@@ -108,6 +108,48 @@ def test_muon_equals_numpy_and_leaves_both_ends_to_adamw(name):
         np.testing.assert_allclose(array(variable), expected, rtol=0, atol=1e-4, err_msg=variable.path)
     kernels = {"untied": {"qkv/kernel", "output/kernel", "up/kernel", "down/kernel"}}
     assert of_muon == kernels.get(name, {"gru_cell/kernel", "gru_cell/recurrent_kernel", "bridge/kernel"})
+
+
+@pytest.mark.backends
+def test_muon_trains_weights_in_bfloat16():
+    """Near NumPy's update: Newton and Schulz's steps make much of bfloat16's rounding, and the direction stays."""
+    recipe = dataclasses.replace(PLAIN, optimizer="muon", clip_norm=None, precision="bfloat16")
+    with recipe.scope():
+        dense = keras.layers.Dense(24)
+        dense.build((None, 16))
+    optimizer = innermost(new_optimizer(recipe, dense))
+    before = weights_of(dense)
+    random = np.random.default_rng(4)
+    steps = [[ops.cast(random.standard_normal(v.shape), v.dtype) for v in dense.trainable_variables] for _ in range(2)]
+    for gradients in steps:
+        optimizer.apply(gradients, dense.trainable_variables)
+    for i, (variable, update, decay) in enumerate(
+        zip(dense.trainable_variables, (muon, adamw), (0.2, 0.0), strict=True)
+    ):
+        assert keras.backend.standardize_dtype(variable.dtype) == "bfloat16"
+        moved = update(before[i], [array(gradients[i]) for gradients in steps], [0.05] * 2, decay) - before[i]
+        assert np.linalg.norm(array(variable) - before[i] - moved) < 0.1 * np.linalg.norm(moved), variable.path
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"beta_2": 0.999}, "adamw has beta_2=0.999"),
+        ({"beta_1": 0.9999, "optimizer": "muon"}, "muon has beta_1=0.9999"),
+        ({"ema": 0.999}, "ema=0.999"),
+        ({"ema": 0.993, "accumulate": 4}, "ema=0.998"),
+    ],
+)
+def test_decay_rates_that_bfloat16_rounds_to_1_are_refused(options, said):
+    with pytest.raises(ValueError, match=f"{said}.*, which bfloat16 rounds to 1"):
+        Recipe(precision="bfloat16", **options)
+    model = new_model("tied", dtype="bfloat16")  # built outside of the recipe's precision
+    model.build()
+    with pytest.raises(ValueError, match="which bfloat16 rounds to 1"):
+        Recipe(**options).compile(model)
+    Recipe(precision="mixed_bfloat16", **options)
+    Recipe(precision="bfloat16", optimizer="sgd", beta_2=0.999)  # which has no betas
 
 
 def test_muon_leaves_the_last_layer_of_a_sequential_model_to_adamw():
