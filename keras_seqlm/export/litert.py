@@ -21,7 +21,8 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
 
     Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
     `logits` (1, vocabulary) of the last real token and the new leaves. Beside `NAME.tflite` lie `NAME.json`, which says
-    what the file takes, and the folder `NAME.tokenizer`. `seqlm_runtime.LiteRTModel` runs them with NumPy.
+    what the file takes, and the folder `NAME.tokenizer`. `seqlm_runtime.LiteRTModel` runs them with NumPy. A model that
+    `model.quantize` made integers is read as the float32 weights that these stand for; `quantize` here is the file's own.
 
     Args:
         task: a `TextGeneration`, or the path of a run folder.

@@ -19,7 +19,8 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
     The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
     every kind for each row), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
     which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
-    saved model at float32, whatever backend and precision trained it.
+    saved model at float32, whatever backend and precision trained it; of a quantised one, from the float32 weights that
+    its integers stand for.
 
     Args:
         task: a `TextGeneration`, or the path of a run folder.

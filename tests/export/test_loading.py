@@ -1,12 +1,14 @@
 """The model that is exported: the saved one at float32, its weights unchanged."""
 
 import itertools
+import sys
 
 import keras
 import numpy as np
 import pytest
 from helpers import array, arrays, ids_of, new_model, randomize
 
+from keras_seqlm import export
 from keras_seqlm.export.loading import at_float32, load_at_float32, load_reference
 from keras_seqlm.models import RecurrentLM
 from keras_seqlm.tasks import TextGeneration
@@ -81,3 +83,73 @@ def test_a_model_whose_config_lies_is_refused():
     model.build()
     with pytest.raises(ValueError, match="other weights than the saved one"):
         at_float32(model)
+
+
+@pytest.mark.parametrize(
+    ("mode", "config"),
+    [
+        (None, keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)),
+        ("int4", None),
+        (None, keras.quantizers.Int4QuantizationConfig(block_size=None)),
+        (None, keras.quantizers.Int4QuantizationConfig(block_size=8)),
+    ],
+)
+@pytest.mark.parametrize("name", ["lstm", "untied"])
+def test_integers_become_the_numbers_that_they_stand_for(name, mode, config):
+    """Quantised in its weights alone, a model computes with these very numbers."""
+    model = new_model(name, num_layers=1)
+    exact = array(model(ids_of(2, 9)))
+    model.quantize(mode, config=config)
+    copy = at_float32(model)
+    assert {layer.dtype_policy.name for layer in copy._flatten_layers()} == {"float32"}
+    logits = array(model(ids_of(2, 9)))
+    np.testing.assert_allclose(array(copy(ids_of(2, 9))), logits, atol=2e-5)
+    assert np.abs(logits - exact).max() > 1e-3
+
+
+def test_eight_bit_floats_become_the_weights_that_they_train():
+    model = new_model("gru")
+    exact = array(model(ids_of(2, 9)))
+    model.quantize("float8")
+    np.testing.assert_array_equal(array(at_float32(model)(ids_of(2, 9))), exact)
+
+
+def test_adapters_are_merged():
+    model = new_model("lstm")
+    model.bridge.enable_lora(2)
+    model.bridge.lora_kernel_b.assign(np.ones((2, 12)))
+    np.testing.assert_allclose(array(at_float32(model)(ids_of(2, 9))), array(model(ids_of(2, 9))), atol=1e-5)
+
+
+def test_a_quantised_layer_that_is_not_known_is_refused():
+    class Crossing(RecurrentLM):
+        """Its projection is another layer of Keras's."""
+
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.output_projection = keras.layers.EinsumDense("btd,dv->btv", (None, self.vocabulary_size), name="odd")
+
+    model = Crossing(40, cell="gru", size="nano", hidden_dim=8)
+    model.build()
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="odd is a quantised EinsumDense"):
+        at_float32(model)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
+def test_artifacts_of_quantised_models(tmp_path):
+    """They agree with the model as `verify` reads it, and with the quantised one, which takes no part in the export."""
+    import tensorflow as tf
+
+    model = new_model("lstm", 260, num_layers=1)
+    model.quantize(config=keras.quantizers.Int8QuantizationConfig(activation_quantizer=None))
+    TextGeneration(model, ByteTokenizer()).save(tmp_path / "run")
+    saved = export.saved_model(tmp_path / "run", tmp_path / "lstm" / "1")
+    ids = ids_of(2, 9, vocabulary_size=260)
+    artifact = tf.saved_model.load(str(saved))
+    logits = artifact.signatures["logits"](token_ids=tf.constant(ids), lengths=tf.constant([9, 9]))["logits"]
+    np.testing.assert_allclose(logits.numpy(), array(model(ids)), atol=1e-4)
+    file = export.litert(tmp_path / "run", tmp_path / "lstm.tflite")
+    report = export.verify(tmp_path / "run", saved, file, prompts=["", "the cat"])
+    assert report.ok and all(agreement.gated for agreement in report), str(report)
