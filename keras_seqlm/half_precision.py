@@ -28,6 +28,6 @@ def decays_of(optimizer):
     while getattr(optimizer, "inner_optimizer", None) is not None:
         optimizer = optimizer.inner_optimizer
     values = {name: getattr(optimizer, name, None) for name in DECAYS}
-    if not optimizer.use_ema:
+    if not getattr(optimizer, "use_ema", False):
         del values["ema_momentum"]
     return {name: value for name, value in values.items() if isinstance(value, int | float)}

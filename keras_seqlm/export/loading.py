@@ -1,8 +1,8 @@
 """The model as an export sees it: read back from its run folder, at float32, without cuDNN.
 
-A quantised model is seen as the float32 weights that its integers and scales give. An export can so quantise by its own
-means (the integers of `litert(quantize="int8")` are those of `quantize("int8")` again), and its numbers are those of
-the quantised weights themselves, without the rounding of activations that Keras adds while it computes with integers.
+A quantised model is seen as the float32 weights that its integers and scales stand for, and not as its products of
+integers: an artifact has the numbers of the weights, without the rounding of activations that Keras adds to them, and
+may be quantised by the means of its own format.
 """
 
 import pathlib
@@ -50,8 +50,9 @@ def at_float32(model):
     if len(ours) != len(theirs):
         raise ValueError(f"{told}: they lie in {len(ours)} layers, and not in {len(theirs)}")
     for part, saved in zip(ours, theirs, strict=True):
+        weights = float_weights(saved)
         try:
-            part.load_own_variables(float_weights(saved))
+            part.load_own_variables(weights)
         except ValueError as error:
             raise ValueError(f"{told}, in its layer {saved.name}: {error}") from error
     return copy

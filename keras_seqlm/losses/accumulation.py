@@ -45,14 +45,17 @@ def weigh_batches(optimizer):
     optimizer.apply, optimizer._clip_gradients = weigh_and_apply, divide_and_clip
 
 
-@contextlib.contextmanager
 def batch_weighed(model, data):
-    """A training step on `data`, in which an optimizer of `weigh_batches` knows the batch's share of tokens that count."""
+    """The context of a training step on `data`: there an optimizer of `weigh_batches` knows the batch's share."""
     if not hasattr(_innermost(model.optimizer), "sum_of_shares"):
-        yield
-        return
+        return contextlib.nullcontext()
     vocabulary_size = getattr(model, "vocabulary_size", 2**31 - 1)
-    token = _SHARE.set(_share(model.loss, vocabulary_size, *keras.utils.unpack_x_y_sample_weight(data)))
+    return _weighed(_share(model.loss, vocabulary_size, *keras.utils.unpack_x_y_sample_weight(data)))
+
+
+@contextlib.contextmanager
+def _weighed(share):
+    token = _SHARE.set(share)
     try:
         yield
     finally:

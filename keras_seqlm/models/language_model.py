@@ -112,10 +112,11 @@ class LanguageModel(keras.Model):
         warn_of_probabilities(keras.tree.flatten(loss), self)
         if any(isinstance(part, FusedCrossEntropy) for part in keras.tree.flatten(loss)):
             self._check_fused(loss, [*keras.tree.flatten(metrics), *keras.tree.flatten(weighted_metrics)])
+        if optimizer is not None:
+            optimizer = keras.optimizers.get(optimizer)
+            refuse_lost_decays(decays_of(optimizer), self.variable_dtype, optimizer.name)
+            weigh_batches(optimizer)
         super().compile(optimizer, loss, loss_weights, metrics, weighted_metrics, *args, **options)
-        if self.optimizer is not None:
-            refuse_lost_decays(decays_of(self.optimizer), self.variable_dtype, self.optimizer.name)
-            weigh_batches(self.optimizer)
 
     def compile_from_config(self, config):
         """Compile a model that was read from a file."""

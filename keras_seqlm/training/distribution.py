@@ -14,6 +14,7 @@ import warnings
 import keras
 
 from keras_seqlm.layers.layouts import AXIS, axes_of
+from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.training.cluster import join, refuse_environment
 from keras_seqlm.training.feed import Rows, Steps, check_rows, check_tensors
 
@@ -312,6 +313,11 @@ def _refuse_in_mirrored(model):
         "jit_compile=True: TensorFlow cannot compile the exchange of gradients; use 'auto'": model.jit_compile is True,
         "reduction='mean_with_sample_weight': a replica with few real tokens would weigh too much; use "
         "'sum_over_batch_size'": any(getattr(loss, "reduction", None) == "mean_with_sample_weight" for loss in losses),
+        "ignore_class of a loss of Keras's: each replica would take the mean over its own tokens; use losses.CrossEntropy, "
+        "which takes it over those of all": type(model).compute_loss is keras.Model.compute_loss
+        and any(
+            getattr(loss, "ignore_class", None) is not None and not isinstance(loss, CrossEntropy) for loss in losses
+        ),
         "a train_step of its own: Keras divides no loss by the replicas there, so that the steps (or the loss that is "
         "shown) have another scale; put the loss into compute_loss": step_of not in ("keras", "keras_seqlm"),
     }

@@ -3,6 +3,7 @@
 Each setting of devices runs in processes of its own, `training_toy.py`, with logical devices of the CPU.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from training_toy import CASES, Batches, new_model
 
+from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.training import Recipe, clip_after_all_reduce, distribution
 from keras_seqlm.training.distribution import Single, innermost, strategy
 
@@ -215,6 +217,20 @@ def test_mirrored_settings_that_fail_in_keras_are_named():
         "train_step",
     ):
         assert word in str(caught.value)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+def test_a_mean_over_each_replicas_own_tokens_is_refused():
+    """Of a model that is no `LanguageModel`, which would put it right."""
+    from keras_seqlm.training.distribution import _refuse_in_mirrored
+
+    model, loss = new_model("bigram"), functools.partial(keras.losses.SparseCategoricalCrossentropy, from_logits=True)
+    model.compile("sgd", loss(ignore_class=3))
+    with pytest.raises(ValueError, match="ignore_class of a loss of Keras's.*use losses.CrossEntropy"):
+        _refuse_in_mirrored(model)
+    for right in (loss(), CrossEntropy(ignore_class=3)):
+        model.compile("sgd", right)
+        _refuse_in_mirrored(model)
 
 
 def test_a_model_of_another_strategy_is_refused():
