@@ -35,10 +35,11 @@ VARIANTS = {
             "epsilon": 1e-3,
         },
     ),
-    "linear": (
+    "faint": (
         "learned",
         {
             "num_layers": 1,
+            "tie_embedding": False,
             "positions": "rotary",
             "rotary_base": 100.0,
             "rotary_scaling": {"type": "linear", "factor": 4.0},
@@ -64,12 +65,13 @@ TIME = 12
 BORDERS = [[12], [1, 7, 12]]  # where the documents of each row end
 SEGMENTS = np.array([[9 - np.searchsorted(ends, t, side="right") for t in range(TIME)] for ends in BORDERS], "int32")
 READ = [(8, 3), (1, 1), (1, 6), (1, 1), (1, 1)]  # tokens of the two rows in each call with state
-BOUND = 2e-5  # of the largest logit, in float32
+BOUND = 5e-6  # of the largest logit, in float32; up to 1.5e-6 was seen
 
 
 def some(names, everywhere=()):
     """Parameters, those `everywhere` on all three backends: on JAX each of them costs a compilation or more."""
-    return [pytest.param(name, marks=pytest.mark.backends) if name in everywhere else name for name in names]
+    parts = [(name, name if isinstance(name, tuple) else (name,)) for name in names]
+    return [pytest.param(*part, marks=[pytest.mark.backends] * (name in everywhere)) for name, part in parts]
 
 
 def options_of(name):
@@ -81,7 +83,12 @@ def options_of(name):
 @functools.cache
 def model_of(name):
     kind, more = VARIANTS[name]
-    return new_model(kind, **more) if more else tiny(kind)
+    if not more:
+        return tiny(kind)
+    model = new_model(kind, **more)
+    if name == "faint":  # its first norm has little but epsilon to divide by
+        model.token_embedding.table.assign(0.01 * array(model.token_embedding.table))
+    return model
 
 
 @functools.cache
@@ -231,13 +238,14 @@ def large_model(policy):
     return model
 
 
-HALF = ("gru", "lstm", "rotary", "large")
+HALF = [
+    (name, policy) for name in ("gru", "lstm", "rotary") for policy in ("mixed_float16", "mixed_bfloat16", "bfloat16")
+]
+HALF += [("large", "bfloat16")]
+EVERYWHERE = [("large", "mixed_float16"), ("large", "mixed_bfloat16"), ("lstm", "mixed_float16")]
 
 
-@pytest.mark.parametrize(
-    "policy", some(["mixed_float16", "mixed_bfloat16", "bfloat16"], everywhere=("mixed_float16", "mixed_bfloat16"))
-)
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize(("name", "policy"), some([*HALF, *EVERYWHERE[:2]], everywhere=EVERYWHERE))
 def test_half_precision(name, policy):
     if name == "large":
         model, options, function = large_model(policy), LARGE, reference.transformer
