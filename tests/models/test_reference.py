@@ -260,6 +260,21 @@ def test_half_precision(name, policy):
         assert np.abs(logits - exact).max() < 2 * cost
 
 
+def test_a_state_that_grows_slowly_in_half_precision():
+    """Many steps, in the end of the size of bfloat16's own: summed up in it, they would be rounded one way, or lost."""
+    options, policy = {"cell": "lstm", "num_layers": 1, "hidden_dim": 16}, "mixed_bfloat16"
+    model, ids = RecurrentLM(VOCABULARY, **options, dtype=policy), ids_of(2, 400)
+    model.build()
+    randomize(model, scale=0.1)
+    model.recurrent.layers[0].cell.bias.assign(np.repeat([-6.0, 12.0, 2.0, 2.0], 16))  # little comes in, all is kept
+    weights = weights_of(model, options)
+    exact = np.array([reference.recurrent(weights, options, row) for row in ids])
+    rounded = np.array([reference.recurrent(weights, options, row, rounded=rounding(policy)) for row in ids])
+    for function in (whole, in_training):
+        logits = array(run(model, function, ids))
+        assert np.abs(logits - exact).max() < 2 * np.abs(rounded - exact).max()
+
+
 # What a fresh model holds.
 
 
