@@ -35,10 +35,11 @@ VARIANTS = {
             "epsilon": 1e-3,
         },
     ),
-    "linear": (
+    "faint": (
         "learned",
         {
             "num_layers": 1,
+            "tie_embedding": False,
             "positions": "rotary",
             "rotary_base": 100.0,
             "rotary_scaling": {"type": "linear", "factor": 4.0},
@@ -64,12 +65,13 @@ TIME = 12
 BORDERS = [[12], [1, 7, 12]]  # where the documents of each row end
 SEGMENTS = np.array([[9 - np.searchsorted(ends, t, side="right") for t in range(TIME)] for ends in BORDERS], "int32")
 READ = [(8, 3), (1, 1), (1, 6), (1, 1), (1, 1)]  # tokens of the two rows in each call with state
-BOUND = 2e-5  # of the largest logit, in float32
+BOUND = 5e-6  # of the largest logit, in float32; up to 1.5e-6 was seen
 
 
 def some(names, everywhere=()):
     """Parameters, those `everywhere` on all three backends: on JAX each of them costs a compilation or more."""
-    return [pytest.param(name, marks=pytest.mark.backends) if name in everywhere else name for name in names]
+    parts = [(name, name if isinstance(name, tuple) else (name,)) for name in names]
+    return [pytest.param(*part, marks=[pytest.mark.backends] * (name in everywhere)) for name, part in parts]
 
 
 def options_of(name):
@@ -81,7 +83,12 @@ def options_of(name):
 @functools.cache
 def model_of(name):
     kind, more = VARIANTS[name]
-    return new_model(kind, **more) if more else tiny(kind)
+    if not more:
+        return tiny(kind)
+    model = new_model(kind, **more)
+    if name == "faint":  # its first norm has little but epsilon to divide by
+        model.token_embedding.table.assign(0.01 * array(model.token_embedding.table))
+    return model
 
 
 @functools.cache
@@ -231,13 +238,14 @@ def large_model(policy):
     return model
 
 
-HALF = ("gru", "lstm", "rotary", "large")
+HALF = [
+    (name, policy) for name in ("gru", "lstm", "rotary") for policy in ("mixed_float16", "mixed_bfloat16", "bfloat16")
+]
+HALF += [("large", "bfloat16")]
+EVERYWHERE = [("large", "mixed_float16"), ("large", "mixed_bfloat16"), ("lstm", "mixed_float16")]
 
 
-@pytest.mark.parametrize(
-    "policy", some(["mixed_float16", "mixed_bfloat16", "bfloat16"], everywhere=("mixed_float16", "mixed_bfloat16"))
-)
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize(("name", "policy"), some([*HALF, *EVERYWHERE[:2]], everywhere=EVERYWHERE))
 def test_half_precision(name, policy):
     if name == "large":
         model, options, function = large_model(policy), LARGE, reference.transformer
@@ -250,6 +258,21 @@ def test_half_precision(name, policy):
     assert cost < 0.08 * np.abs(exact).max()
     for logits in (array(run(model, whole, ids)), read_in_pieces(model, ids)):
         assert np.abs(logits - exact).max() < 2 * cost
+
+
+def test_a_state_that_grows_slowly_in_half_precision():
+    """Many steps, in the end of the size of bfloat16's own: summed up in it, they would be rounded one way, or lost."""
+    options, policy = {"cell": "lstm", "num_layers": 1, "hidden_dim": 16}, "mixed_bfloat16"
+    model, ids = RecurrentLM(VOCABULARY, **options, dtype=policy), ids_of(2, 400)
+    model.build()
+    randomize(model, scale=0.1)
+    model.recurrent.layers[0].cell.bias.assign(np.repeat([-6.0, 12.0, 2.0, 2.0], 16))  # little comes in, all is kept
+    weights = weights_of(model, options)
+    exact = np.array([reference.recurrent(weights, options, row) for row in ids])
+    rounded = np.array([reference.recurrent(weights, options, row, rounded=rounding(policy)) for row in ids])
+    for function in (whole, in_training):
+        logits = array(run(model, function, ids))
+        assert np.abs(logits - exact).max() < 2 * np.abs(rounded - exact).max()
 
 
 # What a fresh model holds.
