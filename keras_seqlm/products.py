@@ -30,6 +30,31 @@ def project(x, kernel):
     return product(value_of(x), value_of(kernel))
 
 
+def add_bias(x, bias):
+    """x + b, differentiable once; the gradient of b, a sum over all rows of x, is made in float32.
+
+    XLA makes it in the dtype of x: over 4096 rows in bfloat16 it is a tenth off. torch sums in float32 by itself.
+
+    Example:
+
+    >>> tuple(add_bias(keras.ops.ones((2, 3, 4)), keras.ops.ones((4,))).shape)
+    (2, 3, 4)
+    """
+    if keras.backend.backend() == "torch" or keras.backend.standardize_dtype(x.dtype) == "float32":
+        return ops.add(x, bias)
+
+    @ops.custom_gradient
+    def add(x, bias):
+        def gradient(*args, upstream=None):
+            d = args[0] if upstream is None else upstream
+            rows = tuple(range(len(x.shape) - 1))
+            return d, ops.cast(ops.sum(ops.cast(d, "float32"), axis=rows), bias.dtype)
+
+        return ops.add(x, bias), gradient
+
+    return add(x, ops.cast(value_of(bias), x.dtype))
+
+
 def outer_products(a, b):
     """The sum over all rows of a_i b_i^T: (m, n) for a (..., m) and b (..., n).
 

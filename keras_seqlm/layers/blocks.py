@@ -5,21 +5,8 @@ from keras import ops
 
 from keras_seqlm.layers.attention import SelfAttention
 from keras_seqlm.layers.feed_forward import FeedForward
+from keras_seqlm.layers.normalization import normalization
 from keras_seqlm.layers.quantization import Quantizable
-
-NORMS = ("layer", "rms")
-
-
-def normalization(norm, epsilon=1e-5, **kwargs):
-    """A `keras.layers.LayerNormalization` ("layer") or `RMSNormalization` ("rms") over the last axis.
-
-    Raises:
-        ValueError: another name.
-    """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
-    kind = keras.layers.LayerNormalization if norm == "layer" else keras.layers.RMSNormalization
-    return kind(epsilon=epsilon, **kwargs)
 
 
 def recomputed(layer, function, *tensors):

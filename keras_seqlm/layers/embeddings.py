@@ -75,7 +75,9 @@ class TokenEmbedding(keras.layers.Layer):
         if self.quantization_mode is not None:
             self.quantized_build(shape, self.quantization_mode)
         else:
-            self._table = self.add_weight(name="table", shape=shape, initializer=self.initializer)
+            # Keras casts weights on their way into a layer that stands alone, whatever the layer says of it: the gradient
+            # of a lookup would be summed in half precision.
+            self._table = self.add_weight(name="table", shape=shape, initializer=self.initializer, autocast=False)
 
     @property
     def table(self):

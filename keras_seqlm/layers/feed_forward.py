@@ -16,10 +16,11 @@ GELU_B = 0.044715 * GELU_A
 def gelu_tanh(x, training=False):
     """GELU by tanh, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
 
-    To train on TensorFlow its gradient is by hand: TensorFlow raises to a power there and back, without XLA in a dozen
-    passes over memory. Reference: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    To train on TensorFlow and JAX its gradient is by hand: TensorFlow raises to a power there and back, without XLA in
+    a dozen passes over memory, and JAX keeps a second tensor of the size of x. Reference: Hendrycks and Gimpel 2016,
+    arXiv:1606.08415.
     """
-    if not training or keras.backend.backend() != "tensorflow":
+    if not training or keras.backend.backend() == "torch":
         return ops.gelu(x, approximate=True)
 
     @ops.custom_gradient

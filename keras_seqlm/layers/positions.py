@@ -41,7 +41,10 @@ class LearnedPositions(keras.layers.Layer):
 
     def build(self, input_shape=None):
         self.table = self.add_weight(
-            name="table", shape=(self.max_length + self.offset, self.hidden_dim), initializer=self.initializer
+            name="table",
+            shape=(self.max_length + self.offset, self.hidden_dim),
+            initializer=self.initializer,
+            autocast=False,  # as in TokenEmbedding
         )
 
     def call(self, positions):

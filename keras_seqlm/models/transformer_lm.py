@@ -5,10 +5,11 @@ from keras import ops
 
 from keras_seqlm.cache import cache_slots, first_cache
 from keras_seqlm.layers.attention import as_bias, visibility, visible_at
-from keras_seqlm.layers.blocks import TransformerBlock, normalization
+from keras_seqlm.layers.blocks import TransformerBlock
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
+from keras_seqlm.layers.normalization import normalization
 from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions, rotary_frequencies, rotation
 from keras_seqlm.models.language_model import LanguageModel, as_inputs
 from keras_seqlm.models.presets import TRANSFORMER_SIZES, parts_of
