@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import MODELS, array, compile_plainly, ids_of, logits_without_state, new_model, randomize, run
 
-from keras_seqlm.layers import FeedForward, TokenEmbedding, TransformerBlock
+from keras_seqlm.layers import TokenEmbedding, TransformerBlock
 from keras_seqlm.layers.quantization import float_weights, quantizable_parts
 from keras_seqlm.losses import FusedCrossEntropy
 from keras_seqlm.models import LanguageModel
@@ -23,8 +23,8 @@ def quantized(name, mode="int8", config=None, filters=None, **options):
     return model
 
 
-def logits_of(model):
-    return array(run(model, logits_without_state, IDS))
+def logits_of(model, ids=IDS):
+    return array(run(model, logits_without_state, ids))
 
 
 def log_softmax(logits):
@@ -54,9 +54,9 @@ def assert_rounded(found, kernel, axis):
 
 @pytest.mark.backends
 def test_integers_and_scales_are_those_of_numpy():
-    exact, model = new_model("untied"), quantized("untied")
+    exact, model = new_model("untied", num_layers=1), quantized("untied", num_layers=1)
     pairs = list(zip(quantizable_parts(exact), quantizable_parts(model), strict=True))
-    assert len(pairs) == 2 + 2 * 4  # the embedding and the projection; four products a block
+    assert len(pairs) == 2 + 4  # the embedding and the projection; four products of the block
     for before, after in pairs:
         axis = 1 if isinstance(before, TokenEmbedding) else 0
         kernel = array(before.table if axis else before.kernel)
@@ -89,11 +89,11 @@ def test_a_product_of_integers_lies_within_the_steps():
     assert (difference <= bound + 1e-5).all() and difference.max() > 1e-4
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["rnn", "rotary"])
+@pytest.mark.parametrize("name", [pytest.param("rnn", marks=pytest.mark.backends), "rotary"])
 def test_the_model_is_the_exact_one_with_numpys_weights(name):
     """Quantised without activations it computes what a float32 model computes with the weights that NumPy rounds."""
-    model, exact, twin = quantized(name, None, WEIGHTS_ALONE), new_model(name), new_model(name)
+    exact, twin = new_model(name, num_layers=1), new_model(name, num_layers=1)
+    model = quantized(name, None, WEIGHTS_ALONE, num_layers=1)
     for part in quantizable_parts(twin):
         axis = 1 if isinstance(part, TokenEmbedding) else 0
         weight = part.table if axis else part.kernel
@@ -104,29 +104,37 @@ def test_the_model_is_the_exact_one_with_numpys_weights(name):
     assert 1e-3 < np.sqrt(np.mean((logits - exact) ** 2) / np.mean(exact**2)) < 0.05
 
 
-ON_ALL = ("lstm", "rotary")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.backends] * (name in ON_ALL)) for name in MODELS]
-)
-def test_saved_and_read(name, tmp_path):
-    model = quantized(name, num_layers=1, tokenizer_hash="0123456789abcdef")
-    twin = reloaded(model, tmp_path)
-    assert json.loads(json.dumps(twin.get_config())) == json.loads(json.dumps(model.get_config()))
+@pytest.mark.parametrize("name", MODELS)
+def test_the_config_says_what_is_quantised(name):
+    model = quantized(name, num_layers=1)
+    config = json.loads(json.dumps(model.get_config()))
+    twin = type(model).from_config(config)
+    assert json.loads(json.dumps(twin.get_config())) == config
     assert {part.quantization_mode for part in quantizable_parts(twin)} == {"int8"}
-    for ours, theirs in zip(twin.weights, model.weights, strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(array(ours), array(theirs))
+    twin.build()
+    found, expected = (
+        sorted(f"{weight.name} {weight.dtype} {tuple(weight.shape)}" for weight in each.weights)
+        for each in (twin, model)
+    )
+    assert found == expected
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["lstm", "rotary"])
+def test_saved_and_read(name, tmp_path):
+    model = quantized(name, num_layers=1)
+    twin = reloaded(model, tmp_path)
     logits = logits_of(model)
     np.testing.assert_array_equal(logits_of(twin), logits)
-    if name not in ON_ALL:
-        return
-    assert twin.generate([4, 5, 6], 8).tolist() == model.generate([4, 5, 6], 8).tolist()
     chosen = np.take_along_axis(log_softmax(logits[:, :-1]), IDS[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(twin.score(IDS), chosen.sum(-1), rtol=1e-4)
     compile_plainly(twin)
     assert twin.evaluate(IDS[:, :-1], IDS[:, 1:], verbose=0) == pytest.approx(-chosen.mean(), rel=1e-4)
+    # What it writes is the most probable in one pass over the text, but where activations are rounded otherwise.
+    text = np.concatenate([IDS[:, :5], twin.generate(IDS[:, :5], 4, eos_id=None, suppressed_ids=())], axis=1)
+    logits = logits_of(model, text)[:, 4:-1]
+    chosen = np.take_along_axis(logits, text[:, 5:, None], -1)[..., 0]
+    assert (chosen > logits.max(-1) - 0.05).all()
 
 
 MODES = {
@@ -138,8 +146,9 @@ MODES = {
 }
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("label", MODES)
+@pytest.mark.parametrize(
+    "label", [pytest.param(label, marks=[pytest.mark.backends] * ("by" not in label)) for label in MODES]
+)
 def test_other_modes_are_saved_and_read(label, tmp_path):
     model = quantized("lstm", *MODES[label])
     expected = MODES[label][0] or MODES[label][1].mode
@@ -185,7 +194,7 @@ def test_a_file_of_another_class_is_refused(tmp_path):
 @pytest.mark.backends
 def test_adapters_on_integers(tmp_path):
     """`enable_lora` after `quantize`: they train, the integers stay, and a file holds both merged and rounded again."""
-    model = quantized("lstm")
+    model = quantized("lstm", num_layers=1)
     integers, scale = array(model.bridge._kernel), array(model.bridge.kernel_scale)
     model.bridge.enable_lora(2)
     compile_plainly(model, keras.optimizers.Adam(0.05))
@@ -196,13 +205,12 @@ def test_adapters_on_integers(tmp_path):
     assert np.abs(b).max() > 0.01
     twin = reloaded(model, tmp_path, compile=False)  # the optimizer's file is of the adapters, which are no more
     assert_rounded(array(twin.bridge._kernel), (integers / scale + a @ b).astype("float32"), axis=0)
-    assert len(twin.generate([4, 5], 4, eos_id=None)) == 4
     np.testing.assert_array_equal(logits_of(reloaded(twin, tmp_path)), logits_of(twin))
 
 
 def test_training_goes_on(tmp_path):
     """Integers are fixed; what is no integer trains, and the optimizer is read with it."""
-    model = compile_plainly(quantized("untied", num_layers=1), keras.optimizers.Adam(0.01))
+    model = compile_plainly(quantized("gru", num_layers=1), keras.optimizers.Adam(0.01))
     model.train_on_batch(IDS[:, :-1], IDS[:, 1:])
     twin = reloaded(model, tmp_path)
     losses = [[float(each.train_on_batch(IDS[:, :-1], IDS[:, 1:])) for _ in range(2)] for each in (model, twin)]
@@ -223,11 +231,10 @@ def test_the_fused_loss_reads_the_rows_that_the_integers_give():
 @pytest.mark.backends
 def test_blocks_alone(tmp_path):
     inputs = keras.Input((None,), dtype="int32")
-    x = TransformerBlock(8, 2, 16)(TokenEmbedding(40, 8)(inputs))
-    model = keras.Model(inputs, FeedForward(8, 16, "swiglu")(x))
+    model = keras.Model(inputs, TransformerBlock(8, 2, 16)(TokenEmbedding(40, 8)(inputs)))
     with pytest.warns(UserWarning, match="does not have a `quantize`"):
         model.quantize("int8")
-    assert sum(part.quantization_mode == "int8" for part in quantizable_parts(model)) == 7
+    assert sum(part.quantization_mode == "int8" for part in quantizable_parts(model)) == 5
     np.testing.assert_array_equal(logits_of(reloaded(model, tmp_path)), logits_of(model))
 
 
@@ -280,16 +287,17 @@ def test_keras_exports_what_was_read(name, tmp_path):
 
         signature = [keras.InputSpec(shape=IDS.shape, dtype="int32")] if name == "lstm" else None
         twin.export(tmp_path / "artifact.pt2", "torch", verbose=False, input_signature=signature)
-        run = torch.export.load(tmp_path / "artifact.pt2").module()
+        artifact = torch.export.load(tmp_path / "artifact.pt2").module()
         for ids in [IDS] if name == "lstm" else [IDS, IDS[:1, :5]]:
-            np.testing.assert_allclose(array(run(torch.tensor(ids))), array(twin(ids)), atol=1e-5)
+            np.testing.assert_allclose(array(artifact(torch.tensor(ids))), array(twin(ids)), atol=1e-5)
         return
     import tensorflow as tf
 
     twin.export(tmp_path / "artifact", verbose=False)
     artifact = tf.saved_model.load(tmp_path / "artifact")
-    for ids in (IDS, IDS[:1, :5]):
-        np.testing.assert_allclose(artifact.serve(ids).numpy(), array(twin(ids)), atol=2e-5)
+    expected = logits_of(twin)
+    np.testing.assert_allclose(artifact.serve(IDS).numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(artifact.serve(IDS[:1, :5]).numpy(), expected[:1, :5], atol=2e-5)
 
 
 def test_keras_exports_to_litert(tmp_path):
@@ -297,13 +305,15 @@ def test_keras_exports_to_litert(tmp_path):
 
     model = reloaded(quantized("rotary", "int4", num_layers=1), tmp_path)
     model.export(tmp_path / "model.tflite", "litert", verbose=False)
-    run = Interpreter(str(tmp_path / "model.tflite"))
-    place = run.get_input_details()[0]["index"]
-    run.resize_tensor_input(place, IDS.shape)
-    run.allocate_tensors()
-    run.set_tensor(place, IDS)
-    run.invoke()
-    np.testing.assert_allclose(run.get_tensor(run.get_output_details()[0]["index"]), logits_of(model), atol=2e-5)
+    artifact = Interpreter(str(tmp_path / "model.tflite"))
+    place = artifact.get_input_details()[0]["index"]
+    artifact.resize_tensor_input(place, IDS.shape)
+    artifact.allocate_tensors()
+    artifact.set_tensor(place, IDS)
+    artifact.invoke()
+    np.testing.assert_allclose(
+        artifact.get_tensor(artifact.get_output_details()[0]["index"]), logits_of(model), atol=2e-5
+    )
     with pytest.raises(ValueError, match="LiteRT's converter knows no products of integers"):
         quantized("lstm").export(tmp_path / "other.tflite", "litert")
     with pytest.raises(ValueError, match="litert on tensorflow holds RecurrentLM for a fixed number of tokens"):
