@@ -161,7 +161,7 @@ def test_training_computes_the_same_numbers(name):
     assert_close(array(run(model_of(name), in_training, ids_of(2, TIME))), expected(name))
 
 
-@pytest.mark.parametrize("name", some(["gru", "lstm", "learned", "window"], everywhere=("lstm", "window")))
+@pytest.mark.parametrize("name", some(["gru", "lstm", "learned", "window"], everywhere=("window",)))
 def test_greedy_text_and_score(name):
     """Each new id is the reference's best one, or as good as it; and ln p of a sequence is the sum of the reference's."""
     model, prompt = model_of(name), ids_of(1, 5)[0]
@@ -238,14 +238,13 @@ def large_model(policy):
     return model
 
 
-HALF = [
-    (name, policy) for name in ("gru", "lstm", "rotary") for policy in ("mixed_float16", "mixed_bfloat16", "bfloat16")
-]
-HALF += [("large", "bfloat16")]
-EVERYWHERE = [("large", "mixed_float16"), ("large", "mixed_bfloat16"), ("lstm", "mixed_float16")]
+POLICIES = ("mixed_float16", "mixed_bfloat16", "bfloat16")
+HALF = [(name, policy) for name in ("gru", "lstm", "rotary", "large") for policy in POLICIES]
 
 
-@pytest.mark.parametrize(("name", "policy"), some([*HALF, *EVERYWHERE[:2]], everywhere=EVERYWHERE))
+@pytest.mark.parametrize(
+    ("name", "policy"), some(HALF, everywhere=[("lstm", "mixed_bfloat16"), ("large", "mixed_float16")])
+)
 def test_half_precision(name, policy):
     if name == "large":
         model, options, function = large_model(policy), LARGE, reference.transformer
@@ -263,10 +262,10 @@ def test_half_precision(name, policy):
 def test_a_state_that_grows_slowly_in_half_precision():
     """Many steps, in the end of the size of bfloat16's own: summed up in it, they would be rounded one way, or lost."""
     options, policy = {"cell": "lstm", "num_layers": 1, "hidden_dim": 16}, "mixed_bfloat16"
-    model, ids = RecurrentLM(VOCABULARY, **options, dtype=policy), ids_of(2, 400)
+    model, ids = RecurrentLM(VOCABULARY, **options, dtype=policy), ids_of(2, 250)
     model.build()
     randomize(model, scale=0.1)
-    model.recurrent.layers[0].cell.bias.assign(np.repeat([-6.0, 12.0, 2.0, 2.0], 16))  # little comes in, all is kept
+    model.recurrent.layers[0].cell.bias.assign(np.repeat([-7.0, 12.0, 2.0, 2.0], 16))  # little comes in, all is kept
     weights = weights_of(model, options)
     exact = np.array([reference.recurrent(weights, options, row) for row in ids])
     rounded = np.array([reference.recurrent(weights, options, row, rounded=rounding(policy)) for row in ids])
