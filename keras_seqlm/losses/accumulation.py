@@ -19,7 +19,8 @@ def weigh_batches(optimizer):
 
     Keras takes the mean of the batches' means, so that a token counts the more, the fewer there are in its batch. Here
     each gradient is scaled by its batch's share of tokens that count, and their sum by that of the shares. Batches that
-    count all their tokens are averaged as before. The optimizer is changed in place and saves as what it was.
+    count all their tokens are averaged as before. The optimizer is changed in place; it is saved as what it was, with one
+    variable more.
 
     Args:
         optimizer: any Keras optimizer; one that wraps another is changed inside. Calling twice does no harm.
