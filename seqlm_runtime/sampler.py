@@ -4,12 +4,14 @@ import numpy as np
 
 _DEFAULTS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
 
-# Finite stand-ins for infinity, so that no difference of two logits is NaN. A suppressed id stands below every other.
-_LARGEST = np.float32(1e29)
-_SUPPRESSED = np.float32(-1e30)
-_NO_THRESHOLD = np.float32(-3e38)
-_DEPTH = np.float32(80.0)
-_HALVINGS = 24
+_LARGEST = np.finfo(np.float32).max  # stands for infinity, so that no difference of two logits is NaN
+_TEMPERATURES = np.float32([1e-6, 1e6])
+# What `keras_seqlm.generation` explains: weights are summed as whole numbers of units of 2**-43, and top-k and top-p see
+# how far a scaled logit lies below the best in 2**24 steps from 0 to 32.
+_VOCABULARIES = 2**20
+_UNITS = np.float32(2.0**43)
+_KEYS, _DEPTH = 2.0**24, 32.0
+_PARTS = 2**30
 
 
 def uniform(seed, position):
@@ -51,7 +53,7 @@ def sample(logits, options, seen=None, position=0, suppressed_ids=(), with_margi
         options: dict of temperature, top_k, top_p, min_p, repetition_penalty and seed, each one value or one per row.
             A missing one is off, temperature 0 is greedy.
         seen: array (batch, vocabulary) or (vocabulary,), not 0 for the ids of prompt and text so far. None: no id.
-        position: tokens read so far, one value or one per row: the counter of the random number.
+        position: the counter of the random number, one value or one per row.
         suppressed_ids: ids that are never chosen.
         with_margin: whether to return as well how near the choice was to another one.
 
@@ -62,7 +64,7 @@ def sample(logits, options, seen=None, position=0, suppressed_ids=(), with_margi
         the id at its edge would reach from the draw to that border, the margin is the filter's.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, all ids suppressed, or a vocabulary of 2**20 ids or more.
 
     Example:
 
@@ -73,6 +75,11 @@ def sample(logits, options, seen=None, position=0, suppressed_ids=(), with_margi
     if unknown:
         raise ValueError(f"Unknown options {unknown}: the sampler knows {sorted(_DEFAULTS)}.")
     logits = np.atleast_2d(np.asarray(logits, np.float32))
+    vocabulary = logits.shape[1]
+    if vocabulary >= _VOCABULARIES:
+        raise ValueError(f"a vocabulary must be smaller than {_VOCABULARIES} to be sampled; got {vocabulary}.")
+    if len(set(suppressed_ids)) == vocabulary:
+        raise ValueError(f"suppressed_ids must leave an id to choose; all {vocabulary} of the vocabulary are in them.")
     seen = np.zeros(logits.shape, bool) if seen is None else np.broadcast_to(np.asarray(seen) > 0, logits.shape)
     rows = len(logits)
     columns = {name: np.broadcast_to(options.get(name, default), (rows,)) for name, default in _DEFAULTS.items()}
@@ -92,7 +99,7 @@ def _adjust(logits, seen, penalty, suppressed_ids):
         if penalty != 1:
             logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
         logits = np.minimum(np.where(logits >= -_LARGEST, logits, -_LARGEST), _LARGEST)
-    logits[list(suppressed_ids)] = _SUPPRESSED
+    logits[list(suppressed_ids)] = -np.inf
     return logits
 
 
@@ -104,39 +111,40 @@ def _greedy(logits, option, position):
 
 
 def _draw(logits, option, position):
-    temperature = np.clip(np.float32(option["temperature"]), np.float32(1e-6), np.float32(1e6))
-    scaled = (logits - logits.max()) / temperature  # at most 0
-    with np.errstate(under="ignore"):
+    temperature = np.clip(np.float32(option["temperature"]), *_TEMPERATURES)
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = (logits - logits.max()) / temperature  # at most 0
         weights = np.exp(scaled)  # the best id has weight 1
-    threshold = _NO_THRESHOLD
+        keys = np.minimum(scaled * np.float32(-_KEYS / _DEPTH), np.float32(_KEYS - 1)).astype(np.int32)
+    considered = weights
     if 0 < option["top_k"] < len(logits):
-        threshold = _highest(lambda middle: np.count_nonzero(scaled >= middle) >= option["top_k"])
-    considered = np.where(scaled >= threshold, weights, np.float32(0))
+        last = np.partition(keys, option["top_k"] - 1)[option["top_k"] - 1]
+        considered = np.where(keys <= last, weights, np.float32(0))
+    drawable = considered
     if option["top_p"] < 1:
-        wanted = considered.sum() * np.float32(option["top_p"])
-        threshold = max(threshold, _highest(lambda middle: considered[scaled >= middle].sum() >= wanted))
-    kept = (scaled >= threshold) & (weights >= np.float32(option["min_p"])) & (weights > 0)
-    cumulative = np.cumsum(np.where(kept, weights, np.float32(0)), dtype=np.float64)
-    total = cumulative[-1]
-    border = float(uniform(option["seed"], position)) * total
-    hits = (cumulative > border) & kept
-    chosen = int(np.argmax(hits)) if hits.any() else int(np.argmax(logits))
+        order = np.argsort(keys)
+        cumulative = np.cumsum(_whole(considered)[order])
+        last = keys[order[np.searchsorted(cumulative, _border(cumulative[-1], option["top_p"], 1), "right")]]
+        drawable = np.where(keys <= last, considered, np.float32(0))
+    amounts = _whole(np.where(weights >= np.float32(option["min_p"]), drawable, np.float32(0)))
+    cumulative = np.cumsum(amounts)
+    border = _border(cumulative[-1], uniform(option["seed"], position), 0)
+    chosen = int(np.searchsorted(cumulative, border, "right"))
 
+    kept = amounts > 0
     borders = cumulative[kept][:-1]  # no border lies at either end: beyond it there is no other token
-    distance = float(np.min(np.abs(borders - border), initial=np.inf)) / total
+    distance = np.min(np.abs(borders - border).astype(float), initial=np.inf) / float(cumulative[-1])
     return chosen, min(distance, _filter_margin(option, temperature, scaled, weights, considered, kept, distance))
 
 
-def _highest(enough):
-    """The highest threshold in -80 ... 0 that still keeps enough, to 80 / 2**24."""
-    low, high = -_DEPTH, np.float32(0)
-    for _ in range(_HALVINGS):
-        middle = (low + high) * np.float32(0.5)
-        if enough(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+def _whole(weights):
+    """Weights as whole numbers of units, what is left over cut away."""
+    return (weights * _UNITS).astype(np.int64)
+
+
+def _border(total, part, reached):
+    """The largest sum that does not exceed a part of the total, or with `reached` 1 that does not reach it."""
+    return (int(total) * int(np.float32(part) * np.float32(_PARTS)) - reached) // _PARTS
 
 
 def _filter_margin(option, temperature, scaled, weights, considered, kept, distance):
@@ -146,7 +154,7 @@ def _filter_margin(option, temperature, scaled, weights, considered, kept, dista
         return np.inf
     temperature = float(temperature)
     lowest = float(scaled[kept].min())
-    highest = float(np.max(scaled[~kept], initial=_SUPPRESSED))
+    highest = float(np.max(scaled[~kept], initial=-np.inf))
     margin = (lowest - highest) * temperature  # in logits: two ids change places
     if use_p:
         mass = considered.sum(dtype=np.float64)

@@ -6,8 +6,12 @@ in wrapping int32 additions, shifts and exclusive ors, so a TensorFlow graph hol
 Reference: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011).
 """
 
+import keras
 from keras import ops
 
+# TensorFlow's tensors have every operator but shifts. Where an operator takes a Python number as it is, Keras on torch
+# copies it to the device and waits.
+_BACKEND = keras.backend.backend()
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
@@ -31,14 +35,14 @@ def threefry2x32(key0, key1, counter0, counter1):
     ('0x6b200159', '0x99ba4efe')
     """
     key0, key1, x0, x1 = (ops.convert_to_tensor(word, dtype="int32") for word in (key0, key1, counter0, counter1))
-    keys = (key0, key1, ops.bitwise_xor(ops.bitwise_xor(key0, key1), _PARITY))
-    x0, x1 = ops.add(x0, keys[0]), ops.add(x1, keys[1])
+    keys = (key0, key1, key0 ^ key1 ^ _PARITY)
+    x0, x1 = x0 + keys[0], x1 + keys[1]
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
-            x0 = ops.add(x0, x1)
-            x1 = ops.bitwise_xor(_rotate_left(x1, rotation), x0)
-        x0 = ops.add(x0, keys[(group + 1) % 3])
-        x1 = ops.add(ops.add(x1, keys[(group + 2) % 3]), group + 1)
+            x0 = x0 + x1
+            x1 = _rotate_left(x1, rotation) ^ x0
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + (group + 1)
     return x0, x1
 
 
@@ -62,9 +66,14 @@ def uniform(seed, position):
     position = ops.convert_to_tensor(position, dtype="int32")
     bits, _ = threefry2x32(seed, ops.zeros_like(seed), position, ops.zeros_like(position))
     # The shift of a negative int32 draws ones in from the left: the mask takes them away.
-    return ops.cast(ops.bitwise_and(ops.right_shift(bits, 8), 0xFFFFFF), "float32") * 2.0**-24
+    return ops.cast(shift_right(bits, 8) & 0xFFFFFF, "float32") * 2.0**-24
+
+
+def shift_right(x, count):
+    """An integer tensor shifted right by a number of bits, the sign drawn in from the left."""
+    return ops.right_shift(x, count) if _BACKEND == "tensorflow" else x >> count
 
 
 def _rotate_left(x, count):
-    wrapped = ops.bitwise_and(ops.right_shift(x, 32 - count), (1 << count) - 1)
-    return ops.bitwise_or(ops.left_shift(x, count), wrapped)
+    shifted = ops.left_shift(x, count) if _BACKEND == "tensorflow" else x << count
+    return shifted | (shift_right(x, 32 - count) & ((1 << count) - 1))

@@ -1,8 +1,12 @@
 """How the next token is chosen: greedily, or by one draw from the filtered distribution, row by row."""
 
+import functools
+
+import keras
 import numpy as np
 from keras import ops
 
+from keras_seqlm.generation import exact_sums
 from keras_seqlm.generation.random import uniform
 
 # Name, type and default of every option; a served signature takes them in this order.
@@ -15,38 +19,52 @@ OPTIONS = {
     "seed": ("int32", 0),
 }
 
-# Finite stand-ins for infinity, so that no difference of two logits is NaN. A suppressed id stands below every other.
-_LARGEST = 1e29
-_SUPPRESSED = -1e30
-_NO_THRESHOLD = -3e38
+_BACKEND = keras.backend.backend()
+if _BACKEND == "torch":
+    import torch
+
+    _clip = torch.clamp  # takes numbers as they are; Keras's copies them to the device and waits
+else:
+    _clip = ops.clip
+
+_LARGEST = float(np.finfo("float32").max)  # stands for infinity, so that no difference of two logits is NaN
 _TEMPERATURES = (1e-6, 1e6)
-_DEPTH = 80.0  # exp(-80) is 1.8e-35: what lies further below the best logit is never drawn
-_HALVINGS = 24
+# Top-k and top-p see how far a scaled logit lies below the best in steps of 2**-19. The last of the 2**24 steps, 32,
+# holds all that is further: its weight, exp(-32) = 2**-46, is less than a unit of the sums, so it is never drawn.
+_DEPTH = 32
 
 
-def sample(logits, options, seen, position, suppressed_ids=(), uses=None):
+def sample(logits, options, seen, position, suppressed_ids=(), uses=None, numbers=None):
     """Choose the next token of every row.
 
     A row depends on its own logits, options and position alone, so it is written the same alone and in a batch. Half
-    of the work is skipped while all rows are greedy, and each filter while no row asks for it. No filter sorts the
-    vocabulary: the thresholds of top-k and top-p are found by halving an interval, exact but for ties.
+    of the work is skipped while all rows are greedy, and each filter while no row asks for it. The draw and the sums
+    of top-p are made in whole numbers (`exact_sums`), so they are the same to the last bit on every backend; no filter
+    sorts the vocabulary: top-k and top-p are exact but for ties of 2**-19 in the scaled logits.
 
     Args:
-        logits: float32 tensor (batch, vocabulary). NaN counts as the lowest logit, -inf as never.
+        logits: float32 tensor (batch, vocabulary). NaN and -inf count as the lowest finite logit.
         options: dict of (batch,) tensors, as `options_for` makes it. In this order: `repetition_penalty` (Keskar et
             al. 2019) divides the positive and multiplies the negative logits of seen ids; `temperature` 0 takes the
-            best logit (the lowest id of equals), otherwise divides; `top_k` (Fan et al. 2018), `top_p` (Holtzman et
-            al. 2020) and `min_p` (Nguyen et al. 2024) keep the most probable ids; `seed` names the row's stream of
-            random numbers.
-        seen: float32 tensor (batch, vocabulary), 1 for the ids of prompt and text so far, else 0.
-        position: int32 tensor (batch,), tokens that the row has read so far: the counter of its random number.
+            best logit (the lowest id of equals), otherwise divides (at least by 1e-6, at most by 1e6); `top_k` (Fan et
+            al. 2018), `top_p` (Holtzman et al. 2020) and `min_p` (Nguyen et al. 2024) keep the most probable ids;
+            `seed` names the row's stream of random numbers.
+        seen: float32 tensor (batch, vocabulary), 1 for the ids of prompt and text so far, else 0. Only looked at
+            where a row has a `repetition_penalty`.
+        position: int32 tensor (batch,), the counter of the row's random number.
         suppressed_ids: tuple of ids that are never chosen.
+        uses: None, or the names of the options that some row uses, as `uses_of` tells them. Then what is not named is
+            not computed, whatever the options hold, and nothing is asked of the device: no conditions in the graph,
+            on torch no wait.
+        numbers: None, or float32 tensor (batch,), `uniform(options["seed"], position)` if it is known already: on
+            torch making it takes more kernels than all the rest.
 
     Returns:
         int32 tensor (batch,).
 
     Raises:
-        ValueError: a suppressed id lies outside the vocabulary, or the size of the vocabulary is unknown.
+        ValueError: a suppressed id lies outside the vocabulary, all ids are suppressed, the size of the vocabulary is
+            unknown or too large, or `uses` holds an unknown name.
 
     Example:
 
@@ -56,20 +74,50 @@ def sample(logits, options, seen, position, suppressed_ids=(), uses=None):
     2
     """
     logits = ops.convert_to_tensor(logits, dtype="float32")
-    if logits.shape[-1] is None:
-        raise ValueError(f"logits must have a known vocabulary, (batch, vocabulary); got the shape {logits.shape}.")
+    _check(logits.shape, suppressed_ids, uses)
     if logits.shape[0] == 0:  # Keras on torch has no maximum of nothing
         return ops.zeros((0,), dtype="int32")
     options = {name: ops.convert_to_tensor(options[name], dtype=dtype) for name, (dtype, _) in OPTIONS.items()}
+
+    def sampled():
+        return options["temperature"] > 0.0
+
+    def choose(names, wanted, then, otherwise):
+        if uses is None:
+            return ops.cond(ops.any(wanted()), then, otherwise)
+        return then() if uses & names else otherwise()
+
     penalty = options["repetition_penalty"][:, None]
-    if seen is not None:
-        logits = ops.cond(ops.any(penalty != 1.0), lambda: _penalise(logits, seen, penalty), lambda: logits)
-    logits = _suppress(logits, suppressed_ids)
-    best = ops.max(logits, axis=-1, keepdims=True)
-    greedy = _first(logits >= best)
-    sampled = options["temperature"] > 0.0
-    drawn = ops.cond(ops.any(sampled), lambda: _draw(logits, best, greedy, options, position), lambda: greedy)
-    return ops.where(sampled, drawn, greedy)
+    logits = choose(
+        {"repetition_penalty"}, lambda: penalty != 1.0, lambda: _penalise(logits, seen, penalty), lambda: logits
+    )
+    logits = _finite(logits, tuple(suppressed_ids))
+    best, greedy = _best(logits)
+
+    def drawn():
+        return ops.where(sampled(), _draw(logits - best, options, position, sampled, uses, choose, numbers), greedy)
+
+    return choose({"temperature"}, sampled, drawn, lambda: greedy)
+
+
+def _check(shape, suppressed_ids, uses):
+    vocabulary = shape[-1]
+    if vocabulary is None:
+        raise ValueError(f"logits must have a known vocabulary, (batch, vocabulary); got the shape {shape}.")
+    if vocabulary >= exact_sums.VOCABULARIES:
+        raise ValueError(
+            f"a vocabulary must be smaller than {exact_sums.VOCABULARIES} to be sampled; got {vocabulary}."
+        )
+    outside = [token for token in suppressed_ids if not 0 <= token < vocabulary]
+    if outside:
+        raise ValueError(
+            f"suppressed_ids must lie in 0 ... {vocabulary - 1}, the vocabulary of the logits; got {outside}."
+        )
+    if len(set(suppressed_ids)) == vocabulary:
+        raise ValueError(f"suppressed_ids must leave an id to choose; all {vocabulary} of the vocabulary are in them.")
+    known = [name for name in OPTIONS if name != "seed"]
+    if uses is not None and not uses <= set(known):
+        raise ValueError(f"uses must be a set of names among {known}; got {sorted(uses)}.")
 
 
 def _penalise(logits, seen, penalty):
@@ -77,84 +125,102 @@ def _penalise(logits, seen, penalty):
     return ops.where(ops.convert_to_tensor(seen, dtype="float32") > 0.0, penalised, logits)
 
 
-def _suppress(logits, suppressed_ids):
+def _finite(logits, suppressed_ids):
+    """The logits without NaN and infinity, but for the suppressed ids, which are -inf."""
+    if _BACKEND == "torch":
+        logits = logits.nan_to_num(nan=-_LARGEST, posinf=_LARGEST, neginf=-_LARGEST)
+        return logits + _bias_on(logits.device, suppressed_ids, logits.shape[-1]) if suppressed_ids else logits
     # A comparison with NaN is false, so one `where` cures NaN and -inf together.
     logits = ops.minimum(ops.where(logits >= -_LARGEST, logits, -_LARGEST), _LARGEST)
-    if not suppressed_ids:
-        return logits
-    vocabulary = logits.shape[-1]
-    outside = [token for token in suppressed_ids if not 0 <= token < vocabulary]
-    if outside:
-        raise ValueError(
-            f"suppressed_ids must lie in 0 ... {vocabulary - 1}, the vocabulary of the logits; got {outside}."
-        )
+    return ops.where(_mask(suppressed_ids, logits.shape[-1]), -np.inf, logits) if suppressed_ids else logits
+
+
+def _mask(ids, vocabulary):
     mask = np.zeros((1, vocabulary), dtype=bool)
-    mask[0, list(suppressed_ids)] = True
-    return ops.where(mask, _SUPPRESSED, logits)
+    mask[0, list(ids)] = True
+    return mask
 
 
-def _first(hits):
-    """The lowest id whose flag is set, or the size of the vocabulary. (`argmax` leaves open which of equals it takes.)"""
-    vocabulary = hits.shape[-1]
-    ids = ops.arange(vocabulary, dtype="int32")[None]
-    return ops.min(ops.where(hits, ids, vocabulary), axis=-1)
+@functools.lru_cache(maxsize=16)
+def _bias_on(device, ids, vocabulary):
+    """-inf for the ids, else 0, (1, vocabulary): made once, since a copy from the host waits."""
+    with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
+        return torch.from_numpy(np.where(_mask(ids, vocabulary), np.float32(-np.inf), np.float32(0))).to(device)
 
 
-def _draw(logits, best, greedy, options, position):
+def _only(weights, kept):
+    return weights * kept if _BACKEND == "torch" else ops.where(kept, weights, 0.0)
+
+
+def _best(logits):
+    """The best logit (batch, 1) and the lowest id (batch,) that has it."""
+    if _BACKEND == "torch":
+        best, ids = torch.max(logits, dim=-1, keepdim=True)  # the first of equals
+        return best, ops.cast(ids[:, 0], "int32")
+    best = ops.max(logits, axis=-1, keepdims=True)
     vocabulary = logits.shape[-1]
-    temperature = ops.clip(options["temperature"], *_TEMPERATURES)[:, None]
-    scaled = (logits - best) / temperature  # (batch, vocabulary), at most 0
-    sampled = options["temperature"] > 0.0
+    ids = ops.arange(vocabulary, dtype="int32")[None]
+    # (`argmax` leaves open which of equals it takes.)
+    return best, ops.min(ops.where(logits >= best, ids, vocabulary), axis=-1)
 
-    threshold = ops.full_like(best, _NO_THRESHOLD)  # (batch, 1)
-    use_k = ops.logical_and(sampled, ops.logical_and(options["top_k"] > 0, options["top_k"] < vocabulary))
-    threshold = ops.cond(
-        ops.any(use_k), lambda: _top_k_threshold(scaled, threshold, use_k, options["top_k"]), lambda: threshold
-    )
-    use_p = ops.logical_and(sampled, options["top_p"] < 1.0)
-    threshold = ops.cond(
-        ops.any(use_p), lambda: _top_p_threshold(scaled, threshold, use_p, options["top_p"]), lambda: threshold
-    )
 
+def _draw(below, options, position, sampled, uses, choose, numbers):
+    """One id a row from its logits less the best (batch, vocabulary)."""
+    vocabulary = below.shape[-1]
+    scaled = exact_sums.made(below / _clip(options["temperature"], *_TEMPERATURES)[:, None])  # at most 0
     weights = ops.exp(scaled)  # the best id has weight 1
-    kept = ops.logical_and(scaled >= threshold, weights >= options["min_p"][:, None])
-    weights = ops.where(kept, weights, 0.0)
-    cumulative = ops.cumsum(weights, axis=-1)
-    border = uniform(options["seed"], position)[:, None] * cumulative[:, -1:]
-    drawn = _first(ops.logical_and(cumulative > border, weights > 0.0))
-    # The border can round up to the whole sum; then nothing lies beyond it.
-    return ops.where(drawn < vocabulary, drawn, greedy)
+    top_k, top_p, min_p = options["top_k"], options["top_p"], options["min_p"]
+
+    def wants_k():
+        return sampled() & (top_k > 0) & (top_k < vocabulary)
+
+    def wants_p():
+        return sampled() & (top_p < 1.0)
+
+    def top():
+        keys = exact_sums.keys_of(scaled * -(2.0**exact_sums.KEY_BITS / _DEPTH))
+
+        def keep_k():
+            behind = (top_k - 1) & (2**31 - 1)  # 0, which is off, becomes the largest int32
+            key = exact_sums.key_of_index(keys, _clip(behind, 0, vocabulary - 1))
+            return _only(weights, keys <= key)
+
+        first = choose({"top_k"}, wants_k, keep_k, lambda: weights)
+
+        def keep_p():
+            return _only(first, keys <= exact_sums.key_of_part(keys, first, top_p))
+
+        return choose({"top_p"}, wants_p, keep_p, lambda: first)
+
+    kept = choose({"top_k", "top_p"}, lambda: wants_k() | wants_p(), top, lambda: weights)
+    if uses is None or "min_p" in uses:  # cheaper than a condition
+        kept = _only(kept, weights >= min_p[:, None])
+    return exact_sums.draw(kept, uniform(options["seed"], position) if numbers is None else numbers)
 
 
-def _top_k_threshold(scaled, threshold, use_k, top_k):
-    wanted = ops.cast(top_k, "float32")[:, None]  # counts are exact in float32 up to 2**24, and faster than in int32
+def uses_of(options):
+    """The names of the options that some row uses, which `sample` takes as `uses`.
 
-    def enough(middle):
-        return ops.sum(ops.cast(scaled >= middle, "float32"), axis=-1, keepdims=True) >= wanted
+    Args:
+        options: dict of (batch,) NumPy arrays, as `options_for` makes it.
 
-    return ops.where(use_k[:, None], _highest(enough, threshold), threshold)
+    Returns:
+        A frozenset, empty where all rows are greedy without a penalty.
 
+    Example:
 
-def _top_p_threshold(scaled, threshold, use_p, top_p):
-    weights = ops.where(scaled >= threshold, ops.exp(scaled), 0.0)
-    wanted = ops.sum(weights, axis=-1, keepdims=True) * top_p[:, None]
-
-    def enough(middle):
-        return ops.sum(ops.where(scaled >= middle, weights, 0.0), axis=-1, keepdims=True) >= wanted
-
-    return ops.where(use_p[:, None], ops.maximum(threshold, _highest(enough, threshold)), threshold)
-
-
-def _highest(enough, like):
-    """The highest threshold (batch, 1) in -80 ... 0 that still keeps enough, to 80 / 2**24."""
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) * 0.5
-        keep = enough(middle)
-        return ops.where(keep, middle, low), ops.where(keep, high, middle)
-
-    return ops.fori_loop(0, _HALVINGS, halve, (ops.full_like(like, -_DEPTH), ops.zeros_like(like)))[0]
+    >>> sorted(uses_of(options_for(2, temperature=[0.0, 0.8], top_k=[5, 0])))
+    ['temperature']
+    """
+    sampled = options["temperature"] > 0
+    rows = {
+        "temperature": sampled,
+        "top_k": sampled & (options["top_k"] > 0),
+        "top_p": sampled & (options["top_p"] < 1),
+        "min_p": sampled & (options["min_p"] > 0),
+        "repetition_penalty": options["repetition_penalty"] != 1,
+    }
+    return frozenset(name for name, used in rows.items() if np.any(used))
 
 
 def options_for(batch_size, *, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=0):
@@ -246,8 +312,3 @@ def clamp(options):
         "min_p": ops.where(min_p > 0.0, ops.minimum(min_p, 1.0), 0.0),
         "repetition_penalty": ops.where(penalty > 0.0, ops.clip(penalty, 1e-6, 1e6), 1.0),
     }
-
-
-def uses_of(options):
-    off = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-    return frozenset(name for name, value in off.items() if (options[name] != value).any())

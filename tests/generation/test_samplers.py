@@ -9,7 +9,8 @@ import pytest
 from keras import ops
 
 from keras_seqlm.generation import samplers
-from keras_seqlm.generation.samplers import OPTIONS, clamp, options_for, sample
+from keras_seqlm.generation.random import uniform
+from keras_seqlm.generation.samplers import OPTIONS, clamp, options_for, sample, uses_of
 from seqlm_runtime import sampler as runtime_sampler
 
 pytestmark = pytest.mark.backends
@@ -17,14 +18,14 @@ pytestmark = pytest.mark.backends
 BACKEND = keras.backend.backend()
 
 
-def run(logits, options, seen=None, position=None, suppressed_ids=()):
+def run(logits, options, seen=None, position=None, suppressed_ids=(), uses=None):
     """The ids of `sample` as a list, compiled as a server or a trainer would run it."""
     logits = np.asarray(logits, "float32")
     seen = np.zeros_like(logits) if seen is None else np.asarray(seen, "float32")
     position = np.zeros(len(logits), "int32") if position is None else np.asarray(position, "int32")
 
     def function(logits, options, seen, position):
-        return sample(logits, options, seen, position, suppressed_ids)
+        return sample(logits, options, seen, position, suppressed_ids, uses)
 
     if BACKEND == "jax":
         import jax
@@ -148,6 +149,101 @@ def test_a_row_does_not_feel_the_filters_of_another():
     ids = run(logits, plain, position=np.arange(count))
     filtered = options_for(count, temperature=1.0, top_k=[1] + [0] * (count - 1), top_p=[0.1] + [1.0] * (count - 1))
     assert run(logits, filtered, position=np.arange(count))[1:] == ids[1:]
+
+
+def test_what_is_not_used_is_left_out_and_changes_nothing():
+    logits, options, seen, position = mixed_batch()
+    together = run(logits, options, seen, position)
+    assert run(logits, options, seen, position, uses=uses_of(options)) == together
+    for row in range(0, len(logits), 4):
+        alone = {name: values[row : row + 1] for name, values in options.items()}
+        assert run(logits[[row]], alone, seen[[row]], position[[row]], uses=uses_of(alone)) == [together[row]]
+
+
+def test_what_uses_does_not_name_is_not_computed():
+    logits = np.log([[0.1, 0.4, 0.2, 0.3]] * 300)
+    options = options_for(300, temperature=1.0, top_k=1, top_p=0.1, min_p=1.0, repetition_penalty=9.0)
+    seen, position = [[0, 1, 0, 0]] * 300, np.arange(300)
+    assert set(run(logits, options, seen, position, uses=frozenset())) == {1}
+    plain = run(logits, options_for(300, temperature=1.0), None, position)
+    assert run(logits, options, seen, position, uses=frozenset({"temperature"})) == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, set()),
+        ({"top_k": 5, "top_p": 0.5, "min_p": 0.1, "seed": 3}, set()),  # greedy rows have no use for a filter
+        ({"temperature": [0.0, 0.5], "top_k": [5, 0]}, {"temperature"}),
+        ({"temperature": [0.0, 0.5], "top_k": [0, 5]}, {"temperature", "top_k"}),
+        ({"temperature": 1.0, "top_p": [1.0, 0.9], "min_p": [0.1, 0.0]}, {"temperature", "top_p", "min_p"}),
+        ({"repetition_penalty": [1.0, 0.9]}, {"repetition_penalty"}),
+    ],
+)
+def test_uses_of(options, names):
+    assert uses_of(options_for(2, **options)) == frozenset(names)
+
+
+def test_unknown_use_is_refused():
+    with pytest.raises(ValueError, match=r"uses must be .* got \['heat'\]"):
+        run([[0.0, 1.0]], options_for(1), uses=frozenset({"heat"}))
+
+
+def test_a_random_number_that_is_known_already_is_taken():
+    logits = np.zeros((4, 100), "float32")
+    options = options_for(4, temperature=1.0, seed=[0, 1, 2, 3])
+    position = np.arange(4).astype("int32")
+    numbers = uniform(options["seed"], position)
+    ids = sample(logits, options, logits, position, uses=uses_of(options), numbers=numbers)
+    assert ops.convert_to_numpy(ids).tolist() == run(logits, options, position=position)
+    numbers = np.array([0.0, 0.255, 0.505, 0.995], "float32")
+    ids = sample(logits, options, logits, position, numbers=ops.convert_to_tensor(numbers))
+    assert ops.convert_to_numpy(ids).tolist() == [0, 25, 50, 99]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="counts torch's operations")
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 4),
+        ({"temperature": 0.8}, 23),
+        ({"temperature": 0.8, "top_k": 5}, 49),
+        ({"temperature": 0.8, "top_p": 0.9}, 55),
+        ({"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 87),
+    ],
+)
+def test_on_torch_nothing_waits_for_the_device_and_few_kernels_run(options, most):
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    # What reads a value on the host, and how a Python number or an array of the host becomes a tensor.
+    waits = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal.", "lift_fresh", "_to_copy.device")
+    views = ("slice", "select", "unsqueeze", "view", "expand", "detach", "t.", "squeeze", "alias")
+    kernels = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            name = str(function).removeprefix("aten.")
+            assert not name.startswith(waits), name
+            assert not (name.startswith("_to_copy") and (named or {}).get("device") is not None), name
+            if not name.startswith(views):
+                kernels.append(name)
+            return function(*arguments, **(named or {}))
+
+    options = options_for(2, **options)
+    uses = uses_of(options)
+    logits, seen = torch.randn(2, 50), torch.zeros(2, 50)
+    tensors = {name: ops.convert_to_tensor(values) for name, values in options.items()}
+    position = torch.tensor([3, 4], dtype=torch.int32)
+    numbers = uniform(tensors["seed"], position)
+    sample(logits, tensors, seen, position, (0, 1), uses, numbers)  # makes the mask of the suppressed ids, once
+    with Watch():
+        ids = sample(logits, tensors, seen, position, (0, 1), uses, numbers)
+    assert ids.shape == (2,)
+    assert len(kernels) <= most, (len(kernels), kernels)
+    del kernels[:]
+    with Watch():
+        uniform(tensors["seed"], position)  # waits for nothing either
 
 
 def test_seed_and_position_decide_the_draw():
