@@ -14,6 +14,7 @@ from keras import ops
 from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.generation.buckets import SMALLEST, bucket
 from keras_seqlm.generation.compiled import compiled
+from keras_seqlm.generation.random import uniform
 from keras_seqlm.generation.samplers import OPTIONS, options_for, sample, uses_of
 
 RUNNING, EOS, LENGTH = 0, 1, 2  # why a row stands still, in the carry of the loop
@@ -92,13 +93,19 @@ def advance(model, most, suppressed_ids, uses, carry, options, eos_id, limit=Non
     """
     batch = ops.shape(carry["token"])[0]
     rows = ops.arange(batch, dtype="int32")
+    numbers = None
+    if keras.backend.backend() == "torch" and "temperature" in (uses or ()):
+        # Of all steps at once: each of them would take more kernels than all the rest of the step.
+        counters = (carry["dropped"] + carry["state"]["position"])[:, None] + 1 + ops.arange(most, dtype="int32")
+        numbers = uniform(ops.broadcast_to(options["seed"][:, None], counters.shape), counters)
 
     def write_one(step, token_ids, written, carry):
         active = ops.cast(carry["stopped"] == RUNNING, "int32")
         inputs = {"token_ids": carry["token"][:, None], "lengths": active}  # a row that stands still reads nothing
         logits, state = model(inputs, state=carry["state"])
         counter = carry["dropped"] + state["position"]
-        drawn = sample(logits[:, 0], options, carry.get("seen"), counter, suppressed_ids, uses)
+        number = None if numbers is None else numbers[:, step]
+        drawn = sample(logits[:, 0], options, carry.get("seen"), counter, suppressed_ids, uses, number)
         ended = drawn == eos_id
         writes = ops.logical_and(active == 1, ops.logical_not(ended))
         token = ops.where(writes, drawn, carry["token"])

@@ -82,7 +82,9 @@ def gelu_slopes(x, jit_compile):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        function = tf.function(lambda x: tf.gradients(feed_forward.gelu_tanh(x, training=True), x)[0], jit_compile=jit_compile)
+        function = tf.function(
+            lambda x: tf.gradients(feed_forward.gelu_tanh(x, training=True), x)[0], jit_compile=jit_compile
+        )
         return function(tf.constant(x)).numpy()
     import jax
 

@@ -28,12 +28,12 @@ def gradient(layer, ids, weights, first=None):
     """What a step of training makes of d sum(layer(ids) * weights) / d weights of the layer, by name."""
     inputs, factors = keras.Input(ids.shape[1:], dtype="int32"), keras.Input(weights.shape[1:])
     model = keras.Model([inputs, factors], Last()(layer(inputs if first is None else first(inputs)), factors))
-    model.compile(keras.optimizers.SGD(RATE), loss=lambda y, y_pred: y_pred, jit_compile=keras.backend.backend() == "jax")
+    model.compile(
+        keras.optimizers.SGD(RATE), loss=lambda y, y_pred: y_pred, jit_compile=keras.backend.backend() == "jax"
+    )
     before = {weight.name: array(ops.cast(weight, "float32")).astype("float64") for weight in layer.weights}
     model.train_on_batch([ids, weights], np.zeros((len(ids), 1), "float32"))
-    return {
-        weight.name: (before[weight.name] - array(ops.cast(weight, "float32"))) / RATE for weight in layer.weights
-    }
+    return {weight.name: (before[weight.name] - array(ops.cast(weight, "float32"))) / RATE for weight in layer.weights}
 
 
 @pytest.fixture
