@@ -100,13 +100,20 @@ def value_of(tensor):
     return tensor
 
 
+def on_accelerator():
+    """Whether JAX computes on a GPU or TPU."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 def compiled_for_cpu():
     """Whether XLA compiles, for a CPU, what is traced now."""
     backend = keras.backend.backend()
     if backend == "jax":
-        import jax
-
-        return jax.default_backend() == "cpu"
+        return not on_accelerator()
     if backend == "tensorflow":
         import tensorflow as tf
         from tensorflow.python.ops import control_flow_util

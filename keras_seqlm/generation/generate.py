@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_seqlm import products
 from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.generation.buckets import SMALLEST, bucket
 from keras_seqlm.generation.compiled import compiled
@@ -22,7 +23,7 @@ STOP_REASONS = {EOS: "eos", LENGTH: "length"}
 LONGEST_CALL = 256  # tokens of one compiled call; more are written by calling again
 WATCHED_CALL = 16  # the same while someone watches for stop strings
 SMALLEST_ROOM = 64  # of a cache
-LOOKS = 16  # tokens between two looks of torch's host at whether any row goes on: a look waits for the GPU
+LOOKS = 8  # tokens between two looks at whether any row goes on, on an accelerator: the host waits for it to look
 XLA_PAYS = 5e9  # tokens times weights from which on XLA's faster steps outweigh its compilation, on TensorFlow
 
 
@@ -100,7 +101,7 @@ def advance(model, most, suppressed_ids, uses, carry, options, eos_id, limit=Non
         numbers = uniform(ops.broadcast_to(options["seed"][:, None], counters.shape), counters)
 
     def write_one(step, token_ids, written, carry):
-        active = ops.cast(carry["stopped"] == RUNNING, "int32")
+        active = ops.cast(ops.logical_and(carry["stopped"] == RUNNING, step < limit), "int32")
         inputs = {"token_ids": carry["token"][:, None], "lengths": active}  # a row that stands still reads nothing
         logits, state = model(inputs, state=carry["state"])
         counter = carry["dropped"] + state["position"]
@@ -118,13 +119,17 @@ def advance(model, most, suppressed_ids, uses, carry, options, eos_id, limit=Non
             new_carry["seen"] = _mark(carry["seen"], token[:, None])
         return step + 1, token_ids, written + ops.cast(writes, "int32"), new_carry
 
+    limit = most if limit is None else limit
     first = (ops.zeros((batch, most), "int32"), ops.zeros_like(rows), carry)
-    _, token_ids, written, carry = _while_any_runs(write_one, first, most if limit is None else limit)
+    _, token_ids, written, carry = _while_any_runs(write_one, first, limit)
     return token_ids, written, carry
 
 
 def _while_any_runs(write_one, first, limit):
-    """`write_one(step, token_ids, written, carry)` from step 0 on, up to `limit` times while any row runs."""
+    """`write_one(step, token_ids, written, carry)` from step 0 on, up to `limit` times while any row runs.
+
+    On an accelerator a few times more, which write nothing: there a look at the rows costs more than a step.
+    """
     if keras.backend.backend() == "torch":
         values, step, limit = first, 0, int(limit)
         looks = LOOKS if first[0].is_cuda else 1
@@ -136,7 +141,12 @@ def _while_any_runs(write_one, first, limit):
     def running(step, token_ids, written, carry):
         return ops.logical_and(step < limit, ops.any(carry["stopped"] == RUNNING))
 
-    return ops.while_loop(running, write_one, (ops.zeros((), "int32"), *first))
+    def write_some(step, *values):
+        values = ops.fori_loop(0, LOOKS, lambda i, values: write_one(step + i, *values)[1:], values)
+        return step + LOOKS, *values
+
+    write = write_some if products.on_accelerator() else write_one
+    return ops.while_loop(running, write, (ops.zeros((), "int32"), *first))
 
 
 def _put(token_ids, rows, step, ids):
@@ -274,7 +284,8 @@ class _Writer:
         needed = min(int((lengths + budgets.astype("int64")).max()), 2**31)
         uses = uses_of({name: values[list(rows)] for name, values in self.options.items()})
         # Rows that write nothing fill the batch up to the next power of two, so that few sizes are traced.
-        batch = bucket(len(prompts), 1)
+        # On an accelerator one row is two: XLA makes a product of one row with a kernel without the units for products.
+        batch = bucket(len(prompts), 2 if products.on_accelerator() else 1)
         padded = np.zeros((batch, width), "int32")
         for row, prompt in zip(padded, prompts, strict=False):
             row[: len(prompt)] = prompt

@@ -5,11 +5,11 @@ import math
 import keras
 from keras import ops
 
+from keras_seqlm import products
 from keras_seqlm.cache import write_cache
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.positions import rotate
 from keras_seqlm.layers.quantization import Quantizable
-from keras_seqlm.products import matmul_in_float32
 
 
 def attend(query, key, value, causal=False, mask=None, bias=None, scale=None, dropout=None, return_scores=False):
@@ -54,7 +54,7 @@ def attend(query, key, value, causal=False, mask=None, bias=None, scale=None, dr
     query = ops.cast(query, "float32") * scale  # scaled first: a product of float16 that overflows is of no use later
     if heads != kv_heads:
         query = ops.reshape(query, (batch, kv_heads, (heads // kv_heads) * time, head_dim))
-    scores = matmul_in_float32(query, ops.transpose(key, (0, 1, 3, 2)))
+    scores = products.matmul_in_float32(query, ops.transpose(key, (0, 1, 3, 2)))
     if heads != kv_heads:
         scores = ops.reshape(scores, (batch, heads, time, keys))
     if bias is not None:
@@ -67,7 +67,7 @@ def attend(query, key, value, causal=False, mask=None, bias=None, scale=None, dr
     weights = probabilities if dropout is None else dropout(probabilities)
     if heads != kv_heads:
         weights = ops.reshape(weights, (batch, kv_heads, (heads // kv_heads) * time, keys))
-    output = ops.cast(matmul_in_float32(weights, value), value.dtype)
+    output = ops.cast(products.matmul_in_float32(weights, value), value.dtype)
     if heads != kv_heads:
         output = ops.reshape(output, (batch, heads, time, head_dim))
     return (output, probabilities) if return_scores else output
@@ -78,15 +78,7 @@ def fused_kernel_serves(time):
 
     A single query makes one row of scores, which needs no such kernel.
     """
-    backend = keras.backend.backend()
-    return backend == "torch" or (backend == "jax" and time != 1 and on_accelerator())
-
-
-def on_accelerator():
-    """Whether JAX computes on a GPU or TPU."""
-    import jax
-
-    return jax.default_backend() != "cpu"
+    return keras.backend.backend() == "torch" or (time != 1 and products.on_accelerator())
 
 
 def visibility(time, dtype, mask=None, window=None):

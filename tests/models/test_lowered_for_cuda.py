@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_seqlm.layers import attention
+from keras_seqlm import products
 from keras_seqlm.losses import FusedCrossEntropy
 from keras_seqlm.models import TransformerLM
 
@@ -33,7 +33,7 @@ def a_gpu_stands_by(monkeypatch):
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda *capability: True)
-    monkeypatch.setattr(attention, "on_accelerator", lambda: True)
+    monkeypatch.setattr(products, "on_accelerator", lambda: True)
 
 
 def lowered_step(packed=False, **options):
