@@ -309,7 +309,7 @@ class _Writer:
             if room is not None:
                 read = max(lengths[row] - 1 + len(new[row]) for row in np.flatnonzero(reasons == RUNNING))
                 if read >= room:
-                    room = self._fitting(read + 1, 2 * room)
+                    room = self._fitting(int(read) + 1, 2 * room)
                     carry["state"] = _with_room(carry["state"], room)
                 limit = min(limit, room - read)
             token_ids, written, carry = run(carry, options, end, ops.convert_to_tensor(np.int32(limit)))

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_seqlm import products
 from keras_seqlm.cache import write_cache
-from keras_seqlm.layers.dense import Dense
+from keras_seqlm.layers.dense import Dense, straight
 from keras_seqlm.layers.positions import rotate
 from keras_seqlm.layers.quantization import Quantizable
 
@@ -124,10 +124,18 @@ def _by_torch(query, key, value, causal, mask, bias, scale):
         bias, causal = ops.where(seen, 0.0 if bias is None else ops.convert_to_tensor(bias), lowest(query.dtype)), False
     if bias is not None:
         bias = ops.cast(bias, query.dtype)
-    batch, kv_heads, keys, head_dim = key.shape
-    if kv_heads != query.shape[1]:  # with fewer heads of their own its fast kernels take no bias
-        shared = (batch, kv_heads, query.shape[1] // kv_heads, keys, head_dim)
-        key, value = (part[:, :, None].expand(shared).reshape(batch, -1, keys, head_dim) for part in (key, value))
+    (batch, heads, time, head_dim), (kv_heads, keys) = query.shape, key.shape[1:3]
+    if kv_heads == heads:
+        return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
+    shared = heads // kv_heads  # its fast kernels know nothing of shared heads where there is a bias
+    if time == 1 and (bias is None or bias.shape[1] == 1):  # queries that share a key-value head as queries of one head
+        query = query.reshape(batch, kv_heads, shared, head_dim)
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        return attended.reshape(batch, heads, 1, head_dim)
+    key, value = (
+        part[:, :, None].expand(batch, kv_heads, shared, keys, head_dim).reshape(batch, heads, keys, head_dim)
+        for part in (key, value)
+    )
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
 
 
@@ -146,7 +154,7 @@ def visible_at(distance, window=None):
 
 def as_bias(mask, dtype):
     """A mask as what is added to the scores. A model makes it once, where every layer would do so with a mask."""
-    return ops.where(mask, ops.zeros((), dtype), ops.full((), lowest(dtype), dtype))
+    return ops.cast(ops.logical_not(mask), dtype) * lowest(dtype)
 
 
 def lowest(dtype):
@@ -284,11 +292,7 @@ class SelfAttention(Quantizable):
                 "which keys a query may see"
             )
         batch, time = ops.shape(x)[0], ops.shape(x)[1]
-        query, key, value = self._split(
-            self.qkv(x, training=training)
-        )  # each (batch, time, heads of its own, head_dim)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
+        query, key, value = self._split(straight(self.qkv, x, training=training), rotation)
         query, key, value = (ops.transpose(part, (0, 2, 1, 3)) for part in (query, key, value))
         kept = (key, value)
         if cache is not None:
@@ -307,16 +311,20 @@ class SelfAttention(Quantizable):
         )
         attended, *scores = attended if return_scores else (attended,)
         attended = ops.reshape(ops.transpose(attended, (0, 2, 1, 3)), (batch, time, self.num_heads * self.head_dim))
-        output = self.output_projection(attended, training=training)
+        output = straight(self.output_projection, attended, training=training)
         extras = [kept] * (cache is not None or return_keys) + scores
         return (output, *extras) if extras else output
 
-    def _split(self, projected):
+    def _split(self, projected, rotation):
+        """Queries, keys and values, each (batch, time, heads of its own, head_dim), the first two turned."""
         batch, time = ops.shape(projected)[0], ops.shape(projected)[1]
         shared = self.num_heads // self.num_kv_heads
         parts = ops.reshape(projected, (batch, time, self.num_kv_heads, shared + 2, self.head_dim))
-        query = ops.reshape(parts[:, :, :, :shared], (batch, time, self.num_heads, self.head_dim))
-        return query, parts[:, :, :, shared], parts[:, :, :, shared + 1]
+        turned = parts[:, :, :, : shared + 1]
+        if rotation is not None:
+            turned = rotate(turned, [part[:, :, None] for part in rotation])
+        query = ops.reshape(turned[:, :, :, :shared], (batch, time, self.num_heads, self.head_dim))
+        return query, turned[:, :, :, shared], parts[:, :, :, shared + 1]
 
     def get_config(self):
         return {

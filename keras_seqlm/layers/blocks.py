@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_seqlm.layers.attention import SelfAttention
+from keras_seqlm.layers.dense import straight
 from keras_seqlm.layers.feed_forward import FeedForward
 from keras_seqlm.layers.normalization import normalization
 from keras_seqlm.layers.quantization import Quantizable
@@ -184,15 +185,19 @@ class TransformerBlock(Quantizable):
         return self._branches(x, training, bias=bias, cache=cache, slots=slots, return_keys=return_keys, **seen)
 
     def _branches(self, x, training, **arguments):
-        attended = self.attention(self.attention_norm(x) if self.norm_first else x, training=training, **arguments)
+        read = straight(self.attention_norm, x) if self.norm_first else x
+        attended = straight(self.attention, read, training=training, **arguments)
         attended, *kept = attended if isinstance(attended, tuple) else (attended,)
         x = x + self._dropped(attended, training)
         if self.norm_first:
-            x = x + self._dropped(self.feed_forward(self.feed_forward_norm(x), training=training), training)
+            x = x + self._dropped(self._fed_forward(straight(self.feed_forward_norm, x), training), training)
         else:
-            x = self.attention_norm(x)
-            x = self.feed_forward_norm(x + self._dropped(self.feed_forward(x, training=training), training))
+            x = straight(self.attention_norm, x)
+            x = straight(self.feed_forward_norm, x + self._dropped(self._fed_forward(x, training), training))
         return (x, *kept) if kept else x
+
+    def _fed_forward(self, x, training):
+        return straight(self.feed_forward, x, training=training)
 
     def _dropped(self, branch, training):
         return branch if self.branch_dropout is None else self.branch_dropout(branch, training=training)

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_seqlm.layers.dense import Dense
+from keras_seqlm.layers.dense import Dense, straight
 from keras_seqlm.layers.quantization import Quantizable
 
 # gelu_tanh(x) = x s(a x + b x^3), with s the logistic function: what 1 + tanh says with twice the argument.
@@ -112,10 +112,11 @@ class FeedForward(Quantizable):
         self.down.build((None, None, self.intermediate_dim))
 
     def call(self, x, training=None):
+        up = straight(self.up, x, training=training)
         if self.gate is None:
-            return self.down(self.function(self.up(x, training=training), training), training=training)
-        gate = self.function(self.gate(x, training=training), training)
-        return self.down(gate * self.up(x, training=training), training=training)
+            return straight(self.down, self.function(up, training), training=training)
+        gate = self.function(straight(self.gate, x, training=training), training)
+        return straight(self.down, gate * up, training=training)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -178,11 +178,12 @@ def rotation(positions, frequencies):
         frequencies: (head_dim / 2,), from `rotary_frequencies`; a tuple, if torch is to compile it.
 
     Returns:
-        A pair of float32 (batch or 1, time, 1, head_dim / 2).
+        A pair of float32 (batch or 1, time, 1, head_dim): the cosine of each half, and its sine, the first half's negative.
     """
     frequencies = ops.convert_to_tensor(frequencies, dtype="float32")
     angles = (ops.cast(positions, "float32")[..., None] * frequencies)[:, :, None]
-    return ops.cos(angles), ops.sin(angles)
+    cos, sin = ops.cos(angles), ops.sin(angles)
+    return ops.concatenate([cos, cos], axis=-1), ops.concatenate([-sin, sin], axis=-1)
 
 
 def rotate(x, rotation):
@@ -205,9 +206,9 @@ def rotate(x, rotation):
     [[[[-0.0, 1.0]]]]
     """
     cos, sin = rotation
-    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
-    turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return ops.cast(turned, x.dtype)
+    exact = ops.cast(x, "float32")
+    first, second = ops.split(exact, 2, axis=-1)
+    return ops.cast(exact * cos + ops.concatenate([second, first], axis=-1) * sin, x.dtype)
 
 
 def _angles(positions, width, base):
