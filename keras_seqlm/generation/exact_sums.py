@@ -3,7 +3,7 @@
 A float32 sum over a vocabulary errs by about 1e-6 of the whole, each compiler's in its own way, and a draw then falls
 on a neighbouring id: one in ten at 250,000 ids. So a weight in [0, 1] becomes a whole number of units of 2**-43.
 TensorFlow and torch hold it in int64. JAX has no int64 by default; there it is four int32 digits of base 2**11 on a
-last axis, so small that the digits of a whole vocabulary add up without a carry, and a border is a list of six.
+last axis, so small that the digits of a whole vocabulary add up without a carry, and a border is a list of five.
 
 Nothing is sorted. The sum up to a key is sought in the sums of buckets of keys, then in those of one bucket.
 """
@@ -20,7 +20,7 @@ KEY_BITS = 24
 _UNIT_BITS = 43
 _DIGITS, _DIGIT_BITS = 4, 11
 _DIGIT = (1 << _DIGIT_BITS) - 1
-_SUM_DIGITS = 6  # they hold 63 bits and a sign
+_SUM_DIGITS = 5  # the highest of a sum holds what is left, and the sign
 _PART_BITS = 30
 _BLOCK = 512  # numbers at most, so that two int32 hold the sum of a block of weights
 _FLAT = 64 if _BACKEND == "jax" else 512  # so many numbers or fewer are searched in one piece
@@ -135,7 +135,7 @@ def _search(amounts, border_of):
         if not isinstance(border, list):
             return border - ops.sum(amounts * ops.cast(passed, amounts.dtype), axis=1, keepdims=True)
         before = ops.sum(ops.where(passed[:, :, None], amounts, 0), axis=1, keepdims=True)
-        return _carry([digit - part for digit, part in zip(border, _six(before), strict=True)])
+        return _carry([digit - part for digit, part in zip(border, _five(before), strict=True)])
 
     return index, rest
 
@@ -210,7 +210,7 @@ def _border(total, parts, reached=False):
     factors = [parts << 3 & _DIGIT, parts >> 8 & _DIGIT, parts >> 19]  # the digits of parts in units of 2**-33
     columns = [0] * (_SUM_DIGITS + len(factors))
     columns[0] = -int(reached)
-    for i, digit in enumerate(_carry(_six(total))):
+    for i, digit in enumerate(_carry(_five(total))):
         for j, factor in enumerate(factors):
             columns[i + j] += digit * factor
     return _carry(columns)[len(factors) :]
@@ -229,12 +229,12 @@ def _exceeds(cumulative, border):
     if not isinstance(border, list):
         return cumulative > border
     # The sign of the difference less 1.
-    columns = [digit - limit for digit, limit in zip(_six(cumulative), border, strict=True)]
+    columns = [digit - limit for digit, limit in zip(_five(cumulative), border, strict=True)]
     return _carry([columns[0] - 1, *columns[1:]])[-1] >= 0
 
 
-def _six(amounts):
-    """Four digits on the last axis as a list of six."""
+def _five(amounts):
+    """Four digits on the last axis as a list of five."""
     return [amounts[..., i] for i in range(_DIGITS)] + [0] * (_SUM_DIGITS - _DIGITS)
 
 

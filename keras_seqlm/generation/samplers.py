@@ -20,13 +20,6 @@ OPTIONS = {
 }
 
 _BACKEND = keras.backend.backend()
-if _BACKEND == "torch":
-    import torch
-
-    _clip = torch.clamp  # takes numbers as they are; Keras's copies them to the device and waits
-else:
-    _clip = ops.clip
-
 _LARGEST = float(np.finfo("float32").max)  # stands for infinity, so that no difference of two logits is NaN
 _TEMPERATURES = (1e-6, 1e6)
 # Top-k and top-p see how far a scaled logit lies below the best in steps of 2**-19. The last of the 2**24 steps, 32,
@@ -144,8 +137,15 @@ def _mask(ids, vocabulary):
 @functools.lru_cache(maxsize=16)
 def _bias_on(device, ids, vocabulary):
     """-inf for the ids, else 0, (1, vocabulary): made once, since a copy from the host waits."""
+    import torch
+
     with torch.inference_mode(False):  # it outlives the mode that it is first asked for in
         return torch.from_numpy(np.where(_mask(ids, vocabulary), np.float32(-np.inf), np.float32(0))).to(device)
+
+
+def _clip(x, low, high):
+    # Keras on torch copies the numbers to the device, and waits.
+    return x.clamp(low, high) if _BACKEND == "torch" else ops.clip(x, low, high)
 
 
 def _only(weights, kept):
@@ -155,7 +155,7 @@ def _only(weights, kept):
 def _best(logits):
     """The best logit (batch, 1) and the lowest id (batch,) that has it."""
     if _BACKEND == "torch":
-        best, ids = torch.max(logits, dim=-1, keepdim=True)  # the first of equals
+        best, ids = logits.max(dim=-1, keepdim=True)  # the first of equals
         return best, ops.cast(ids[:, 0], "int32")
     best = ops.max(logits, axis=-1, keepdims=True)
     vocabulary = logits.shape[-1]

@@ -207,9 +207,9 @@ def test_a_random_number_that_is_known_already_is_taken():
     [
         ({}, 4),
         ({"temperature": 0.8}, 23),
-        ({"temperature": 0.8, "top_k": 5}, 49),
-        ({"temperature": 0.8, "top_p": 0.9}, 55),
-        ({"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 87),
+        ({"temperature": 0.8, "top_k": 5}, 50),
+        ({"temperature": 0.8, "top_p": 0.9}, 56),
+        ({"temperature": 0.8, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2}, 88),
     ],
 )
 def test_on_torch_nothing_waits_for_the_device_and_few_kernels_run(options, most):
