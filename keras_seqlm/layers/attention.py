@@ -78,7 +78,7 @@ def fused_kernel_serves(time):
 
     A single query makes one row of scores, which needs no such kernel.
     """
-    return keras.backend.backend() == "torch" or (time != 1 and products.on_accelerator())
+    return keras.backend.backend() == "torch" or (products.on_accelerator() and time != 1)
 
 
 def visibility(time, dtype, mask=None, window=None):

@@ -440,7 +440,7 @@ def test_llama_and_mistral_of_transformers(name):
     config = config_of(
         vocab_size=VOCABULARY,
         hidden_size=16,
-        intermediate_size=42,
+        intermediate_size=64,
         num_hidden_layers=options["num_layers"],
         num_attention_heads=options["num_heads"],
         num_key_value_heads=options["num_kv_heads"],

@@ -30,7 +30,8 @@ def writer(request):
 def test_text_is_what_the_model_writes_after_bos_and_the_prompt(writer):
     (text,) = writer.write("It was", max_new_tokens=10, **SAMPLED)
     ids = [1, *(byte + 4 for byte in b"It was")]
-    new = writer.model.generate(ids, max_new_tokens=10, **SAMPLED)
+    ids_of_tokenizer = {"eos_id": 2, "suppressed_ids": (0, 1, 3)}
+    new = writer.model.generate(ids, max_new_tokens=10, **ids_of_tokenizer, **SAMPLED)
     assert text.token_ids == new.tolist()
     assert text.text == bytes(i - 4 for i in new).decode("utf-8", errors="replace")
     assert (text.prompt, text.truncated) == ("It was", False)
