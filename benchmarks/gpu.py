@@ -40,6 +40,7 @@ import time
 WARM = 5  # steps before the clock starts
 PROFILED = 3  # steps under the profiler
 HEAVIEST = 25  # kernels that are shown
+LONGEST_IDLE = 6
 LEAST_SECONDS = 20  # left, or a case is not begun
 PROMPT = 64
 CALLS = 3  # of decoding, the first of which compiles
@@ -374,14 +375,14 @@ class Profile:
         seconds = time.perf_counter() - self.began
         if self.on_torch:
             self.session.stop()
-            found = torch_kernels(self.session)
+            found, idle = torch_kernels(self.session), []
         else:
             import jax
 
             jax.profiler.stop_trace()
-            found = jax_kernels(self.folder.name)
+            found, idle = jax_kernels(self.folder.name)
             self.folder.cleanup()
-        tell(kernels=found, times=times, unit=unit, seconds=seconds)
+        tell(kernels=found, idle=idle, times=times, unit=unit, seconds=seconds)
 
 
 def torch_kernels(session):
@@ -396,7 +397,7 @@ def torch_kernels(session):
 
 
 def jax_kernels(folder):
-    """From the device's streams; on a CPU from every event that names an HLO operation."""
+    """Kernels and idle times, from the device's streams; on a CPU from every event that names an HLO operation."""
     import jax
 
     [path] = pathlib.Path(folder).rglob("*.xplane.pb")
@@ -405,14 +406,35 @@ def jax_kernels(folder):
     on_device = bool(streams)
     streams = [line for line in streams if line.name.startswith("Stream")] or streams
     lines = streams if on_device else [line for plane in planes for line in plane.lines]
-    count, seconds = collections.Counter(), collections.Counter()
+    count, seconds, spans = collections.Counter(), collections.Counter(), []
     for line in lines:
         for event in line.events:
             if on_device or "hlo_op" in dict(event.stats):
                 name = re.sub(r"[._]\d+$", "", event.name)
                 count[name] += 1
                 seconds[name] += event.duration_ns / 1e9
-    return [(name, count[name], seconds[name]) for name in seconds]
+                spans.append((event.start_ns, event.start_ns + event.duration_ns, name))
+    return [(name, count[name], seconds[name]) for name in seconds], idle_times(spans)
+
+
+def idle_times(spans):
+    """(before which kernel, how often, seconds in all) of the times in which no kernel ran, the longest first.
+
+    Args:
+        spans: (start, end, name) of the kernels, in nanoseconds.
+
+    Example:
+
+    >>> idle_times([(0, 1000, "a"), (500, 2000, "b"), (5000, 6000, "a")])
+    [('a', 1, 3e-06)]
+    """
+    count, seconds, until = collections.Counter(), collections.Counter(), None
+    for start, end, name in sorted(spans):
+        if until is not None and start > until:
+            count[name] += 1
+            seconds[name] += (start - until) / 1e9
+        until = end if until is None else max(until, end)
+    return [(name, count[name], total) for name, total in seconds.most_common()]
 
 
 KINDS = (  # the first that fits; names of cuDNN's attention hold those of products, too
@@ -441,6 +463,9 @@ def profile_table(case, said):
     for name, _, seconds in kernels:
         kinds[kind_of(name)] += seconds
     lines = [f"{head}: " + ", ".join(f"{kind} {share / busy:.0%}" for kind, share in kinds.most_common()), ""]
+    for name, often, seconds in said["idle"][:LONGEST_IDLE]:
+        waits = f"{often / said['times']:.1f} times a {said['unit']}, {seconds / said['times'] * 1e3:.3f} ms in all"
+        lines.insert(-1, f"idle before {name[:90]}: {waits}")
     lines += [f"| kernel | kind | calls a {said['unit']} | {each} | of the kernels |", "|---|---|---|---|---|"]
     for name, calls, seconds in kernels[:HEAVIEST]:
         numbers = f"{calls / said['times']:.1f} | {seconds / said['times'] * 1e3:.3f} | {seconds / busy:.1%}"

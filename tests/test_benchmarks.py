@@ -109,9 +109,11 @@ def test_ours_stands_beside_its_peer():
 
 def test_a_profile_sums_up_kinds():
     kernels = [["nvjet_hsh_128", 30, 0.03], ["cudnn_sm90_flash_fprop_wgmma", 6, 0.02], ["loop_add_fusion", 3, 0.01]]
-    said = {"kernels": kernels, "times": 3, "unit": "step", "seconds": 0.08}
+    idle = [["loop_add_fusion", 6, 0.003]]
+    said = {"kernels": kernels, "idle": idle, "times": 3, "unit": "step", "seconds": 0.08}
     table = gpu.profile_table(gpu.BY_NAME["jax-gpt"], said)
     assert "26.67 ms a step" in table and "kernels fill 75% of it: products 50%, attention 33%, the rest 17%" in table
+    assert "idle before loop_add_fusion: 2.0 times a step, 1.000 ms in all" in table
     assert "| nvjet_hsh_128 | products | 10.0 | 10.000 | 50.0% |" in table
     assert "no kernels" in gpu.profile_table(gpu.BY_NAME["jax-gpt"], {**said, "kernels": []})
 
