@@ -9,8 +9,9 @@ the backend of each case, no TensorFlow. Every case is a process of its own, one
 row is printed as its case ends, and the table once more at the end, when every peer is known. What runs over --limit
 seconds is killed, what no time is left for within --total is not begun, and either is said in its row.
 
-A step's time goes from the end of the 5th step to the end of the last, and the loss is waited for at both ends alone: who
-looks at it in each step stops JAX from running ahead. Decoding: the best of two calls after the first.
+A step's time goes from the end of the 5th step to the end of the last. The clock is an `async_safe` callback, as Keras's
+own progress bar is: one that is not makes Keras wait for every step's loss, and the device for the step after it.
+Decoding: the best of two calls after the first.
 
 beside    tokens/s over those of the peer: compiled PyTorch, eager PyTorch for eager torch, cuDNN's LSTM, `generate`
 of bound  of training: model FLOPs (products of the forward pass, three times) over --peak; of decoding at batch 1: the
@@ -38,7 +39,7 @@ import tempfile
 import time
 
 WARM = 5  # steps before the clock starts
-PROFILED = 3  # steps under the profiler
+PROFILED = 8  # steps under the profiler
 HEAVIEST = 25  # kernels that are shown
 LONGEST_IDLE = 6
 LEAST_SECONDS = 20  # left, or a case is not begun
@@ -260,32 +261,39 @@ def train(case, shape, args):
     model = new_model(case, shape)
     loss = FusedCrossEntropy() if case.fused else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.AdamW(3e-4, weight_decay=0.1), loss=loss, jit_compile=case.jit)
-    profile = Profile(case) if case.name in args.profile else None
 
     class Batches(keras.utils.PyDataset):
-        num_batches = args.steps + (PROFILED if profile else 0)
+        def __init__(self, steps):
+            super().__init__()
+            self.steps = steps
+
+        def __len__(self):
+            return self.steps
 
         def __getitem__(self, index):
             return x, y
 
     class Clock(keras.callbacks.Callback):
+        async_safe = True
+
         def on_train_batch_end(self, batch, logs=None):
+            now = time.perf_counter()  # the step has ended, since Keras has made a number of its loss
             if batch + 1 == WARM:
-                wait_for(logs["loss"])
-                self.warm = time.perf_counter()
+                self.warm = now
             if batch + 1 == args.steps:
-                value = wait_for(logs["loss"])
-                seconds = (time.perf_counter() - self.warm) / (args.steps - WARM)
+                seconds = (now - self.warm) / (args.steps - WARM)
                 speed = {"tokens_s": shape.batch * shape.context / seconds, "ms": seconds * 1e3}
-                tell(**speed, first_s=self.warm - began, gb=most_memory(), loss=value, params=model.count_params())
-                if profile:
-                    profile.start()
-            if batch + 1 == args.steps + PROFILED:
-                wait_for(logs["loss"])
-                profile.stop(PROFILED, "step")
+                tell(
+                    **speed, first_s=self.warm - began, gb=most_memory(), loss=logs["loss"], params=model.count_params()
+                )
 
     began = time.perf_counter()
-    model.fit(Batches(), epochs=1, verbose=0, shuffle=False, callbacks=[Clock()])
+    model.fit(Batches(args.steps), epochs=1, verbose=0, shuffle=False, callbacks=[Clock()])
+    if case.name in args.profile:
+        profile = Profile(case)
+        profile.start()
+        model.fit(Batches(PROFILED), epochs=1, verbose=0, shuffle=False)
+        profile.stop(PROFILED, "step")
 
 
 def decode(case, shape, args):
@@ -326,17 +334,6 @@ def tell(**said):
     print(json.dumps(said), flush=True)
 
 
-def wait_for(loss):
-    """The loss as a number, once all that the device was told to do is done."""
-    value = float(loss)
-    if os.environ["KERAS_BACKEND"] == "torch":
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-    return value
-
-
 def most_memory():
     """GiB in use on the device at the most, or None on a CPU."""
     if os.environ["KERAS_BACKEND"] == "torch":
@@ -368,36 +365,35 @@ class Profile:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # it would slow down what it looks at
             jax.profiler.start_trace(self.folder.name, profiler_options=options)
-        self.began = time.perf_counter()
 
     def stop(self, times, unit):
         """Print name, calls and seconds of every kernel, and over how many steps or tokens they were counted."""
-        seconds = time.perf_counter() - self.began
         if self.on_torch:
             self.session.stop()
-            found, idle = torch_kernels(self.session), []
+            spans = torch_spans(self.session)
         else:
             import jax
 
             jax.profiler.stop_trace()
-            found, idle = jax_kernels(self.folder.name)
+            spans = jax_spans(self.folder.name)
             self.folder.cleanup()
-        tell(kernels=found, idle=idle, times=times, unit=unit, seconds=seconds)
+        tell(**summed_up(spans), times=times, unit=unit)
 
 
-def torch_kernels(session):
-    """What ran on the device, without the marks that span several kernels; on a CPU the operators."""
+def torch_spans(session):
+    """(start, end, name) of what ran on the device, without marks that span several kernels; on a CPU of the operators."""
     import torch
 
-    events = [event for event in session.key_averages() if not event.is_user_annotation]
-    if not torch.cuda.is_available():
-        return [(event.key, event.count, event.self_cpu_time_total / 1e6) for event in events]
-    events = [event for event in events if str(event.device_type).endswith("CUDA")]
-    return [(event.key, event.count, event.self_device_time_total / 1e6) for event in events]
+    events = [event for event in session.events() if not event.is_user_annotation]
+    if torch.cuda.is_available():
+        events = [event for event in events if str(event.device_type).endswith("CUDA")]
+    else:
+        events = [event for event in events if event.cpu_parent is None]
+    return [(event.time_range.start * 1e3, event.time_range.end * 1e3, event.name) for event in events]
 
 
-def jax_kernels(folder):
-    """Kernels and idle times, from the device's streams; on a CPU from every event that names an HLO operation."""
+def jax_spans(folder):
+    """(start, end, name) of the events on the device's streams; on a CPU of every one that names an HLO operation."""
     import jax
 
     [path] = pathlib.Path(folder).rglob("*.xplane.pb")
@@ -406,15 +402,32 @@ def jax_kernels(folder):
     on_device = bool(streams)
     streams = [line for line in streams if line.name.startswith("Stream")] or streams
     lines = streams if on_device else [line for plane in planes for line in plane.lines]
-    count, seconds, spans = collections.Counter(), collections.Counter(), []
-    for line in lines:
-        for event in line.events:
-            if on_device or "hlo_op" in dict(event.stats):
-                name = re.sub(r"[._]\d+$", "", event.name)
-                count[name] += 1
-                seconds[name] += event.duration_ns / 1e9
-                spans.append((event.start_ns, event.start_ns + event.duration_ns, name))
-    return [(name, count[name], seconds[name]) for name in seconds], idle_times(spans)
+    return [
+        (event.start_ns, event.start_ns + event.duration_ns, re.sub(r"[._]\d+$", "", event.name))
+        for line in lines
+        for event in line.events
+        if on_device or "hlo_op" in dict(event.stats)
+    ]
+
+
+def summed_up(spans):
+    """`kernels`: (name, calls, seconds) each; `idle`: as `idle_times`; `seconds` from the first start to the last end.
+
+    Args:
+        spans: (start, end, name) of the kernels, in nanoseconds.
+
+    Example:
+
+    >>> summed_up([(0, 1000, "a"), (500, 2000, "b"), (5000, 6000, "a")])
+    {'kernels': [('a', 2, 2e-06), ('b', 1, 1.5e-06)], 'idle': [('a', 1, 3e-06)], 'seconds': 6e-06}
+    """
+    count, took = collections.Counter(), collections.Counter()
+    for start, end, name in spans:
+        count[name] += 1
+        took[name] += end - start
+    kernels = [(name, count[name], took[name] / 1e9) for name in took]
+    seconds = max((end for _, end, _ in spans), default=0) - min((start for start, _, _ in spans), default=0)
+    return {"kernels": kernels, "idle": idle_times(spans), "seconds": seconds / 1e9}
 
 
 def idle_times(spans):

@@ -67,8 +67,8 @@ def outer_products(a, b):
     if not compiled_for_cpu():
         return ops.matmul(ops.transpose(a), b)
     if a.shape[1] <= b.shape[1]:  # the narrower one is turned; the result, if need be, too
-        return ops.matmul(_in_memory(ops.transpose(a)), b)
-    return ops.transpose(_in_memory(ops.matmul(_in_memory(ops.transpose(b)), a)))
+        return ops.matmul(in_memory(ops.transpose(a)), b)
+    return ops.transpose(in_memory(ops.matmul(in_memory(ops.transpose(b)), a)))
 
 
 def matmul_in_float32(a, b):
@@ -123,7 +123,7 @@ def compiled_for_cpu():
     return False
 
 
-def _in_memory(tensor):
+def in_memory(tensor):
     """The same, which XLA computes by itself: it would take a transposition into the product that follows."""
     if keras.backend.backend() == "jax":
         import jax

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_seqlm.products import value_of
+from keras_seqlm.products import in_memory, value_of
 
 NORMS = ("layer", "rms")
 
@@ -48,30 +48,45 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 def normalized(x, gamma, beta, epsilon):
     """The layer norm of `x` (..., width) in its dtype, with gamma and beta float32 (width,)."""
-    return ops.cast(_standard(x, epsilon)[0] * gamma + beta, x.dtype)
+    return ops.cast(_standard(x, *_moments(x, epsilon)) * gamma + beta, x.dtype)
 
 
 def normalized_by_hand(x, gamma, beta, epsilon):
-    """`normalized`, whose gradient is written out: d x = (g - mean(g) - h mean(g h)) / sigma, with h standard, g = gamma d y."""
+    """`normalized`, whose gradient is written out: d x = (g - mean(g) - h mean(g h)) / sigma, with h standard, g = gamma d y.
+
+    Mean and deviation are computed once and kept, so that the sums over all rows read x and d y alone, and once.
+    """
 
     @ops.custom_gradient
     def function(x, gamma, beta):
+        mean, inverse = (in_memory(moment) for moment in _moments(x, epsilon))
+
         def gradient(upstream):
-            standard, inverse = _standard(x, epsilon)
-            d_y = ops.cast(upstream, "float32")
+            standard, d_y = _standard(x, mean, inverse), ops.cast(upstream, "float32")
             g = d_y * gamma
             d_x = g - ops.mean(g, -1, keepdims=True) - standard * ops.mean(g * standard, -1, keepdims=True)
-            rows = tuple(range(len(x.shape) - 1))
-            return ops.cast(inverse * d_x, x.dtype), ops.sum(d_y * standard, rows), ops.sum(d_y, rows)
+            return ops.cast(inverse * d_x, x.dtype), *_sums_over_rows(d_y * standard, d_y)
 
-        return normalized(x, gamma, beta, epsilon), gradient
+        return ops.cast(_standard(x, mean, inverse) * gamma + beta, x.dtype), gradient
 
     return function(x, gamma, beta)
 
 
-def _standard(x, epsilon):
-    """x with mean 0 and variance 1 along the last axis, and what it was multiplied with; float32."""
+def _moments(x, epsilon):
+    """The mean of x along the last axis and one over its standard deviation, both (..., 1) in float32."""
     x = ops.cast(x, "float32")
-    centred = x - ops.mean(x, axis=-1, keepdims=True)
-    inverse = ops.rsqrt(ops.mean(ops.square(centred), axis=-1, keepdims=True) + epsilon)
-    return centred * inverse, inverse
+    mean = ops.mean(x, axis=-1, keepdims=True)
+    return mean, ops.rsqrt(ops.mean(ops.square(x - mean), axis=-1, keepdims=True) + epsilon)
+
+
+def _standard(x, mean, inverse):
+    """x with mean 0 and variance 1 along the last axis; float32."""
+    return (ops.cast(x, "float32") - mean) * inverse
+
+
+def _sums_over_rows(*tensors):
+    """Each (..., width) -> (width,), in one pass over all of them."""
+    import jax
+
+    rows = tuple(range(len(tensors[0].shape) - 1))
+    return jax.lax.reduce(tensors, (0.0,) * len(tensors), lambda a, b: tuple(map(jax.lax.add, a, b)), rows)
