@@ -5,6 +5,7 @@ benchmarks/RESULTS.md), and the gradient of every kernel is such a product. So i
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -98,6 +99,33 @@ def value_of(tensor):
 
         return tf.convert_to_tensor(tensor)
     return tensor
+
+
+def numbers_of(tensor):
+    """The numbers of `tensor` as NumPy; None where there are none yet, or where the host would wait for them.
+
+    There are none while a step is traced, in another process's part of an array there are others, and on torch's
+    accelerators a look makes the host wait for the device.
+
+    Example:
+
+    >>> numbers_of(keras.ops.array([1, 2])).tolist()
+    [1, 2]
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow" and not isinstance(tensor, np.ndarray) and not hasattr(tensor, "numpy"):
+        return None
+    if backend == "jax":
+        import jax
+
+        if isinstance(tensor, jax.core.Tracer) or not getattr(tensor, "is_fully_addressable", True):
+            return None
+    if backend == "torch":
+        import torch
+
+        if torch.compiler.is_compiling() or (isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu"):
+            return None
+    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def on_accelerator():

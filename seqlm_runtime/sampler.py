@@ -126,7 +126,10 @@ def _draw(logits, option, position):
         cumulative = np.cumsum(_whole(considered)[order])
         last = keys[order[np.searchsorted(cumulative, _border(cumulative[-1], option["top_p"], 1), "right")]]
         drawable = np.where(keys <= last, considered, np.float32(0))
-    amounts = _whole(np.where(weights >= np.float32(option["min_p"]), drawable, np.float32(0)))
+    least = (
+        np.float32(min(option["min_p"], 1)) if option["min_p"] > 0 else np.float32(0)
+    )  # as the served graph takes it
+    amounts = _whole(np.where(weights >= least, drawable, np.float32(0)))
     cumulative = np.cumsum(amounts)
     border = _border(cumulative[-1], uniform(option["seed"], position), 0)
     chosen = int(np.searchsorted(cumulative, border, "right"))

@@ -92,7 +92,7 @@ def reduced(losses, counted, weights, reduction):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight"])
 @pytest.mark.parametrize("ignore_class", [None, 3, -100])
 def test_reductions(reduction, ignore_class):
     """Of the plain loss and of both forms of the fused one; ignored tokens and those of -1 weigh 0."""

@@ -6,6 +6,7 @@ in the caches, so that a token costs what the text behind it is long, and looks 
 """
 
 import dataclasses
+from numbers import Integral
 
 import keras
 import numpy as np
@@ -217,8 +218,11 @@ def generate(
         seed=seed,
     )
     context = getattr(model, "max_length", None)
-    end = -1 if eos_id is None else int(eos_id)
     suppressed = tuple(i for i in suppressed_ids if i is not None)
+    for name, number in [("eos_id", eos_id), *(("suppressed_ids", i) for i in suppressed)]:
+        if number is not None and (not isinstance(number, Integral) or not 0 <= number < model.vocabulary_size):
+            raise ValueError(f"{name} must be ids from 0 to {model.vocabulary_size - 1}, got {number!r}")
+    end = -1 if eos_id is None else int(eos_id)
     write = _Writer(model, options, end, suppressed, stop)
     if context is None:
         return write(prompts, limits)
@@ -300,7 +304,12 @@ class _Writer:
         room = None if self.context is None else self._fitting(min(needed, max(width, LONGEST_CALL)), SMALLEST_ROOM)
         arguments = {"xla": _xla_pays(self.model, batch * min(needed, LONGEST_CALL))}
         sees = "repetition_penalty" in uses
-        carry = compiled(self.model, _start, room, sees)(ops.convert_to_tensor(padded), *parts)
+        carry = compiled(self.model, _start, room, sees and texts is None)(ops.convert_to_tensor(padded), *parts)
+        if sees and texts is not None:  # a row that slides has seen more than it reads again
+            seen = np.zeros((batch, self.model.vocabulary_size), "float32")
+            for marked, row in zip(seen, rows, strict=False):
+                marked[texts[row]] = 1.0
+            carry["seen"] = ops.convert_to_tensor(seen)
         run = compiled(self.model, advance, LONGEST_CALL, self.suppressed, uses, donate=(0,), **arguments)
         stopped_by_text = np.zeros(len(prompts), bool)
         reasons = np.where(budgets > 0, RUNNING, LENGTH)
@@ -381,8 +390,10 @@ def checked_ids(sequences, vocabulary_size):
     Raises:
         ValueError: an empty sequence, ids that are no integers, or an id outside the vocabulary.
     """
-    sequences = [np.asarray(sequence).reshape(-1) for sequence in sequences]
+    sequences = [np.asarray(sequence) for sequence in sequences]
     for row, ids in enumerate(sequences):
+        if ids.ndim != 1:
+            raise ValueError(f"sequence {row} must be a list of ids, got an array of shape {ids.shape}")
         if len(ids) == 0:
             raise ValueError(f"sequence {row} is empty; give at least one id, say the bos id")
         if ids.dtype.kind not in "iu":

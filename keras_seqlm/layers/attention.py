@@ -88,7 +88,7 @@ def visibility(time, dtype, mask=None, window=None):
 
     Args:
         time: tokens of a sequence, an int or a scalar tensor.
-        dtype: of the bias.
+        dtype: of queries and keys.
         mask: bool (batch or 1, 1, time, time), true where a key may be seen; None for all.
         window: how many keys up to its own a query sees; None for all.
 
@@ -100,7 +100,15 @@ def visibility(time, dtype, mask=None, window=None):
     if mask is None and window is None and told:
         return {"causal": True, "bias": None}
     seen = causal_mask(time, window)
-    return {"causal": told, "bias": as_bias(seen if mask is None else ops.logical_and(seen, mask), dtype)}
+    return {
+        "causal": told,
+        "bias": as_bias(seen if mask is None else ops.logical_and(seen, mask), bias_dtype(time, dtype)),
+    }
+
+
+def bias_dtype(time, dtype):
+    """In which dtype a bias is added to the scores of so many queries: by hand in float32, whatever the operands are."""
+    return dtype if fused_kernel_serves(time) else "float32"
 
 
 def _by_library(query, key, value, causal, mask, bias, scale):
@@ -158,8 +166,11 @@ def as_bias(mask, dtype):
 
 
 def lowest(dtype):
-    """What is added to the score of a key that is not seen: finite, so that a row without any still gives numbers."""
-    return {"float16": -3e4, "bfloat16": -1e30, "float32": -1e30, "float64": -1e30}[
+    """What is added to the score of a key that is not seen: finite, so that a row without any still gives numbers.
+
+    In float16, where a fused kernel takes a bias, it hides a key whose score is up to 65504 above those that are seen.
+    """
+    return {"float16": -65504.0, "bfloat16": -1e30, "float32": -1e30, "float64": -1e30}[
         keras.backend.standardize_dtype(dtype)
     ]
 

@@ -25,11 +25,13 @@ def gelu_tanh(x, training=False):
 
     @ops.custom_gradient
     def by_hand(x):
-        share = ops.sigmoid(x * (GELU_A + GELU_B * (x * x)))
+        half = keras.backend.standardize_dtype(x.dtype) == "float16"
+        z = ops.clip(x, -30.0, 30.0) if half else x  # where s has long been 0 or 1, and the square of 257 overflows
+        share = ops.sigmoid(z * (GELU_A + GELU_B * (z * z)))
         y = x * share
 
         def gradient(upstream):
-            return upstream * (share + y * (1.0 - share) * (GELU_A + 3.0 * GELU_B * (x * x)))
+            return upstream * (share + y * (1.0 - share) * (GELU_A + 3.0 * GELU_B * (z * z)))
 
         return y, gradient
 

@@ -39,7 +39,8 @@ class LayerNormalization(keras.layers.LayerNormalization):
     """
 
     def call(self, inputs, training=None):
-        if keras.backend.backend() != "jax":
+        last = self.axis in (-1, [-1], len(inputs.shape) - 1, [len(inputs.shape) - 1])
+        if keras.backend.backend() != "jax" or not last or self.gamma is None or self.beta is None:
             return super().call(inputs)
         normalize = normalized_by_hand if training else normalized
         gamma, beta = (ops.cast(value_of(weight), "float32") for weight in (self.gamma, self.beta))

@@ -1,5 +1,6 @@
 """Where a token stands: learned and sinusoidal position vectors, and the rotation of queries and keys."""
 
+import collections.abc
 import math
 
 import keras
@@ -152,13 +153,18 @@ def rotary_frequencies(head_dim, base=10000.0, scaling=None):
     frequencies = float(base) ** (-2.0 * np.arange(head_dim // 2) / head_dim)
     if scaling is None:
         return frequencies
-    numbers = dict(scaling)
+    numbers = dict(scaling) if isinstance(scaling, collections.abc.Mapping) else {}
     kind = numbers.pop("type", None)
     if kind not in ROTARY_SCALINGS:
-        raise ValueError(f"rotary_scaling needs a 'type', one of {list(ROTARY_SCALINGS)}, got {scaling!r}")
-    if sorted(numbers) != sorted(ROTARY_SCALINGS[kind]) or not all(0 < value < math.inf for value in numbers.values()):
         raise ValueError(
-            f"rotary_scaling of type {kind!r} takes {ROTARY_SCALINGS[kind]}, each above 0, got {scaling!r}"
+            f"rotary_scaling must be a dict whose 'type' is one of {list(ROTARY_SCALINGS)}, got {scaling!r} (Hugging Face's "
+            "rope_scaling has other names: rope_type for type, low_freq_factor for low_frequency_factor, high_freq_factor for "
+            "high_frequency_factor, original_max_position_embeddings for original_max_length)"
+        )
+    real = all(isinstance(value, (int, float)) and 0 < value < math.inf for value in numbers.values())
+    if sorted(numbers) != sorted(ROTARY_SCALINGS[kind]) or not real:
+        raise ValueError(
+            f"rotary_scaling of type {kind!r} takes {ROTARY_SCALINGS[kind]}, each a number above 0, got {scaling!r}"
         )
     if kind == "linear":
         return frequencies / numbers["factor"]

@@ -68,13 +68,14 @@ class RecurrentStack(keras.layers.Layer):
         x: (batch, time, features).
         state: dict of float32 (batch, hidden_dim): `h_0`, `h_1` ..., for an LSTM also `c_0` ...; None is zeros.
         lengths: int32 (batch,), the real steps of each row; the padding behind them leaves the state as it is.
-        segment_ids: int32 (batch, time) of packed documents; the state is zero again where the number changes.
+        segment_ids: int32 (batch, time) of packed documents; the state is zero again where the number changes,
+            padding left out.
 
     Returns:
         The outputs (batch, time, hidden_dim) and the state after the last step.
 
     Raises:
-        ValueError: an unknown cell.
+        ValueError: an unknown cell, another `use_cudnn`.
 
     Example: PyTorch's first program, a recurrent layer, its last output and a linear layer, and its twin here.
 
@@ -93,6 +94,8 @@ class RecurrentStack(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         if cell not in KERAS_LAYERS:
             raise ValueError(f"cell must be one of {sorted(KERAS_LAYERS)}, got {cell!r}")
+        if use_cudnn not in ("auto", False):
+            raise ValueError(f"use_cudnn must be 'auto' or False, got {use_cudnn!r}")
         self.cell = cell
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers
@@ -136,6 +139,9 @@ class RecurrentStack(keras.layers.Layer):
         if segment_ids is not None:
             changes = segment_ids[:, 1:] != segment_ids[:, :-1]
             starts = ops.concatenate([ops.zeros_like(changes[:, :1]), changes], axis=1)
+            if lengths is not None:  # padding is no document, whatever its number
+                steps = ops.arange(ops.shape(x)[1], dtype="int32")
+                starts = ops.logical_and(starts, steps[None] < lengths[:, None])
         plain = x.shape[1] == 1 or exported_by_torch()
         way = self._choose(training, lengths is None and starts is None, plain)
         run = {"torch": run_in_torch, "scan_by_hand": scan_by_hand}.get(way, scan)

@@ -81,7 +81,7 @@ def _share(loss, vocabulary_size, x, y, sample_weight):
         targets = ops.cast(of_tokens(y if sample_weight is not None else without_padding(y, x)), "int32")
         counted = ops.cast(counted_tokens(targets, vocabulary_size, loss.ignore_class), "float32")
     else:
-        counted, _ = counted_and_seen(loss, y, x, sample_weight)
+        _, counted, _ = counted_and_seen(loss, y, x, sample_weight)
     if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
         counted = counted * as_weights(sample_weight, counted)
     return share_of(counted)

@@ -1,8 +1,9 @@
 """Which tokens of a batch a loss counts, and with what weight."""
 
 import keras
-import numpy as np
 from keras import ops
+
+from keras_seqlm.products import numbers_of
 
 UNCOUNTED = -1  # the target of a token that a loss leaves out
 
@@ -46,10 +47,9 @@ def counted_tokens(targets, vocabulary_size, ignore_class=None):
 def check_targets(targets, vocabulary_size, ignore_class=None):
     """Refuse targets that are neither an id of the vocabulary nor a mark of tokens that do not count.
 
-    Only where the numbers are there to be looked at: while a step is traced there are none, and on torch's accelerators
-    a look would make the host wait for the device.
+    Only where the numbers are there to be looked at, see `products.numbers_of`.
     """
-    numbers = _numbers(targets)
+    numbers = numbers_of(targets)
     if numbers is None:
         return
     strange = ((numbers < 0) | (numbers >= vocabulary_size)) & (numbers != UNCOUNTED)
@@ -91,21 +91,3 @@ def share_of(counted):
         if replica is not None and replica.num_replicas_in_sync > 1:
             numbers = replica.all_reduce(tf.distribute.ReduceOp.SUM, numbers)
     return ops.divide_no_nan(numbers[0], numbers[1])
-
-
-def _numbers(tensor):
-    """The numbers of `tensor` as NumPy, or None; see `check_targets`."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow" and not hasattr(tensor, "numpy"):
-        return None
-    if backend == "jax":
-        import jax
-
-        if isinstance(tensor, jax.core.Tracer) or not tensor.is_fully_addressable:
-            return None
-    if backend == "torch":
-        import torch
-
-        if tensor.device.type != "cpu" or torch.compiler.is_compiling():
-            return None
-    return np.asarray(ops.convert_to_numpy(tensor))

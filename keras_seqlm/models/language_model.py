@@ -16,8 +16,9 @@ from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.quantization import KEY, quantizable_parts, quantization_config, restore_quantization
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
 from keras_seqlm.losses.accumulation import batch_weighed, weigh_batches
-from keras_seqlm.losses.of_keras import token_weights, warn_of_probabilities
-from keras_seqlm.losses.targets import without_padding
+from keras_seqlm.losses.of_keras import targets_and_weights, warn_of_probabilities
+from keras_seqlm.losses.targets import as_targets, check_targets, real_tokens, without_padding
+from keras_seqlm.products import numbers_of
 
 # The model in whose training or test step we are. A thread's own, because the replicas of a strategy share the model.
 _IN_FUSED_STEP = contextvars.ContextVar("in_fused_step", default=None)
@@ -39,15 +40,17 @@ class LanguageModel(keras.Model):
     there), and writes `hidden_states`, `projection` (or `logits_of`, if it is no linear layer) and `initial_state`.
     Generation, scoring, export and verification need nothing else; `read` may be written where prompts can be read faster.
 
-    Under `compile` with a loss of ours, or a cross-entropy of Keras's, tokens from `lengths` on weigh 0 in `fit` and
-    `evaluate`, and the mean is over the real ones. Sample weights take the place of that: given some, they alone say
-    what counts. The mean is over all devices and, where gradients are accumulated, over all batches of an update.
+    Under `compile` with a loss of ours, or a cross-entropy of Keras's, targets of -1 weigh 0 in `fit` and `evaluate`, and
+    so do tokens from `lengths` on, in `weighted_metrics`, too; the mean is over the rest. Sample weights take the place of
+    `lengths`: given some, they alone say what counts. The mean is over all devices and, where gradients are accumulated,
+    over all batches of an update; those of several batches Keras averages by their rows (`tasks.evaluate` by tokens).
 
     Under `compile(loss=FusedCrossEntropy())` the steps of `fit` and `evaluate` make no logits: there `y_pred` is the
     hidden states. `model(x)`, `predict` and `generate` give what they always do.
     """
 
     max_length = None  # a recurrent model has no limit
+    reads = ("token_ids", "lengths", "segment_ids")  # what `inputs` may hold; a subclass that reads more names it, too
     torch_compiles = True  # whether torch's compiler makes a training pass faster
     _infers_shapes = False
 
@@ -81,12 +84,12 @@ class LanguageModel(keras.Model):
             inputs: as in a call; `lengths` says how much of each row is real.
             max_length: the room of a cache, as in `initial_state`.
         """
-        inputs = as_inputs(inputs)
+        inputs = self.checked_inputs(inputs)
         state = self.initial_state(ops.shape(inputs["token_ids"])[0], max_length)
         return self.hidden_states(inputs, state, training=False)[1]
 
     def call(self, inputs, state=None, training=None):
-        inputs = as_inputs(inputs)
+        inputs = self.checked_inputs(inputs, state)
         if state is not None:
             self._check_room(inputs, state)
         else:
@@ -97,6 +100,29 @@ class LanguageModel(keras.Model):
             return hidden
         logits = self.logits_of(hidden)
         return logits if state is None else (logits, state)
+
+    def checked_inputs(self, inputs, state=None):
+        """A dict of tensors, ids and lengths as int32.
+
+        Raises:
+            ValueError: an input that this model does not read, `segment_ids` beside a state, lengths that do not fit.
+        """
+        inputs = as_inputs(inputs)
+        unknown = sorted(set(inputs) - set(self.reads))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} reads {', '.join(self.reads)}, and would not look at {', '.join(unknown)}; leave it "
+                "out. Padding is on the right, and `lengths` (batch,) says how many tokens of each row are real"
+            )
+        if state is not None and "segment_ids" in inputs:
+            raise ValueError(
+                "segment_ids are for whole sequences, without a state: a state belongs to one document a row. Leave them out, "
+                "or begin a document with a new initial_state"
+            )
+        lengths, time = numbers_of(inputs["lengths"]) if "lengths" in inputs else None, inputs["token_ids"].shape[1]
+        if lengths is not None and isinstance(time, int) and ((lengths < 0) | (lengths > time)).any():
+            raise ValueError(f"lengths must be from 0 to {time}, the tokens of a row, got {lengths.tolist()}")
+        return inputs
 
     def build(self, inputs_shape=None, state_shape=None):
         raise TypeError(f"{type(self).__name__} must define build() and build every layer in it")
@@ -109,6 +135,8 @@ class LanguageModel(keras.Model):
         Raises:
             ValueError: also for an optimizer whose decay rates are 1 in the half precision of the weights.
         """
+        if isinstance(loss, (list, tuple)) and len(loss) == 1:
+            [loss] = loss
         warn_of_probabilities(keras.tree.flatten(loss), self)
         if any(isinstance(part, FusedCrossEntropy) for part in keras.tree.flatten(loss)):
             self._check_fused(loss, [*keras.tree.flatten(metrics), *keras.tree.flatten(weighted_metrics)])
@@ -148,7 +176,10 @@ class LanguageModel(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Keras's; a fused loss is computed here, where hidden states, projection and targets are at hand."""
         if not isinstance(self.loss, CrossEntropy):
-            return super().compute_loss(x, y, y_pred, token_weights(self.loss, y, x, sample_weight), training)
+            y, sample_weight = targets_and_weights(self.loss, y, x, sample_weight)
+            if isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy):
+                check_targets(as_targets(y, y_pred), y_pred.shape[-1], self.loss.ignore_class)
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
         if sample_weight is None:
             y = without_padding(y, x)
         if not isinstance(self.loss, FusedCrossEntropy):
@@ -158,6 +189,13 @@ class LanguageModel(keras.Model):
         else:  # a step of one's own, or Keras builds: these are logits
             loss = self.loss.of_logits(y_pred, y, sample_weight)
         return super().compute_loss(x, y, loss, None, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Keras's; `weighted_metrics` leave padding out, too, where there are no weights."""
+        if sample_weight is None and y is not None and len(getattr(y, "shape", ())) in (2, 3):
+            real = real_tokens(y, x)
+            sample_weight = None if real is None else ops.cast(real, "float32")
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def _should_torch_compile(self):
         """Keras would have torch compile a whole step, which it traces in pieces, and anew at every step."""
@@ -279,10 +317,12 @@ class LanguageModel(keras.Model):
         `int8` quantises the token embedding and every Dense layer, whose inputs Keras rounds to 8 bits, too (not with
         `Int8QuantizationConfig(activation_quantizer=None)`); `int4` the Dense layers alone; `float8` trains them in
         8-bit floats. Recurrent layers, norms and positions stay as they are. Files keep all of it; exports take the
-        float32 weights that the integers give. `enable_lora` of a Dense layer goes on from there.
+        float32 weights that the integers give. `enable_lora` of a Dense layer goes on from there; in a file Keras keeps
+        what it has learned as part of the integers, rounded with them.
 
         Raises:
-            ValueError: a mode that needs a calibration, which Keras makes for other models; nothing to quantise.
+            ValueError: a mode that needs a calibration, which Keras makes for other models; nothing to quantise; a
+                model in float16, which Keras does not quantise.
         """
         if mode in ("gptq", "awq"):  # Keras has made it of `config`, where it was not given
             raise ValueError(
@@ -351,8 +391,8 @@ class LanguageModel(keras.Model):
     def _check_room(self, inputs, state):
         if self.max_length is None:
             return
-        position, lengths = concrete(state["position"]), inputs.get("lengths")
-        lengths = inputs["token_ids"].shape[1] if lengths is None else concrete(lengths)
+        position, lengths = numbers_of(state["position"]), inputs.get("lengths")
+        lengths = inputs["token_ids"].shape[1] if lengths is None else numbers_of(lengths)
         if position is None or lengths is None:
             return  # traced: `generate` and the exports check on the host before they call
         end = int(np.max(np.asarray(position) + np.asarray(lengths), initial=0))
@@ -388,18 +428,3 @@ def _refuse_class_weight(method, args, kwargs):
             "class_weight is for one class a row; of targets (batch, time) Keras would weigh each row by the place of its "
             "largest id. Give sample_weight of shape (batch, time), as weight_of_id[y]"
         )
-
-
-def concrete(tensor):
-    """The numbers of `tensor` as NumPy, or None while it is only being traced."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow" and not isinstance(tensor, np.ndarray) and not hasattr(tensor, "numpy"):
-        return None
-    if backend == "jax":
-        import jax
-
-        if isinstance(tensor, jax.core.Tracer):
-            return None
-    if backend == "torch" and getattr(tensor, "is_meta", False):
-        return None
-    return ops.convert_to_numpy(tensor)

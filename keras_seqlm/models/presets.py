@@ -1,5 +1,7 @@
 """The one dial: what each `size` sets. Every part can be overridden by its own argument."""
 
+import numbers
+
 # base is GPT-2's 124M shape. The recurrent sizes have about as many parameters as the Transformer beside them
 # (without embeddings: 12 * layers * hidden_dim ** 2 against 8 * layers * hidden_dim ** 2 of an LSTM).
 TRANSFORMER_SIZES = {
@@ -28,3 +30,16 @@ def parts_of(size, table):
     if size not in table:
         raise ValueError(f"size must be one of {list(table)}, got {size!r}")
     return dict(table[size])
+
+
+def count(name, given, default=None):
+    """The whole number of 1 or more that the argument `name` was given as; `default` where it is None.
+
+    Raises:
+        ValueError: anything else: 0 is no way to ask for the default.
+    """
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, or None, got {given!r}")
+    return int(given)

@@ -8,7 +8,7 @@ from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import RECURRENT, VOCABULARY, layout_map
 from keras_seqlm.layers.recurrent import RecurrentStack
 from keras_seqlm.models.language_model import LanguageModel
-from keras_seqlm.models.presets import RECURRENT_SIZES, parts_of
+from keras_seqlm.models.presets import RECURRENT_SIZES, count, parts_of
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
@@ -69,16 +69,16 @@ class RecurrentLM(LanguageModel):
     ):
         super().__init__(name=name, dtype=dtype, trainable=trainable)
         parts = parts_of(size, RECURRENT_SIZES)
-        self.vocabulary_size = vocabulary_size
+        self.vocabulary_size = count("vocabulary_size", vocabulary_size)
         self.cell = cell
         self.size = size
-        self.num_layers = num_layers or parts["num_layers"]
-        self.hidden_dim = hidden_dim or parts["hidden_dim"]
-        self.embedding_dim = embedding_dim or self.hidden_dim
+        self.num_layers = count("num_layers", num_layers, parts["num_layers"])
+        self.hidden_dim = count("hidden_dim", hidden_dim, parts["hidden_dim"])
+        self.embedding_dim = count("embedding_dim", embedding_dim, self.hidden_dim)
         self.tie_embedding = tie_embedding
         self.dropout = dropout
         self.use_cudnn = use_cudnn
-        self.stateful_batch_size = stateful_batch_size
+        self.stateful_batch_size = count("stateful_batch_size", stateful_batch_size)
         self.tokenizer_hash = tokenizer_hash
 
         policy = {"dtype": self.dtype_policy}
@@ -139,6 +139,8 @@ class RecurrentLM(LanguageModel):
             before = {name: ops.copy(variable) for name, variable in self.carried.items()}
             if segment_ids is not None:
                 goes_on = segment_ids[:, :1] == 0
+                if lengths is not None:  # a row of padding alone begins nothing
+                    goes_on = ops.logical_or(goes_on, lengths[:, None] == 0)
                 before = {name: ops.where(goes_on, leaf, 0.0) for name, leaf in before.items()}
             x, after = self.recurrent(x, state=before, lengths=lengths, segment_ids=segment_ids, training=training)
             for name, variable in self.carried.items():

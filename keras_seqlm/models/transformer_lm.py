@@ -4,15 +4,15 @@ import keras
 from keras import ops
 
 from keras_seqlm.cache import cache_slots, first_cache
-from keras_seqlm.layers.attention import as_bias, visibility, visible_at
+from keras_seqlm.layers.attention import as_bias, bias_dtype, visibility, visible_at
 from keras_seqlm.layers.blocks import TransformerBlock
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
 from keras_seqlm.layers.normalization import normalization
 from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions, rotary_frequencies, rotation
-from keras_seqlm.models.language_model import LanguageModel, as_inputs
-from keras_seqlm.models.presets import TRANSFORMER_SIZES, parts_of
+from keras_seqlm.models.language_model import LanguageModel
+from keras_seqlm.models.presets import TRANSFORMER_SIZES, count, parts_of
 
 POSITIONS = ("learned", "sinusoidal", "rotary")
 
@@ -54,7 +54,8 @@ class TransformerLM(LanguageModel):
         `kv_cache_v_0` ... (batch, num_kv_heads, max_length, head_dim) in the compute dtype.
 
     Raises:
-        ValueError: an unknown size or option, heads that do not divide the width.
+        ValueError: an unknown size or option, one that the kind of positions does not look at, heads that do not divide
+            the width.
 
     Example:
 
@@ -102,19 +103,19 @@ class TransformerLM(LanguageModel):
         parts = parts_of(size, TRANSFORMER_SIZES)
         if positions not in POSITIONS:
             raise ValueError(f"positions must be one of {list(POSITIONS)}, got {positions!r}")
-        if window is not None and (not isinstance(window, int) or window < 1):
-            raise ValueError(f"window must be a whole number of tokens of at least 1, or None, got {window!r}")
-        self.vocabulary_size = vocabulary_size
+        if positions != "rotary" and (rotary_base != 10000.0 or rotary_scaling is not None):
+            raise ValueError(f"rotary_base and rotary_scaling are of positions='rotary', and these are {positions!r}")
+        self.vocabulary_size = count("vocabulary_size", vocabulary_size)
         self.size = size
-        self.max_length = max_length or parts["max_length"]
-        self.num_layers = num_layers or parts["num_layers"]
-        self.hidden_dim = hidden_dim or parts["hidden_dim"]
-        self.num_heads = num_heads or parts["num_heads"]
-        self.num_kv_heads = num_kv_heads or self.num_heads
-        self.head_dim = head_dim
+        self.max_length = count("max_length", max_length, parts["max_length"])
+        self.num_layers = count("num_layers", num_layers, parts["num_layers"])
+        self.hidden_dim = count("hidden_dim", hidden_dim, parts["hidden_dim"])
+        self.num_heads = count("num_heads", num_heads, parts["num_heads"])
+        self.num_kv_heads = count("num_kv_heads", num_kv_heads, self.num_heads)
+        self.head_dim = count("head_dim", head_dim)
         gated = activation in ("swiglu", "geglu")
-        self.intermediate_dim = intermediate_dim or (
-            -(-8 * self.hidden_dim // 96) * 32 if gated else 4 * self.hidden_dim
+        self.intermediate_dim = count(
+            "intermediate_dim", intermediate_dim, -(-8 * self.hidden_dim // 96) * 32 if gated else 4 * self.hidden_dim
         )
         self.activation = activation
         self.norm = norm
@@ -123,7 +124,7 @@ class TransformerLM(LanguageModel):
         self.positions = positions
         self.rotary_base = rotary_base
         self.rotary_scaling = rotary_scaling
-        self.window = window
+        self.window = count("window", window)
         self.attention_scale = attention_scale
         self.tie_embedding = tie_embedding
         self.scale_embedding = positions == "sinusoidal" if scale_embedding is None else scale_embedding
@@ -196,7 +197,7 @@ class TransformerLM(LanguageModel):
 
     def read(self, inputs, max_length=None):
         """See `LanguageModel.read`: from its beginning a prompt is read causally, and no query looks at the whole cache."""
-        inputs = as_inputs(inputs)
+        inputs = self.checked_inputs(inputs)
         room = self.max_length if max_length is None else max_length
         return self.hidden_states(inputs, training=False, room=room)[1]
 
@@ -213,7 +214,8 @@ class TransformerLM(LanguageModel):
             room = ops.shape(state["kv_cache_k_0"])[2]
             # Row r sees keys up to its own position: what padding wrote behind it is overwritten before it shows.
             distance = positions[:, :, None] - ops.arange(room, dtype="int32")
-            bias = as_bias(visible_at(distance, self.window)[:, None], self.compute_dtype)  # (batch, 1, time, room)
+            seen = visible_at(distance, self.window)[:, None]
+            bias = as_bias(seen, bias_dtype(time, self.compute_dtype))  # (batch, 1, time, room)
             seen = {"causal": False, "bias": bias}
             slots = cache_slots(position, lengths, time, room, self.num_kv_heads)
         elif "segment_ids" in inputs:

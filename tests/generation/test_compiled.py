@@ -51,6 +51,20 @@ def test_weights_are_those_of_now():
     assert traces(model, log_probabilities) == (1 if TRACED else 0)
 
 
+@pytest.mark.backends
+def test_a_weight_that_took_the_place_of_another():
+    class Scale:
+        variables = (keras.Variable(2.0),)
+
+    def scaled(model, x):
+        return x * model.variables[0]
+
+    model = Scale()
+    assert float(compiled(model, scaled)(ops.ones(()))) == 2.0
+    model.variables = (keras.Variable(5.0),)
+    assert float(compiled(model, scaled)(ops.ones(()))) == 5.0
+
+
 def test_a_model_that_has_not_been_built():
     model = RecurrentLM(30, cell="rnn", size="nano", num_layers=1, hidden_dim=8)
     text = model.generate([4, 5], max_new_tokens=4, eos_id=None)

@@ -5,8 +5,9 @@ import importlib
 import keras
 import numpy as np
 import pytest
-from helpers import CONTEXT, VOCABULARY, array, ids_of, new_model, tiny, whole_logits
+from helpers import CONTEXT, SUPPRESSED, VOCABULARY, array, assert_written_by, ids_of, new_model, tiny, whole_logits
 
+from keras_seqlm import products
 from keras_seqlm.generation import generate
 from keras_seqlm.generation.compiled import traces
 from keras_seqlm.generation.score import log_probabilities
@@ -43,6 +44,23 @@ def test_the_room_grows_with_the_text(name, monkeypatch):
     monkeypatch.setattr(loop, "LONGEST_CALL", 16)
     assert texts(generate(model, prompts, 22, temperature=[0.0, 1.3], seed=4)) == whole
     assert rooms == [CONTEXT]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the loop of several tokens between two looks is JAX's")
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["rotary", "learned", "lstm"])
+def test_steps_between_two_looks_leave_no_trace(name, monkeypatch):
+    """As on an accelerator: calls end within 8 steps, and a cache that is full then is given room and read again."""
+    monkeypatch.setattr(products, "on_accelerator", lambda: True)
+    monkeypatch.setattr(loop, "SMALLEST_ROOM", 16)
+    monkeypatch.setattr(loop, "LONGEST_CALL", 16)
+    model = new_model(name, **({} if name == "lstm" else {"max_length": 64}))
+    prompts, counts = [ids_of(3).tolist(), ids_of(10, seed=2).tolist(), [5]], [55, 50, 7]
+    for temperature in (0.0, 1.3):
+        results = generate(model, prompts, counts, temperature=temperature, seed=4, suppressed_ids=SUPPRESSED)
+        assert [len(result.token_ids) for result in results] == counts
+        for prompt, result in zip(prompts, results, strict=True):
+            assert_written_by(model, prompt, result.token_ids, temperature, 4)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX says what it writes over")

@@ -17,6 +17,7 @@ from helpers import (
     tiny,
     whole_logits,
 )
+from keras import ops
 
 from keras_seqlm.generation import generate as generate_alone
 from keras_seqlm.generation.compiled import traces
@@ -267,6 +268,27 @@ def test_sliding_hears_the_end_id_and_the_stop():
     assert (stopped[0].token_ids.tolist(), stopped[0].stop_reason) == (text[:45], "stop")
 
 
+class Falling(TransformerLM):
+    """The lower an id, the likelier, whatever was read."""
+
+    def logits_of(self, hidden):
+        return ops.zeros_like(super().logits_of(hidden)) + ops.arange(VOCABULARY, 0, -1, dtype="float32")
+
+
+@pytest.mark.backends
+def test_sliding_forgets_no_id_that_is_penalised():
+    model = Falling(VOCABULARY, size="nano", num_layers=1, hidden_dim=8, num_heads=2, max_length=8)
+    [result] = generate(model, [[2, 1]], 20, eos_id=None, suppressed_ids=(), slide=True, repetition_penalty=100.0)
+    assert result.token_ids.tolist() == [0, *range(3, 22)]
+
+
+@pytest.mark.backends
+def test_padding_is_not_seen():
+    prompts, lengths = np.array([[5, 6, 0, 0], [7, 8, 9, 5]], "int32"), np.array([2, 4], "int32")
+    carry = loop.start(ADDER, None, *map(ops.convert_to_tensor, (prompts, lengths, lengths)))
+    assert [np.flatnonzero(row).tolist() for row in ops.convert_to_numpy(carry["seen"])] == [[5, 6], [5, 7, 8, 9]]
+
+
 def test_sliding_with_a_context_of_one_token():
     model = TransformerLM(VOCABULARY, size="nano", num_layers=1, hidden_dim=8, num_heads=1, max_length=1)
     result = generate(model, [[5]], 4, eos_id=None, slide=True)[0]
@@ -302,7 +324,10 @@ def test_half_precision_writes(name):
         ([[4]], {"temperature": -0.5}, "temperature must be a finite number of 0"),
         ([[4]], {"top_p": 0.0}, "top_p must be above 0"),
         ([[4]], {"seed": [1, 2]}, "seed must be one value or one per row"),
-        ([[4]], {"suppressed_ids": (VOCABULARY,)}, "suppressed_ids must lie in 0 ... 39"),
+        ([[4]], {"suppressed_ids": (VOCABULARY,)}, "suppressed_ids must be ids from 0 to 39, got 40"),
+        ([[4]], {"eos_id": -7}, "eos_id must be ids from 0 to 39, got -7"),
+        ([[4]], {"eos_id": 2.7}, "eos_id must be ids from 0 to 39, got 2.7"),
+        ([[[4, 5]]], {}, r"sequence 0 must be a list of ids, got an array of shape \(1, 2\)"),
     ],
 )
 def test_errors(prompts, options, message):

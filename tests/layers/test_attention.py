@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_seqlm.cache import cache_slots, first_cache, single_tokens_written, write_cache
 from keras_seqlm.layers import SelfAttention, as_bias, attend, causal_mask, rotary_frequencies, rotation
-from keras_seqlm.layers.attention import visibility
+from keras_seqlm.layers.attention import bias_dtype, visibility
 
 pytestmark = pytest.mark.backends
 random = np.random.default_rng(0)
@@ -105,6 +105,29 @@ def test_scaled_dot_product(kv_heads, extras, causal):
     np.testing.assert_allclose(array(probabilities), expected[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("bias_heads", [None, 1, 4])
+def test_one_query_of_shared_heads(bias_heads):
+    query, key, value = normal(2, 4, 1, 5), normal(2, 2, 6, 5), normal(2, 2, 6, 5)
+    bias = None if bias_heads is None else normal(1, bias_heads, 1, 6)
+    tensors = [ops.convert_to_tensor(part) for part in (query, key, value)]
+    expected, _ = attention(query, key, value, None, bias)
+    np.testing.assert_allclose(array(attend(*tensors, bias=bias)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "head_dim"), [(40, 64), (45, 64), (40, 128)])
+def test_what_is_hidden_stays_hidden_in_float16(size, head_dim):
+    """The key that query 0 must not see has the highest score, by up to 36,000."""
+    query = np.full((1, 1, 2, head_dim), size, "float16")
+    key = np.stack([np.full(head_dim, -size), np.full(head_dim, size)]).astype("float16")[None, None]
+    value = np.zeros((1, 1, 2, head_dim), "float16")
+    value[:, :, 1] = 1.0
+    tensors = [ops.convert_to_tensor(part) for part in (query, key, value)]
+    biased = {"bias": as_bias(causal_mask(2), bias_dtype(2, "float16"))}
+    for seen in (visibility(2, "float16"), visibility(2, "float16", window=2), biased, {"mask": causal_mask(2)}):
+        output = array(ops.cast(attend(*tensors, **seen), "float32"))
+        assert np.abs(output[0, 0, 0]).max() == 0 and output[0, 0, 1].min() == 1, seen
+
+
 @pytest.mark.parametrize("return_scores", [False, True])
 @pytest.mark.parametrize(("dtype", "step"), [("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_large_scores_in_half_precision(dtype, step, return_scores):
@@ -196,6 +219,14 @@ def test_dropout_reaches_the_probabilities_in_training_only():
     assert np.abs(array(layer(x, training=True)) - calm).max() > 1e-3
 
 
+def test_the_scores_are_those_before_dropout():
+    parts = [ops.convert_to_tensor(normal(1, 2, 3, 4)) for _ in range(3)]
+    _, calm = attend(*parts, return_scores=True)
+    output, probabilities = attend(*parts, dropout=lambda p: 0.0 * p, return_scores=True)
+    np.testing.assert_array_equal(array(probabilities), array(calm))
+    assert np.abs(array(output)).max() == 0
+
+
 def written(cache, new, position, lengths):
     cache = cache.copy()
     for row in range(len(cache)):
@@ -228,6 +259,20 @@ def test_one_new_token(way):
         result = write_cache(given, ops.convert_to_tensor(new), slots)
     np.testing.assert_array_equal(array(result), written(cache, new, position, lengths))
     np.testing.assert_array_equal(array(given), array(result) if way == "in place" else cache)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_full_cache_takes_no_more(way):
+    """A row that stands still, with a cache that is full: it writes past the end, or over its own last slot."""
+    rows = 1 if way == "slice" else 2
+    cache, new = normal(rows, 2, 8, 3), normal(rows, 2, 1, 3)
+    position = np.array([8, 3], "int32")[:rows]
+    with single_tokens_written(way):
+        slots = cache_slots(ops.convert_to_tensor(position), ops.zeros((rows,), "int32"), 1, 8, heads=2)
+        result = array(write_cache(ops.convert_to_tensor(cache.copy()), ops.convert_to_tensor(new), slots))
+    np.testing.assert_array_equal(result[0, :, :7], cache[0, :, :7])
+    if way == "scatter" and keras.backend.backend() == "jax":
+        np.testing.assert_array_equal(result[0], cache[0])
 
 
 def test_the_first_keys_of_a_cache():

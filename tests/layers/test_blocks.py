@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_seqlm.cache import cache_slots
 from keras_seqlm.layers import TransformerBlock
+from keras_seqlm.layers.normalization import LayerNormalization
 
 pytestmark = pytest.mark.backends
 
@@ -65,6 +66,14 @@ def test_formula(norm, norm_first):
         x = norms[0](X + causal_attention(block.attention, X))
         x = norms[1](x + feed_forward(block.feed_forward, x))
     np.testing.assert_allclose(array(block(X)), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"center": False}, {"scale": False}, {"axis": 1}])
+def test_the_layer_norm_is_kerass_with_any_option(options):
+    if "axis" in options and keras.backend.backend() == "torch":
+        pytest.skip("Keras on torch knows the last axis alone")
+    ours, kerass = LayerNormalization(**options), keras.layers.LayerNormalization(**options)
+    np.testing.assert_allclose(array(ours(X, training=True)), array(kerass(X)), atol=1e-5)
 
 
 def test_dropout_in_training_only():

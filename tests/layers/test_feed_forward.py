@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import array, randomize
+from keras import ops
 
 from keras_seqlm.layers import FeedForward, feed_forward
 
@@ -90,6 +91,14 @@ def gelu_slopes(x, jit_compile):
 
     function = jax.grad(lambda x: feed_forward.gelu_tanh(x, training=True).sum())
     return np.array((jax.jit(function) if jit_compile else function)(x))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="by hand on TensorFlow and JAX")
+def test_the_gradient_of_gelu_in_float16_beyond_its_square():
+    x = np.array([-6e4, -1000.0, -257.0, -20.0, 20.0, 257.0, 300.0, 6e4], "float16")
+    np.testing.assert_array_equal(gelu_slopes(x, False), [0, 0, 0, 0, 1, 1, 1, 1])
+    y = array(feed_forward.gelu_tanh(ops.convert_to_tensor(x), training=True))
+    np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="by hand on TensorFlow and JAX")

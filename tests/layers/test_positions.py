@@ -108,10 +108,10 @@ def test_scaled_frequencies_are_those_of_the_definition():
     [
         ({"head_dim": 3}, "even head_dim, got 3"),
         ({"base": 0.0}, "rotary_base must be a finite number above 0, got 0.0"),
-        ({"scaling": {"type": "yarn"}}, "needs a 'type', one of .*'linear', 'llama3'"),
-        ({"scaling": {"factor": 2.0}}, "needs a 'type'"),
+        ({"scaling": {"type": "yarn"}}, "must be a dict whose 'type' is one of .*'linear', 'llama3'"),
+        ({"scaling": {"factor": 2.0}}, "must be a dict whose 'type' is one of"),
         ({"scaling": {"type": "linear"}}, "of type 'linear' takes .*'factor'"),
-        ({"scaling": {"type": "linear", "factor": -1.0}}, "each above 0"),
+        ({"scaling": {"type": "linear", "factor": -1.0}}, "each a number above 0"),
         ({"scaling": LLAMA3 | {"low_frequency_factor": 4.0}}, "must be below high_frequency_factor, got 4.0 and 4.0"),
     ],
 )

@@ -42,15 +42,15 @@ STEPS = {"rnn": rnn, "gru": gru, "lstm": lstm}
 
 
 def over_time(cell, x, state, weights, lengths=None, segment_ids=None):
-    """Row by row and step by step; the state of a row goes through its real steps, anew at borders."""
+    """Row by row and step by step; the state of a row goes through its real steps, anew at the borders between them."""
     batch, time, _ = x.shape
     outputs, last = np.zeros((batch, time, HIDDEN)), [leaf.astype("float64") for leaf in state]
     for row in range(batch):
         now = [leaf[row] for leaf in last]
         for t in range(time):
-            if segment_ids is not None and t and segment_ids[row, t] != segment_ids[row, t - 1]:
-                now = [np.zeros(HIDDEN) for _ in now]
             if lengths is None or t < lengths[row]:
+                if segment_ids is not None and t and segment_ids[row, t] != segment_ids[row, t - 1]:
+                    now = [np.zeros(HIDDEN) for _ in now]
                 now = STEPS[cell](x[row, t], *now, *weights)
             outputs[row, t] = now[0]
         for leaf, value in zip(last, now, strict=True):

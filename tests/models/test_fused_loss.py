@@ -146,7 +146,7 @@ def test_metrics_that_need_logits_are_refused():
     with pytest.raises(ValueError, match="sparse_categorical_accuracy"):
         model.compile("adam", FusedCrossEntropy(), weighted_metrics=[keras.metrics.sparse_categorical_accuracy])
     with pytest.raises(ValueError, match="the only loss"):
-        model.compile("adam", [FusedCrossEntropy()])
+        model.compile("adam", [FusedCrossEntropy(), CrossEntropy()])
     compiled(model, FusedCrossEntropy(), metrics=[], weighted_metrics=None)
     compiled(model, CrossEntropy(), metrics=["accuracy"])
 

@@ -214,7 +214,7 @@ def test_packed_documents_are_what_each_is_alone(name):
 def test_inputs_may_be_ids_a_dict_or_floats(name):
     model, ids = tiny(name), ids_of(3, 12)
     plain = read_whole(model, ids)
-    for inputs in ({"token_ids": ids, "source_ids": ids}, ids, ids.astype("float32"), ids.astype("uint8")):
+    for inputs in ({"token_ids": ids}, ids, ids.astype("float32"), ids.astype("uint8")):
         np.testing.assert_array_equal(array(run(model, whole, inputs)), plain)
     # Every leaf, as a symbolic build under a distribution strategy feeds them.
     segment_ids = np.repeat([[0.0] * 5 + [1.0] * 7], 3, axis=0)
@@ -225,6 +225,23 @@ def test_inputs_may_be_ids_a_dict_or_floats(name):
     assert "int32" in str(state["position"].dtype) and array(state["position"]).tolist() == [2, 0, 8]
     with pytest.raises(ValueError, match=r"needs 'token_ids', got a dict with \['ids'\]"):
         model({"ids": ids})
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["lstm", "rotary"])
+def test_inputs_that_would_not_be_looked_at_are_refused(name):
+    model, ids = tiny(name), ids_of(2, 5)
+    state = model.initial_state(2)
+    for other in ("attention_mask", "padding_mask", "segments_ids"):
+        with pytest.raises(ValueError, match=f"reads token_ids, lengths, segment_ids, and would not look at {other}"):
+            model({"token_ids": ids, other: np.ones((2, 5), "int32")})
+    with pytest.raises(ValueError, match="segment_ids are for whole sequences, without a state"):
+        model({"token_ids": ids, "segment_ids": ids}, state=state)
+    for lengths in ([6, 2], [-1, 2]):
+        inputs = {"token_ids": ids, "lengths": np.array(lengths, "int32")}
+        for call in (lambda inputs: model(inputs, state=state), model, lambda inputs: model.read(inputs, 16)):
+            with pytest.raises(ValueError, match=r"lengths must be from 0 to 5, the tokens of a row, got \["):
+                call(inputs)
 
 
 def test_float_ids_are_not_rounded_in_half_precision():

@@ -81,11 +81,50 @@ def test_padding_weighs_0_and_the_mean_is_over_real_tokens(kind, ignore_class):
     x, y, lengths, _, real = batch()
     counted = real * (y != ignore_class)
     assert 0 < counted.sum() < real.sum() < real.size or ignore_class is None
-    if kind is not KERAS:
-        y[real == 0] = 99  # padding may hold anything
+    y[real == 0] = 99  # padding may hold anything
     model = new_model(kind(ignore_class=ignore_class))
     inputs = {"token_ids": x, "lengths": lengths}
     assert_trains_by_hand(model, inputs, x, y, None, counted, counted.sum())
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("kind", [CrossEntropy, SMALL_CHUNKS, KERAS])
+@pytest.mark.parametrize("ignore_class", [None, 0])
+def test_targets_of_minus_1_weigh_0(kind, ignore_class):
+    """With weights, with lengths, and with neither."""
+    x, y, lengths, weights, real = batch()
+    y[:, 2], y[3, 0] = -1, -1
+    counted = (y != -1) & (y != ignore_class)
+    assert_trains_by_hand(new_model(kind(ignore_class=ignore_class)), x, x, y, None, counted, counted.sum())
+    model = new_model(kind(ignore_class=ignore_class))
+    assert_trains_by_hand(model, x, x, y, weights, counted * weights, counted.sum())
+    model, counted = new_model(kind(ignore_class=ignore_class)), counted * real
+    assert_trains_by_hand(model, {"token_ids": x, "lengths": lengths}, x, y, None, counted, counted.sum())
+
+
+@pytest.mark.backends
+def test_targets_outside_the_vocabulary_are_refused_for_kerass_loss():
+    x, y, *_ = batch()
+    y[1, 1] = WORDS
+    with pytest.raises(ValueError, match="targets must be ids from 0 to 6, or -1 .*the first of them 7"):
+        new_model(KERAS()).compute_loss(x, y, ops.zeros((ROWS, TIME, WORDS)))
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("kind", [CrossEntropy, KERAS])
+def test_a_list_of_one_loss_is_that_loss(kind):
+    x, y, lengths, _, real = batch()
+    assert_trains_by_hand(new_model([kind()]), {"token_ids": x, "lengths": lengths}, x, y, None, real, real.sum())
+
+
+@pytest.mark.backends
+def test_weighted_metrics_leave_padding_out():
+    x, y, lengths, _, real = batch()
+    metric = keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nats")
+    model = new_model(CrossEntropy(), keras.optimizers.SGD(0.0), weighted_metrics=[metric])
+    expected, _ = by_hand(array(model.matrix.kernel), x, y, real, real.sum())
+    found = model.train_on_batch({"token_ids": x, "lengths": lengths}, y, return_dict=True)
+    assert found["nats"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, SMALL_CHUNKS, KERAS])
@@ -139,7 +178,8 @@ def test_a_loss_of_the_users_own_is_given_what_the_step_was():
 
     x, y, lengths, weights, _ = batch()
     model = new_model(Own(), run_eagerly=True)
-    model.test_on_batch({"token_ids": x, "lengths": lengths}, y)
+    with pytest.warns(UserWarning, match="the loss Own counts padding.*Give sample_weight"):
+        model.test_on_batch({"token_ids": x, "lengths": lengths}, y)
     expected = sum(
         by_hand(array(model.matrix.kernel), x[i : i + 1], y[i : i + 1], weights[i, 0], TIME)[0] for i in range(ROWS)
     )

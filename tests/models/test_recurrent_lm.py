@@ -92,6 +92,22 @@ def test_what_is_carried_has_not_read_padding(cell):
                 np.testing.assert_allclose(leaf[row], state[name], atol=1e-5)
 
 
+@pytest.mark.backends
+def test_padding_of_any_segment_leaves_what_is_carried():
+    """Its number may be the text's or another; a row of padding alone begins no document."""
+    model = compile_plainly(new_model("lstm", stateful_batch_size=3), keras.optimizers.SGD(0.0))
+    ids = ids_of(3, 9)
+    model.train_on_batch({"token_ids": ids[:, :4], "segment_ids": np.ones((3, 4), "int32")}, ids[:, 1:5])
+    segments = np.array([[0, 0, 0, 0], [0, 0, 5, -1], [7, 7, 7, 7]], "int32")
+    lengths = np.array([3, 2, 0], "int32")
+    inputs = {"token_ids": ids[:, 4:8], "segment_ids": segments, "lengths": lengths}
+    model.train_on_batch(inputs, ids[:, 5:9])
+    for row, length in enumerate(lengths):
+        state = state_after(model, ids[row, : 4 + length])
+        for name, leaf in carried(model).items():
+            np.testing.assert_allclose(leaf[row], state[name], atol=1e-5)
+
+
 def test_padding_changes_nothing_before_it():
     ids, lengths = ids_of(2, 8), np.array([8, 3], "int32")
     for training in (False, True):
@@ -176,6 +192,10 @@ def test_dropout_in_training_only():
     [
         ({"cell": "LSTM"}, r"cell must be one of \['gru', 'lstm', 'rnn'\], got 'LSTM'"),
         ({"size": "huge"}, r"size must be one of \['nano', .*\], got 'huge'"),
+        ({"num_layers": 0}, "num_layers must be a whole number of at least 1, or None, got 0"),
+        ({"hidden_dim": 2.0}, "hidden_dim must be a whole number of at least 1, or None, got 2.0"),
+        ({"stateful_batch_size": 0}, "stateful_batch_size must be a whole number of at least 1"),
+        ({"use_cudnn": "yes"}, "use_cudnn must be 'auto' or False, got 'yes'"),
     ],
 )
 def test_bad_options(options, message):

@@ -76,6 +76,14 @@ def test_dropout_in_training_only():
         ({"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads must divide num_heads, got 3 and 4"),
         ({"hidden_dim": 9, "num_heads": 3, "positions": "sinusoidal"}, "even hidden_dim, got 9"),
         ({"hidden_dim": 6, "num_heads": 2, "positions": "rotary"}, "even head_dim, got 3"),
+        ({"num_layers": 0}, "num_layers must be a whole number of at least 1, or None, got 0"),
+        ({"num_kv_heads": 0}, "num_kv_heads must be a whole number of at least 1"),
+        ({"window": True}, "window must be a whole number of at least 1, or None, got True"),
+        ({"rotary_base": 5e5}, "rotary_base and rotary_scaling are of positions='rotary', and these are 'learned'"),
+        ({"rotary_scaling": {"type": "linear", "factor": 2.0}}, "are of positions='rotary'"),
+        ({"positions": "rotary", "rotary_scaling": "linear"}, "must be a dict whose 'type' is one of"),
+        ({"positions": "rotary", "rotary_scaling": {"rope_type": "llama3"}}, "rope_type for type"),
+        ({"positions": "rotary", "rotary_scaling": {"type": "linear", "factor": "2"}}, "each a number above 0"),
     ],
 )
 def test_bad_options(options, message):

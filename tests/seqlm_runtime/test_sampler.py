@@ -50,6 +50,18 @@ def test_ids_equal_the_backends(rows, vocabulary):
     assert ours[clear].tolist() == theirs[clear].tolist()
 
 
+def test_top_p_that_the_best_id_reaches_to_the_last_bit():
+    logits = np.array([0.0, -np.log(2), -np.log(4), -np.log(4)], "float32")  # 1/2, 1/4, 1/8, 1/8
+    rows = np.tile(logits, (200, 1))
+    assert set(sample(rows, {"temperature": 1.0, "top_p": 0.5}, position=np.arange(200))) == {0}
+    assert set(sample(rows, {"temperature": 1.0, "top_p": 0.51}, position=np.arange(200))) == {0, 1}
+
+
+@pytest.mark.parametrize("min_p", [1.5, np.inf])
+def test_min_p_above_1_keeps_the_best(min_p):
+    assert sample(np.array([0.0, 3.0, 2.0], "float32"), {"temperature": 1.0, "min_p": min_p}) == 1
+
+
 def test_margin_covers_a_change_of_logits_within_rounding():
     logits, options, seen, position = random_cases(600, 100, seed=2)
     ours, margin = sample(logits, options, seen, position, with_margin=True)

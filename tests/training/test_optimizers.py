@@ -3,11 +3,13 @@
 import dataclasses
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
 from training_toy import VOCABULARY, Batches, compiled, new_model
 
+from keras_seqlm.half_precision import refuse_lost_decays
 from keras_seqlm.training import HistoryCSV, Recipe, read_history
 from keras_seqlm.training.distribution import innermost
 from keras_seqlm.training.optimizers import decays, is_hidden_matrix, new_optimizer
@@ -302,3 +304,14 @@ def test_a_recipe_of_before_these_fields_is_still_read():
     recipe = Recipe.from_dict(old)
     assert (recipe.accumulate, recipe.ema, recipe.label_smoothing, recipe.z_loss) == (1, None, 0.0, 0.0)
     assert (recipe.rematerialize, recipe.steps_per_execution, recipe.jit_compile) == (False, 1, "auto")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_is_refused_is_what_the_dtype_rounds_to_1(dtype):
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    for decay in 1 - 2.0 ** -np.arange(4, 16, 0.5):
+        if float(np.asarray(decay, kind)) == 1.0:
+            with pytest.raises(ValueError, match=f"which {dtype} rounds to 1"):
+                refuse_lost_decays({"beta_2": decay}, dtype, "adam")
+        else:
+            refuse_lost_decays({"beta_2": decay}, dtype, "adam")
