@@ -90,3 +90,29 @@ def test_dense_takes_lora_and_int8():
     before = array(quantized(x))
     quantized.quantize("int8")
     np.testing.assert_allclose(array(quantized(x)), before, atol=0.05)
+
+
+def test_numbers_are_looked_at_where_nobody_waits_for_them():
+    assert products.numbers_of(ops.convert_to_tensor([1, 2])).tolist() == [1, 2]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        assert (
+            products.numbers_of(torch.zeros(2, device="meta")) is None
+        )  # as on a GPU: the numbers are not on this side
+        return
+    seen = []
+
+    def traced(x):
+        seen.append(products.numbers_of(x))
+        return x
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.jit(traced)(np.ones(2))
+    else:
+        import tensorflow as tf
+
+        tf.function(traced)(tf.ones(2))
+    assert seen == [None]
