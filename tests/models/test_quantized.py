@@ -53,8 +53,10 @@ def assert_rounded(found, kernel, axis):
 
 
 @pytest.mark.backends
-def test_integers_and_scales_are_those_of_numpy():
-    exact, model = new_model("untied", num_layers=1), quantized("untied", num_layers=1)
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_integers_and_scales_are_those_of_numpy(dtype):
+    exact = new_model("untied", num_layers=1, dtype=dtype)
+    model = quantized("untied", num_layers=1, dtype=dtype)
     pairs = list(zip(quantizable_parts(exact), quantizable_parts(model), strict=True))
     assert len(pairs) == 2 + 5  # the embedding and the projection; five products of the block
     for before, after in pairs:
