@@ -114,16 +114,17 @@ def test_one_query_of_shared_heads(bias_heads):
     np.testing.assert_allclose(array(attend(*tensors, bias=bias)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "head_dim"), [(40, 64), (45, 64), (40, 128)])
+@pytest.mark.parametrize(("size", "head_dim"), [(40, 64), (45, 64), (40, 128), (60, 128)])
 def test_what_is_hidden_stays_hidden_in_float16(size, head_dim):
-    """The key that query 0 must not see has the highest score, by up to 36,000."""
+    """The key that query 0 must not see has the highest score, by up to 81,000."""
     query = np.full((1, 1, 2, head_dim), size, "float16")
     key = np.stack([np.full(head_dim, -size), np.full(head_dim, size)]).astype("float16")[None, None]
     value = np.zeros((1, 1, 2, head_dim), "float16")
     value[:, :, 1] = 1.0
     tensors = [ops.convert_to_tensor(part) for part in (query, key, value)]
     biased = {"bias": as_bias(causal_mask(2), bias_dtype(2, "float16"))}
-    for seen in (visibility(2, "float16"), visibility(2, "float16", window=2), biased, {"mask": causal_mask(2)}):
+    ways = [visibility(2, "float16"), visibility(2, "float16", window=2), biased, {"mask": causal_mask(2)}]
+    for seen in ways if size < 60 or keras.backend.backend() != "torch" else ways[:1]:  # a bias hides up to 65504
         output = array(ops.cast(attend(*tensors, **seen), "float32"))
         assert np.abs(output[0, 0, 0]).max() == 0 and output[0, 0, 1].min() == 1, seen
 

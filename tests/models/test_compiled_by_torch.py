@@ -44,6 +44,17 @@ def test_a_step_is_traced_once_and_whole(name, fused, traced_only):
     assert traced_only["stats"]["unique_graphs"] == 1 and not traced_only["graph_break"]
 
 
+def test_dropout_is_of_training_alone(traced_only):
+    ids, losses = ids_of(4, 13), {}
+    for jit_compile in (False, True):
+        model = new_model("learned", dropout=0.5)
+        model.compile(keras.optimizers.SGD(0.0), loss=FusedCrossEntropy(), jit_compile=jit_compile)
+        step = {"train": model.train_on_batch, "test": model.test_on_batch}
+        losses[jit_compile] = [step[kind](ids[:, :-1], ids[:, 1:]) for kind in ("test", "train", "train", "test")]
+    assert losses[True][0] == losses[True][3] == pytest.approx(losses[False][0], abs=1e-5)
+    assert len({round(loss, 3) for loss in losses[True][:3]}) == 3
+
+
 def test_a_recurrent_model_runs_in_torchs_own_kernels(traced_only):
     model = new_model("lstm")
     model.compile("adam", loss=FusedCrossEntropy(), jit_compile=True)
