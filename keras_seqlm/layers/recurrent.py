@@ -62,7 +62,7 @@ class RecurrentStack(keras.layers.Layer):
         hidden_dim: width of every layer.
         num_layers: how many.
         dropout: between the layers and after the last.
-        use_cudnn: "auto" (where it is fastest), or False (never, as an export must).
+        use_cudnn: "auto" or True (where it is fastest), or False (never, as an export must).
 
     Call arguments:
         x: (batch, time, features).
@@ -94,8 +94,8 @@ class RecurrentStack(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         if cell not in KERAS_LAYERS:
             raise ValueError(f"cell must be one of {sorted(KERAS_LAYERS)}, got {cell!r}")
-        if use_cudnn not in ("auto", False):
-            raise ValueError(f"use_cudnn must be 'auto' or False, got {use_cudnn!r}")
+        if use_cudnn not in ("auto", True, False):
+            raise ValueError(f"use_cudnn must be 'auto', True or False, got {use_cudnn!r}")
         self.cell = cell
         self.hidden_dim = hidden_dim
         self.num_layers = num_layers

@@ -195,7 +195,7 @@ def test_dropout_in_training_only():
         ({"num_layers": 0}, "num_layers must be a whole number of at least 1, or None, got 0"),
         ({"hidden_dim": 2.0}, "hidden_dim must be a whole number of at least 1, or None, got 2.0"),
         ({"stateful_batch_size": 0}, "stateful_batch_size must be a whole number of at least 1"),
-        ({"use_cudnn": "yes"}, "use_cudnn must be 'auto' or False, got 'yes'"),
+        ({"use_cudnn": "yes"}, "use_cudnn must be 'auto', True or False, got 'yes'"),
     ],
 )
 def test_bad_options(options, message):
