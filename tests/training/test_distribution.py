@@ -102,9 +102,10 @@ def test_mirrored_trains_as_one_device_does(results):
 def test_data_parallel_and_model_parallel_train_as_one_device_does(results):
     result = results["jax"]
     check(result, {"data-parallel": 4, "model-parallel:2": 2})
-    # On JAX carried state, half precision and masks are right, because the program sees the whole batch.
+    # On JAX carried state and half precision are right, because the program sees the whole batch.
     refused = result["refused"]
-    assert set(refused["data-parallel"]) == {"outside", "odd", "odd scope", "odd validation"}
+    assert set(refused["data-parallel"]) == {"outside", "odd", "odd scope", "odd validation", "bool"}
+    assert "would not look at padding_mask" in refused["data-parallel"]["bool"]
     assert set(refused["model-parallel:2"]) == {*refused["data-parallel"], "odd width"}
     said = refused["model-parallel:2"]["odd width"]
     assert "token_embedding/table of shape (23, 9)" in said and "model-parallel:N" in said
