@@ -147,6 +147,13 @@ def _by_torch(query, key, value, causal, mask, bias, scale):
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
 
 
+def _cut(x, at):
+    """The first `at` of axis 3, and the rest."""
+    if keras.backend.backend() == "tensorflow":  # whose gradient of a slice is as large as what it was cut from
+        return ops.split(x, [at], axis=3)
+    return x[:, :, :, :at], x[:, :, :, at:]  # Keras on torch would make tensors of the places
+
+
 def causal_mask(time, window=None):
     """bool (1, 1, time, time): query t sees the keys up to t, of them the last `window` where that is given."""
     steps = ops.arange(time, dtype="int32")
@@ -331,11 +338,12 @@ class SelfAttention(Quantizable):
         batch, time = ops.shape(projected)[0], ops.shape(projected)[1]
         shared = self.num_heads // self.num_kv_heads
         parts = ops.reshape(projected, (batch, time, self.num_kv_heads, shared + 2, self.head_dim))
-        turned = parts[:, :, :, : shared + 1]
+        turned, value = _cut(parts, shared + 1)
         if rotation is not None:
             turned = rotate(turned, [part[:, :, None] for part in rotation])
-        query = ops.reshape(turned[:, :, :, :shared], (batch, time, self.num_heads, self.head_dim))
-        return query, turned[:, :, :, shared], parts[:, :, :, shared + 1]
+        query, key = _cut(turned, shared)
+        query = ops.reshape(query, (batch, time, self.num_heads, self.head_dim))
+        return query, ops.squeeze(key, axis=3), ops.squeeze(value, axis=3)
 
     def get_config(self):
         return {
