@@ -6,7 +6,7 @@ TensorFlow is imported in the functions: only the clean process of an export run
 from keras import ops
 
 from keras_seqlm.generation.buckets import SMALLEST, buckets
-from keras_seqlm.generation.generate import advance, start
+from keras_seqlm.generation.loop import advance, start
 from keras_seqlm.generation.samplers import OPTIONS, clamp
 from keras_seqlm.generation.score import log_probabilities
 

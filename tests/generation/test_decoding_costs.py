@@ -13,7 +13,7 @@ from keras_seqlm.generation.compiled import traces
 from keras_seqlm.generation.score import log_probabilities
 from keras_seqlm.models import TransformerLM
 
-loop = importlib.import_module("keras_seqlm.generation.generate")
+host = importlib.import_module("keras_seqlm.generation.generate")
 BACKEND = keras.backend.backend()
 
 
@@ -27,7 +27,7 @@ def test_batch_sizes_and_lengths_of_a_bucket_share_a_trace():
     for rows in (3, 4):
         for length, count in ((2, 3), (13, 11)):
             generate(model, [ids_of(length, seed=row) for row in range(rows)], count)
-    assert traces(model, loop._start) == traces(model, loop.advance) == (0 if BACKEND == "torch" else 1)
+    assert traces(model, host._start) == traces(model, host.advance) == (0 if BACKEND == "torch" else 1)
 
 
 @pytest.mark.backends
@@ -38,10 +38,10 @@ def test_the_room_grows_with_the_text(name, monkeypatch):
     prompts = [ids_of(3).tolist(), ids_of(9, seed=2).tolist()]
     whole = texts(generate(model, prompts, 22, temperature=[0.0, 1.3], seed=4))
     rooms = []
-    grown = loop._with_room
-    monkeypatch.setattr(loop, "_with_room", lambda state, room: rooms.append(room) or grown(state, room))
-    monkeypatch.setattr(loop, "SMALLEST_ROOM", 16)
-    monkeypatch.setattr(loop, "LONGEST_CALL", 16)
+    grown = host._with_room
+    monkeypatch.setattr(host, "_with_room", lambda state, room: rooms.append(room) or grown(state, room))
+    monkeypatch.setattr(host, "SMALLEST_ROOM", 16)
+    monkeypatch.setattr(host, "LONGEST_CALL", 16)
     assert texts(generate(model, prompts, 22, temperature=[0.0, 1.3], seed=4)) == whole
     assert rooms == [CONTEXT]
 
@@ -52,8 +52,8 @@ def test_the_room_grows_with_the_text(name, monkeypatch):
 def test_steps_between_two_looks_leave_no_trace(name, monkeypatch):
     """As on an accelerator: calls end within 8 steps, and a cache that is full then is given room and read again."""
     monkeypatch.setattr(products, "on_accelerator", lambda: True)
-    monkeypatch.setattr(loop, "SMALLEST_ROOM", 16)
-    monkeypatch.setattr(loop, "LONGEST_CALL", 16)
+    monkeypatch.setattr(host, "SMALLEST_ROOM", 16)
+    monkeypatch.setattr(host, "LONGEST_CALL", 16)
     model = new_model(name, **({} if name == "lstm" else {"max_length": 64}))
     prompts, counts = [ids_of(3).tolist(), ids_of(10, seed=2).tolist(), [5]], [55, 50, 7]
     for temperature in (0.0, 1.3):
@@ -76,7 +76,7 @@ def test_the_state_is_written_over():
         logits, state = model({"token_ids": np.array([[4], [5]], "int32")}, state=state)
         return state
 
-    run = loop.compiled(model, step, donate=(0,))
+    run = host.compiled(model, step, donate=(0,))
     after = run(state)
     seen = [name for name, leaf in state.items() if name.startswith("kv_cache") and not leaf.is_deleted()]
     assert not seen and all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(after))
@@ -180,12 +180,12 @@ def test_kernels_and_waits_of_a_token(name, of_a_layer):
     def count(layers):
         model = new_model(name, num_layers=layers)
         prompt = (ids_of(2, 8), np.array([8, 5], "int32"), np.array([20, 20], "int32"), np.zeros(2, "int32"))
-        carry = loop.compiled(model, loop._start, 32, False)(*map(torch.as_tensor, prompt))
-        given = {name: torch.zeros(2) for name in loop.OPTIONS}
+        carry = host.compiled(model, host._start, 32, False)(*map(torch.as_tensor, prompt))
+        given = {name: torch.zeros(2) for name in host.OPTIONS}
         seen = []
         for steps in (2, 12):
             with torch.no_grad(), Count() as mode:
-                loop.advance(model, 32, (), frozenset(), dict(carry), given, torch.tensor(-1), steps)
+                host.advance(model, 32, (), frozenset(), dict(carry), given, torch.tensor(-1), steps)
             seen.append((mode.kernels, mode.waited))
         return np.subtract(*seen[::-1]) / 10
 

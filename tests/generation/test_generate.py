@@ -23,7 +23,7 @@ from keras_seqlm.generation import generate as generate_alone
 from keras_seqlm.generation.compiled import traces
 from keras_seqlm.models import TransformerLM
 
-loop = importlib.import_module("keras_seqlm.generation.generate")  # the package shows the function of that name
+host = importlib.import_module("keras_seqlm.generation.generate")  # the package shows the function of that name
 PROMPTS = [ids_of(n, seed=n).tolist() for n in (3, 1, 8, 5)]
 EVERYWHERE = ("lstm", "rotary")
 MARKED = [pytest.param(name, marks=pytest.mark.backends) if name in EVERYWHERE else name for name in MODELS]
@@ -94,7 +94,7 @@ def test_ids_that_are_never_written():
 @pytest.mark.parametrize("longest", [1, 3, 5])
 def test_writing_in_pieces_changes_nothing(longest, monkeypatch):
     whole = generate(ADDER, PROMPTS, [13, 2, 0, 7])
-    monkeypatch.setattr(loop, "LONGEST_CALL", longest)
+    monkeypatch.setattr(host, "LONGEST_CALL", longest)
     pieces = generate(ADDER, PROMPTS, [13, 2, 0, 7])
     assert texts(pieces) == texts(whole)
     assert [each.stop_reason for each in pieces] == [each.stop_reason for each in whole]
@@ -195,12 +195,12 @@ def test_prompts_and_limits_of_one_bucket_share_a_trace(name):
         generate(model, [ids_of(length)], count, eos_id=None, temperature=0.1 * length, seed=length, top_k=length)
     for rows in (3, 4):
         generate(model, [ids_of(5)] * rows, 3, temperature=1.0, top_k=5)
-    found = (traces(model, loop._start), traces(model, loop.advance))
+    found = (traces(model, host._start), traces(model, host.advance))
     assert found == ((0, 0) if keras.backend.backend() == "torch" else (2, 2))  # one row, and up to four
 
 
 def test_a_recurrent_model_writes_past_any_length(monkeypatch):
-    monkeypatch.setattr(loop, "LONGEST_CALL", 64)
+    monkeypatch.setattr(host, "LONGEST_CALL", 64)
     model, prompt = tiny("lstm"), ids_of(3 * CONTEXT + 5).tolist()
     result = generate(model, [prompt], 150, eos_id=None)[0]
     assert (len(result.token_ids), result.stop_reason, result.truncated) == (150, "length", False)
@@ -285,7 +285,7 @@ def test_sliding_forgets_no_id_that_is_penalised():
 @pytest.mark.backends
 def test_padding_is_not_seen():
     prompts, lengths = np.array([[5, 6, 0, 0], [7, 8, 9, 5]], "int32"), np.array([2, 4], "int32")
-    carry = loop.start(ADDER, None, *map(ops.convert_to_tensor, (prompts, lengths, lengths)))
+    carry = host.start(ADDER, None, *map(ops.convert_to_tensor, (prompts, lengths, lengths)))
     assert [np.flatnonzero(row).tolist() for row in ops.convert_to_numpy(carry["seen"])] == [[5, 6], [5, 7, 8, 9]]
 
 
