@@ -12,7 +12,7 @@ import sys
 import keras
 
 import keras_seqlm as seqlm
-from keras_seqlm.demo import write_corpus
+from seqlm_cli.demo import write_corpus
 
 
 def main(folder="runs/guide", steps=600):

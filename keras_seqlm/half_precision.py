@@ -1,5 +1,7 @@
 """What half precision rounds away."""
 
+from keras_seqlm.nesting import innermost
+
 BELOW_ONE = {"bfloat16": 2.0**-9, "float16": 2.0**-12}  # numbers within so much of 1 are rounded to it
 DECAYS = ("beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "rho", "momentum", "ema_momentum")
 
@@ -25,8 +27,7 @@ def refuse_lost_decays(decays, dtype, what):
 
 def decays_of(optimizer):
     """The decay rates of a Keras optimizer, of the one inside where it wraps another."""
-    while getattr(optimizer, "inner_optimizer", None) is not None:
-        optimizer = optimizer.inner_optimizer
+    optimizer = innermost(optimizer)
     values = {name: getattr(optimizer, name, None) for name in DECAYS}
     if not getattr(optimizer, "use_ema", False):
         del values["ema_momentum"]

@@ -14,9 +14,10 @@ from sentences import CONTEXT, SENTENCES
 import keras_seqlm
 import seqlm_cli
 from keras_seqlm import export, tasks
-from keras_seqlm.commands import artifact_name, artifacts_of, prompts_from
 from keras_seqlm.export.verify import Agreement
 from keras_seqlm.tokenizers import ByteTokenizer
+from seqlm_cli.train import prompts_from
+from seqlm_cli.verify import artifact_name, artifacts_of
 
 RUN_FILES = ["checkpoints", "history.csv", "loss.png", "model.keras", "prompts.json", "recipe.json"]
 RUN_FILES += ["samples.txt", "task.json", "tokenizer"]

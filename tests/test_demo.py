@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import seqlm_cli
-from keras_seqlm import demo, tasks
+from keras_seqlm import tasks
+from seqlm_cli import demo
 
 
 @pytest.mark.slow

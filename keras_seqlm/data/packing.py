@@ -16,6 +16,7 @@ import numpy as np
 from keras_seqlm.data.cache_lock import CacheLock
 from keras_seqlm.data.corpora import TOLERANCE, Corpus
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
+from keras_seqlm.files import flush
 
 SHARD_TOKENS = 1 << 24
 
@@ -121,7 +122,7 @@ def _build(folder, identity, corpus, tokenizer, progress, lock):
     }
     (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
     for path in (partial / "meta.json", partial):
-        _sync(path)
+        flush(path)
     if folder.exists() and not is_complete(folder):
         warnings.warn(f"The token cache {folder} was damaged and has been made anew.", stacklevel=3)
         shutil.rmtree(folder)
@@ -131,7 +132,7 @@ def _build(folder, identity, corpus, tokenizer, progress, lock):
         if not is_complete(folder):
             raise
         shutil.rmtree(partial)  # Without a lock another process was faster.
-    _sync(folder.parent)
+    flush(folder.parent)
 
 
 def _tokenize(partial, corpus, tokenizer, shard_tokens, progress, beat):
@@ -215,9 +216,9 @@ class _Shard:
         with open(f"{index}.tmp", "wb") as handle:
             np.save(handle, np.array(self._rows, np.int64).reshape(-1, 5))
         for path in (tokens, index):
-            _sync(f"{path}.tmp")
+            flush(f"{path}.tmp")
             os.replace(f"{path}.tmp", path)
-            _sync(self.folder)
+            flush(self.folder)
 
     def close(self):
         self._handle.close()
@@ -249,16 +250,7 @@ def _index_documents(partial, beat):
     starts[count] = num_tokens
     for name, array_on_disk in (("document_starts", starts), ("document_bytes", sizes)):
         array_on_disk.flush()
-        _sync(partial / f"{name}.npy")
-
-
-def _sync(path):
-    """Have a file or folder on disk before the next step counts on it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        flush(partial / f"{name}.npy")
 
 
 class _ProgressLine:

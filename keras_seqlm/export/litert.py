@@ -1,7 +1,6 @@
 """A LiteRT (TFLite) file for the phone, with its state in the open and its tokenizer beside it."""
 
 import hashlib
-import json
 import os
 import pathlib
 import tempfile
@@ -12,6 +11,7 @@ from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import litert_module
+from keras_seqlm.files import replacing, write_json
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
@@ -53,26 +53,18 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
     target = path.with_name(f"{name}{suffix}.tflite")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; name another, or overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = path.with_name(f"{name.removesuffix(f'-{quantize}')}.tokenizer")
-    part = path.with_name(f".{target.name}.part-{os.getpid()}")
-    try:
-        with as_run_folder(task) as run_folder:
-            sidecar = run_clean(
-                "keras_seqlm.export.litert:write_litert",
-                imports=imports,
-                run_folder=str(run_folder),
-                path=str(part),
-                tokenizer_path=str(tokenizer),
-                quantize=quantize,
-                overwrite=overwrite,
-            )
-        json_part = part.with_name(part.name + ".json")
-        json_part.write_text(json.dumps(sidecar, indent=1) + "\n")
-        os.replace(json_part, target.with_suffix(".json"))
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(target) as beside, as_run_folder(task) as run_folder:
+        sidecar = run_clean(
+            "keras_seqlm.export.litert:write_litert",
+            imports=imports,
+            run_folder=str(run_folder),
+            path=str(beside),
+            tokenizer_path=str(tokenizer),
+            quantize=quantize,
+            overwrite=overwrite,
+        )
+        write_json(target.with_suffix(".json"), sidecar)
     return target
 
 

@@ -1,14 +1,13 @@
 """A SavedModel that TensorFlow Serving runs: text in, text out."""
 
 import json
-import os
 import pathlib
-import shutil
 
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import serving_module
+from keras_seqlm.files import replacing
 
 SIDECAR = "assets.extra/seqlm.json"
 
@@ -48,23 +47,14 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         raise ValueError(f"max_new_tokens_limit must be at least 1, got {max_new_tokens_limit}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another version, or overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{path.name}.part-{os.getpid()}"  # TF Serving looks at whole numbers only
-    try:
-        with as_run_folder(task) as run_folder:
-            run_clean(
-                "keras_seqlm.export.saved_model:write_saved_model",
-                imports=imports,
-                run_folder=str(run_folder),
-                path=str(part),
-                max_new_tokens_limit=max_new_tokens_limit,
-            )
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(part, path)
-    finally:
-        if part.exists():
-            shutil.rmtree(part)
+    with replacing(path) as beside, as_run_folder(task) as run_folder:  # TF Serving looks at whole numbers only
+        run_clean(
+            "keras_seqlm.export.saved_model:write_saved_model",
+            imports=imports,
+            run_folder=str(run_folder),
+            path=str(beside),
+            max_new_tokens_limit=max_new_tokens_limit,
+        )
     return path
 
 

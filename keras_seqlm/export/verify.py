@@ -15,7 +15,7 @@ import numpy as np
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_reference
 from keras_seqlm.export.run_folder import as_run_folder
-from keras_seqlm.tasks.task import read_json
+from keras_seqlm.files import read_json
 from seqlm_runtime.graph_file import operations
 from seqlm_runtime.replay import MODES
 from seqlm_runtime.sampler import sample

@@ -9,6 +9,7 @@ from keras import ops
 from keras_seqlm.losses.cross_entropy import CrossEntropy
 from keras_seqlm.losses.of_keras import OF_TOKENS, counted_and_seen
 from keras_seqlm.losses.targets import as_weights, counted_tokens, of_tokens, share_of, without_padding
+from keras_seqlm.nesting import innermost
 
 # What the mean of the batch in work was taken over, as a share of its tokens. A thread's own, as replicas have threads.
 _SHARE = contextvars.ContextVar("share", default=None)
@@ -25,7 +26,7 @@ def weigh_batches(optimizer):
     Args:
         optimizer: any Keras optimizer; one that wraps another is changed inside. Calling twice does no harm.
     """
-    optimizer = _innermost(optimizer)
+    optimizer = innermost(optimizer)
     steps = getattr(optimizer, "gradient_accumulation_steps", None)
     if not steps or hasattr(optimizer, "sum_of_shares"):
         return
@@ -48,7 +49,7 @@ def weigh_batches(optimizer):
 
 def batch_weighed(model, data):
     """The context of a training step on `data`: there an optimizer of `weigh_batches` knows the batch's share."""
-    if not hasattr(_innermost(model.optimizer), "sum_of_shares"):
+    if not hasattr(innermost(model.optimizer), "sum_of_shares"):
         return contextlib.nullcontext()
     vocabulary_size = getattr(model, "vocabulary_size", 2**31 - 1)
     return _weighed(_share(model.loss, vocabulary_size, *keras.utils.unpack_x_y_sample_weight(data)))
@@ -61,12 +62,6 @@ def _weighed(share):
         yield
     finally:
         _SHARE.reset(token)
-
-
-def _innermost(optimizer):
-    while getattr(optimizer, "inner_optimizer", None) is not None:
-        optimizer = optimizer.inner_optimizer
-    return optimizer
 
 
 def _scaled(gradients, scale):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import zipfile
 
@@ -10,6 +9,7 @@ import h5py
 import keras
 
 from keras_seqlm import tokenizers
+from keras_seqlm.files import read_json, replacing, write_json
 from keras_seqlm.models import LanguageModel
 
 MODEL, TOKENIZER, TASK = "model.keras", "tokenizer", "task.json"
@@ -53,9 +53,8 @@ class Task:
         """Write `model.keras`, `tokenizer/` and `task.json` into `folder`, each file whole or not at all."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "model.part.keras"
-        self.model.save(part)
-        os.replace(part, folder / MODEL)
+        with replacing(folder / MODEL) as beside:
+            self.model.save(beside)
         self.tokenizer.save(folder / TOKENIZER)
         write_json(folder / TASK, {"format": 1, "task": type(self).__name__})
 
@@ -132,22 +131,3 @@ def _damage(path):
     except (EOFError, OSError, ValueError) as error:
         return str(error)
     return None
-
-
-def read_json(path):
-    """The dict in a JSON file; ValueError where it holds none."""
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: expected an object, got {type(content).__name__}")
-    return content
-
-
-def write_json(path, content):
-    """Write `content` as JSON, by a file beside and a rename."""
-    path = pathlib.Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -1,10 +1,12 @@
 """Training: recipes, learning rates, devices, and what a run shows and writes. Plain `compile` and `fit` need none of it."""
 
+from keras_seqlm.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from keras_seqlm.devices import STRATEGIES, strategy
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, SampleWriter, ValidateAverage, is_chief
-from keras_seqlm.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from keras_seqlm.training.distribution import STRATEGIES, clip_after_all_reduce, innermost, strategy
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, TrainingStopped
 from keras_seqlm.training.history import HistoryCSV, LossPlot, plot_history, read_history
+from keras_seqlm.training.optimizers import clip_after_all_reduce
 from keras_seqlm.training.recipe import Recipe
 from keras_seqlm.training.resume import Resume
 from keras_seqlm.training.runs import CHECKPOINTS, list_runs

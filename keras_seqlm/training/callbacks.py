@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import math
-import os
 import pathlib
 import re
 import sys
@@ -11,7 +10,8 @@ import time
 
 import keras
 
-from keras_seqlm.training.distribution import innermost
+from keras_seqlm.files import append_text, write_text
+from keras_seqlm.nesting import innermost
 
 
 def is_chief():
@@ -255,10 +255,7 @@ class SampleWriter(RunCallback):
         kept = ""
         if self.run.step_before and self.path.exists():
             kept = _up_to(self.path.read_text(encoding="utf-8"), self.run.step_before)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".new")
-        _write(beside, kept, "w")
-        os.replace(beside, self.path)
+        write_text(self.path, kept)
 
     def on_train_batch_begin(self, batch, logs=None):
         # Here, and not at the end of the step before, the weights can be read on every backend.
@@ -286,7 +283,7 @@ class SampleWriter(RunCallback):
             self.model.jax_state_sync()
         text = self.function(self.model)
         if self.chief:
-            _write(self.path, f"--- step {step} ---\n{text}\n\n", "a")
+            append_text(self.path, f"--- step {step} ---\n{text}\n\n")
 
 
 def _up_to(samples, step):
@@ -296,10 +293,3 @@ def _up_to(samples, step):
         if int(header[1]) > step:
             return whole[: header.start()]
     return whole
-
-
-def _write(path, text, mode):
-    with open(path, mode, encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

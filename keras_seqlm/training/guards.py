@@ -6,9 +6,9 @@ import sys
 
 import keras
 
-from keras_seqlm.training import state
+from keras_seqlm.checkpoints import state
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import RunCallback
-from keras_seqlm.training.distribution import innermost
 
 
 class TrainingStopped(ValueError):

@@ -1,11 +1,12 @@
 """The history of a run: the CSV file it writes, row by row, and the curves of it."""
 
 import csv
+import io
 import math
-import os
 import pathlib
 import time
 
+from keras_seqlm.files import append_text, replacing, write_text
 from keras_seqlm.training.callbacks import RunCallback
 
 COLUMNS = (
@@ -50,10 +51,7 @@ class HistoryCSV(RunCallback):
         if self.run.first_step and self.path.exists():
             kept = [row for row in read_history(self.path) if row["step"] <= self.run.first_step]
         self._seconds_before = (kept[-1]["seconds"] or 0.0) if kept else 0.0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".new")
-        self._append(beside, [list(COLUMNS), *([_cell(row[name]) for name in COLUMNS] for row in kept)], mode="w")
-        os.replace(beside, self.path)
+        write_text(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -71,19 +69,12 @@ class HistoryCSV(RunCallback):
             "gradient_norm": self.of_optimizer("gradient_norm"),
             "skipped_steps": self.of_optimizer("skipped"),
         }
-        self._append(self.path, [[_cell(row[name]) for name in COLUMNS]])
+        append_text(self.path, _lines([_cells(row)]))
 
     def _bits_per_byte(self, loss):
         size = self.bytes_per_token or self.run.bytes_per_token
         more = any(getattr(self.model.loss, name, 0) for name in ("label_smoothing", "z_loss"))
         return None if loss is None or not size or more else loss / math.log(2) / size
-
-    @staticmethod
-    def _append(path, rows, mode="a"):
-        with open(path, mode, newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 class LossPlot(RunCallback):
@@ -169,11 +160,18 @@ def plot_history(history, path):
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    figure.savefig(beside, format="png")
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png")
+
+
+def _lines(rows):
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def _cells(row):
+    return [_cell(row[name]) for name in COLUMNS]
 
 
 def _cell(value):

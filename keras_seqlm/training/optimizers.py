@@ -2,11 +2,13 @@
 
 import inspect
 import re
+import warnings
 
 import keras
 from keras import ops
 
 from keras_seqlm.half_precision import decays_of, refuse_lost_decays
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
 
@@ -110,6 +112,38 @@ def is_hidden_matrix(variable, model):
         return False
     last = model.layers[-1].variables if getattr(model, "outputs", None) else ()
     return "output_projection" not in variable.path.split("/") and not any(variable is other for other in last)
+
+
+def clip_after_all_reduce(optimizer):
+    """Make an optimizer of the TensorFlow backend clip the summed gradient, and not each replica's own part.
+
+    Keras clips before the replicas' gradients are summed, which silently trains on other numbers than one device
+    does. The optimizer is changed in place and saves as what it was, so that a model file needs nothing from here.
+
+    Args:
+        optimizer: any Keras optimizer; one that wraps another is changed inside. Calling twice does no harm.
+    """
+    optimizer = innermost(optimizer)
+    clips = optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue
+    if not clips or getattr(optimizer, "clips_after_all_reduce", False):
+        return
+    if not hasattr(optimizer, "_all_reduce_sum_gradients") or not hasattr(optimizer, "_clip_gradients"):
+        optimizer.clipnorm = optimizer.global_clipnorm = optimizer.clipvalue = None
+        warnings.warn(
+            f"Keras {keras.__version__} sums the replicas' gradients in a way that is unknown here: training goes on "
+            "without clipping, because clipping each replica's part would change the numbers.",
+            stacklevel=2,
+        )
+        return
+    all_reduce, clip = optimizer._all_reduce_sum_gradients, optimizer._clip_gradients
+
+    def all_reduce_and_clip(gradients_and_variables):
+        gradients, variables = zip(*all_reduce(gradients_and_variables), strict=True)
+        return list(zip(clip(gradients), variables, strict=True))
+
+    optimizer._all_reduce_sum_gradients = all_reduce_and_clip
+    optimizer._clip_gradients = lambda gradients: gradients
+    optimizer.clips_after_all_reduce = True
 
 
 def _pattern(variable):

@@ -5,18 +5,19 @@ import dataclasses
 import inspect
 import json
 import math
-import os
 import pathlib
 
 import keras
 import numpy as np
 
+from keras_seqlm.devices import check_name, strategy
+from keras_seqlm.files import write_json
 from keras_seqlm.half_precision import refuse_lost_decays
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage
-from keras_seqlm.training.distribution import check_name, innermost, strategy
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses, is_out_of_memory
-from keras_seqlm.training.optimizers import exclude_from_decay, new_optimizer, optimizer_class
+from keras_seqlm.training.optimizers import clip_after_all_reduce, exclude_from_decay, new_optimizer, optimizer_class
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
@@ -211,7 +212,8 @@ class Recipe:
                 jit_compile=self.jit_compile,
             )
         devices.check(model)
-        devices.prepare(model.optimizer)
+        if devices.sums_gradients:
+            clip_after_all_reduce(model.optimizer)
 
     def fit(self, model, train, validation=None, callbacks=(), first_step=0, progress=True, resume=None):
         """Train up to step `steps` in one call of `model.fit`, whose epochs are the pieces between two validations.
@@ -251,7 +253,8 @@ class Recipe:
             self.compile(model)
         self._rematerialize(model)
         devices.check(model)
-        devices.prepare(model.optimizer)
+        if devices.sums_gradients:
+            clip_after_all_reduce(model.optimizer)
         if resume is not None:
             with devices.scope():  # where the optimizer's slots belong, too
                 resume.restore(model)
@@ -317,11 +320,7 @@ class Recipe:
 
     def to_json(self, path):
         """Write `recipe.json`, whole or not at all."""
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".new")
-        beside.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_json(cls, path):

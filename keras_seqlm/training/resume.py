@@ -10,12 +10,12 @@ import warnings
 import keras
 import numpy as np
 
-from keras_seqlm.training import state
+from keras_seqlm.checkpoints import state
+from keras_seqlm.checkpoints.checkpoint import CheckpointError, Checkpoints
+from keras_seqlm.checkpoints.shards import Shards
+from keras_seqlm.devices import Single
+from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.training.callbacks import Run, RunCallback
-from keras_seqlm.training.checkpoint import CheckpointError, Checkpoints
-from keras_seqlm.training.distribution import Single
-from keras_seqlm.training.feed import ByStep, Onward
-from keras_seqlm.training.shards import Shards
 
 TERMINATED = 143  # what a shell says of a process that ended on SIGTERM
 FAILURES = 3  # of saving, in a row, until training stops

@@ -4,7 +4,7 @@ import fcntl
 import json
 import pathlib
 
-from keras_seqlm.training.checkpoint import Checkpoints
+from keras_seqlm.checkpoints.checkpoint import Checkpoints
 from keras_seqlm.training.history import read_history
 
 CHECKPOINTS = "checkpoints"

@@ -8,9 +8,9 @@ import keras
 import pytest
 from helpers import randomize
 
+from keras_seqlm.files import read_json, write_json
 from keras_seqlm.models import RecurrentLM
 from keras_seqlm.tasks import Task, TextGeneration, load
-from keras_seqlm.tasks.task import read_json, write_json
 from keras_seqlm.tokenizers import ByteTokenizer, CharacterTokenizer
 
 

@@ -10,8 +10,8 @@ from keras import ops
 from training_toy import VOCABULARY, Batches, compiled, new_model
 
 from keras_seqlm.half_precision import refuse_lost_decays
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training import HistoryCSV, Recipe, read_history
-from keras_seqlm.training.distribution import innermost
 from keras_seqlm.training.optimizers import decays, is_hidden_matrix, new_optimizer
 
 PLAIN = Recipe(

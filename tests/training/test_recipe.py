@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from training_toy import LENGTH, VOCABULARY, Batches, compiled, new_model
 
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training import HistoryCSV, Recipe, SafeOptimizer, WarmupSchedule, read_history
-from keras_seqlm.training.distribution import innermost
 from keras_seqlm.training.optimizers import decays
 
 SHORT = Recipe(steps=6, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=1)

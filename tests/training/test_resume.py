@@ -13,6 +13,7 @@ import pytest
 from helpers import array
 from training_toy import Batches, compiled, new_model
 
+from keras_seqlm.checkpoints import checkpoint as rooms_file
 from keras_seqlm.training import (
     CheckpointError,
     HistoryCSV,
@@ -22,7 +23,6 @@ from keras_seqlm.training import (
     read_history,
     state,
 )
-from keras_seqlm.training import checkpoint as rooms_file
 
 RUN = Recipe(steps=10, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=4)
 VALIDATION = Batches().batch(1000)

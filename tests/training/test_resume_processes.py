@@ -14,7 +14,7 @@ import pytest
 
 from keras_seqlm.training import Checkpoints
 
-HERE = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.backends,
@@ -37,7 +37,14 @@ def run_two(folder, distribution, kill_at=-1, number=signal.SIGKILL):
             "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
             "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
         }
-        words = [sys.executable, str(HERE / "resume_toy.py"), str(folder), distribution, str(kill_at), str(int(number))]
+        words = [
+            sys.executable,
+            str(TESTS / "resume_toy.py"),
+            str(folder),
+            distribution,
+            str(kill_at),
+            str(int(number)),
+        ]
         out, errors = open(folder.parent / f"out{index}", "w+"), open(folder.parent / f"errors{index}", "w+")
         processes.append((subprocess.Popen(words, env=environment, stdout=out, stderr=errors), out, errors))
     codes = [processes[1][0].wait(timeout=280)]

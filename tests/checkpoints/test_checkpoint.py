@@ -16,9 +16,9 @@ import warnings
 import numpy as np
 import pytest
 
-from keras_seqlm.training import checkpoint as rooms_file
-from keras_seqlm.training.checkpoint import MANIFEST, STATE, CheckpointError, Checkpoints
-from keras_seqlm.training.shards import Shards
+from keras_seqlm.checkpoints import checkpoint as rooms_file
+from keras_seqlm.checkpoints.checkpoint import MANIFEST, STATE, CheckpointError, Checkpoints
+from keras_seqlm.checkpoints.shards import Shards
 
 ARRAYS = {"model/w": np.arange(2000, dtype="float32").reshape(40, 50), "optimizer/step": np.asarray(7, "int32")}
 # A process of its own, which saves until it is killed; it loads the one file, since the package takes seconds to import.
@@ -209,7 +209,7 @@ def test_row_9_read_only(tmp_path, monkeypatch):
 
 def test_row_10_flaky_storage_is_asked_again(tmp_path, monkeypatch):
     monkeypatch.setattr(rooms_file, "FIRST_WAIT", 0.001)
-    calls, flush = [0], rooms_file._flush
+    calls, flush = [0], rooms_file.flush
 
     def flaky(path):
         calls[0] += 1
@@ -217,11 +217,11 @@ def test_row_10_flaky_storage_is_asked_again(tmp_path, monkeypatch):
             raise OSError(errno.EIO, "input/output error")
         flush(path)
 
-    monkeypatch.setattr(rooms_file, "_flush", flaky)
+    monkeypatch.setattr(rooms_file, "flush", flaky)
     checkpoints = saved(tmp_path, steps=range(1, 8), keep=7)
     assert checkpoints.steps() == [1, 2, 3, 4, 5, 6, 7] and calls[0] > 28
     assert all(checkpoints.read(step).step == step for step in range(1, 8))
-    monkeypatch.setattr(rooms_file, "_flush", raise_error(errno.EIO))
+    monkeypatch.setattr(rooms_file, "flush", raise_error(errno.EIO))
     with pytest.raises(OSError, match="(?i)input/output error"):
         checkpoints.save(8, ARRAYS)
     assert checkpoints.newest().step == 7 and not list(tmp_path.glob(".part-*"))

@@ -5,8 +5,8 @@ import json
 import keras
 import pytest
 
+from keras_seqlm.devices.cluster import launcher
 from keras_seqlm.training import Recipe
-from keras_seqlm.training.cluster import launcher
 
 TWO_WORKERS = json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}})
 

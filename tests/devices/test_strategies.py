@@ -17,20 +17,21 @@ import numpy as np
 import pytest
 from training_toy import CASES, Batches, new_model
 
+from keras_seqlm.devices import Single, strategies, strategy
 from keras_seqlm.losses import CrossEntropy
-from keras_seqlm.training import Recipe, clip_after_all_reduce, distribution
-from keras_seqlm.training.distribution import Single, innermost, strategy
+from keras_seqlm.nesting import innermost
+from keras_seqlm.training import Recipe, clip_after_all_reduce
 
-HERE = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 
 
-def start(backend, folder, *arguments, program=(str(HERE / "training_toy.py"),), **environment):
+def start(backend, folder, *arguments, program=(str(TESTS / "training_toy.py"),), **environment):
     """A process of a run; it writes to files, since a pipe that nobody reads would stop it."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": str(HERE.parents[1]),
+        "PYTHONPATH": str(TESTS.parent),
         "TMPDIR": str(folder),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes most of these tests' time
         **environment,
@@ -178,13 +179,13 @@ def test_auto_mirrors_over_several_gpus(monkeypatch):
     import tensorflow as tf
 
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [kind] * 3)
-    monkeypatch.setattr(distribution, "Mirrored", lambda: "mirrored")
+    monkeypatch.setattr(strategies, "Mirrored", lambda: "mirrored")
     assert strategy("auto") == "mirrored"
 
 
 def test_arrays_are_refused_by_several_processes():
     """They would be read whole by each of them, and every row counted twice."""
-    devices = object.__new__(distribution.DataParallel)
+    devices = object.__new__(strategies.DataParallel)
     devices.num_replicas = devices._parts = 2
     devices._distribution = types.SimpleNamespace(data_shard_id=1)
     x, y = Batches(4).batch(0)
@@ -200,7 +201,7 @@ def test_mirrored_settings_that_fail_in_keras_are_named():
         def train_step(self, data):
             return super().train_step(data)
 
-    from keras_seqlm.training.distribution import _refuse_in_mirrored
+    from keras_seqlm.devices.strategies import _refuse_in_mirrored
 
     model = Own(23, "nano", max_length=8)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
@@ -223,7 +224,7 @@ def test_mirrored_settings_that_fail_in_keras_are_named():
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 def test_a_mean_over_each_replicas_own_tokens_is_refused():
     """Of a model that is no `LanguageModel`, which would put it right."""
-    from keras_seqlm.training.distribution import _refuse_in_mirrored
+    from keras_seqlm.devices.strategies import _refuse_in_mirrored
 
     model, loss = new_model("bigram"), functools.partial(keras.losses.SparseCategoricalCrossentropy, from_logits=True)
     model.compile("sgd", loss(ignore_class=3))

@@ -1,4 +1,4 @@
-"""The demonstration: three models learn Python's own documentation, are exported, and each export is compared with its
+"""`seqlm demo`: three models learn Python's own documentation, are exported, and each export is compared with its
 model. What it does is what the command line does; it prints each command."""
 
 import concurrent.futures
@@ -10,16 +10,28 @@ import shlex
 import sys
 import time
 
-import keras
-
-from keras_seqlm import export, tasks
-from keras_seqlm.tasks.task import write_json
-from keras_seqlm.training import read_history
-
+HELP = "train, export and verify three models on Python's own documentation"
 # Steps and learning rate: under a minute of training each on two cores.
 MODELS = {"rnn": (600, 4e-3), "lstm": (500, 4e-3), "transformer": (700, 3e-3)}
 RECIPE = "--tokenizer bpe --vocabulary-size 1024 --size nano --context 128 --batch 16"
 PROMPT = "The function returns"
+
+
+def arguments(p):
+    """Add what the verb takes to its parser."""
+    p.add_argument("--runs", default="runs/demo", metavar="FOLDER", help="run folders (default runs/demo)")
+    p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="artifacts (default saved_models)")
+    p.add_argument(
+        "--steps", type=int, default=None, help="training steps of each model (default: under five minutes in all)"
+    )
+    p.add_argument("--seed", type=int, default=1)
+
+
+def run(args):
+    """`seqlm demo`: three models from Python's own documentation, exported and verified."""
+    import seqlm_cli
+
+    return demo(args.runs, args.saved_models, args.steps, args.seed, seqlm_cli.run)
 
 
 def demo(runs, saved_models, steps, seed, run_command):
@@ -35,6 +47,8 @@ def demo(runs, saved_models, steps, seed, run_command):
     Returns:
         The exit code: 0, or 1 where an artifact disagrees with its model.
     """
+    from keras_seqlm.files import write_json
+
     began = time.monotonic()
     runs = pathlib.Path(runs)
     runs.mkdir(parents=True, exist_ok=True)
@@ -98,6 +112,8 @@ def _docstrings():
 
 def _export(runs, saved_models, name):
     """One model's three artifacts and their report."""
+    from keras_seqlm import export
+
     root, run = pathlib.Path(saved_models), runs / name
     target = f"demo-{name}"
     version = export.next_version(root / target)
@@ -112,6 +128,9 @@ def _export(runs, saved_models, name):
 
 
 def _row(run, name, report):
+    from keras_seqlm import tasks
+    from keras_seqlm.training import read_history
+
     task = tasks.load(run)
     last = read_history(run / "history.csv")[-1]
     agreements = {agreement.kind: agreement for agreement in report}
@@ -172,6 +191,8 @@ def _plot(runs):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from keras_seqlm.training import read_history
+
     figure = Figure(figsize=(7.5, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -191,6 +212,8 @@ def _plot(runs):
 
 
 def _page(runs, rows):
+    import keras
+
     head = "".join(f"<th>{html.escape(title)}</th>" for title in _COLUMNS.values())
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in rows)
     samples = "".join(f"<h3>{row['model']}</h3><pre><b>{PROMPT}</b>{html.escape(row['sample'])}</pre>" for row in rows)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from training_toy import LENGTH, Batches, held
 
-from keras_seqlm.training.feed import Rows, Steps, check_rows, check_tensors
+from keras_seqlm.devices.feed import Rows, Steps, check_rows, check_tensors
 
 
 def equal(left, right):

@@ -1,22 +1,21 @@
 """How a run is spread over devices, by one word, and how the data get there.
 
 Not at all ("single"), by `tf.distribute` ("mirrored"), or by `keras.distribution` ("data-parallel", "model-parallel"). A
-strategy has `num_replicas`, `scope()`, `check(model)`, `prepare(optimizer)`, `feed(train, first_step)` and
-`feed_validation(validation)`. What Keras would train wrongly, or not at all, is refused before the first step, with the
+strategy has `num_replicas`, `sums_gradients`, `scope()`, `check(model)`, `feed(train, first_step)` and `feed_validation(validation)`. What Keras would train wrongly, or not at all, is refused before the first step, with the
 reason and the way out.
 """
 
 import contextlib
 import functools
 import re
-import warnings
 
 import keras
 
+from keras_seqlm.devices.cluster import join, refuse_environment
+from keras_seqlm.devices.feed import Rows, Steps, check_rows, check_tensors
 from keras_seqlm.layers.layouts import AXIS, axes_of
 from keras_seqlm.losses import CrossEntropy
-from keras_seqlm.training.cluster import join, refuse_environment
-from keras_seqlm.training.feed import Rows, Steps, check_rows, check_tensors
+from keras_seqlm.nesting import nested
 
 BUILD_INSIDE = (
     "build (or load) it inside the recipe's scope:\n\n    with recipe.scope():\n        model = TransformerLM(...)\n"
@@ -47,20 +46,20 @@ class Single:
     """One device: Keras as it is."""
 
     num_replicas = 1
+    sums_gradients = False  # whether the optimizer itself sums those of the replicas, so that it must clip afterwards
 
     def scope(self):
+        """The context in which a model is built and trained."""
         return contextlib.nullcontext()
 
     def check(self, model):
+        """Refuse a model that was built elsewhere, or that would be trained wrongly here (ValueError)."""
         other = getattr(model, "_distribute_strategy", None)
         if other is not None and other.num_replicas_in_sync > 1:
             raise ValueError(
                 f"the model was built inside a {type(other).__name__} of {other.num_replicas_in_sync} replicas, and the "
                 "recipe says distribution='single'; use distribution='mirrored', or build the model outside that strategy"
             )
-
-    def prepare(self, optimizer):
-        pass
 
     def feed(self, train, first_step):
         """What `fit` is given to read `train` from a step on; data without `batches` is handed through."""
@@ -83,6 +82,8 @@ class Mirrored(Single):
     Every replica reads its part of the batch; gradients are summed, then clipped, and every replica makes the same step.
     """
 
+    sums_gradients = True
+
     def __init__(self):
         _needs("mirrored", "tensorflow", "tf.distribute")
         import tensorflow as tf
@@ -103,9 +104,6 @@ class Mirrored(Single):
         _refuse_carried_state(model)
         if model.compiled:
             _refuse_in_mirrored(model)
-
-    def prepare(self, optimizer):
-        clip_after_all_reduce(optimizer)
 
     def feed(self, train, first_step):
         check_tensors(train, self.num_replicas)
@@ -223,49 +221,6 @@ STRATEGIES = {
 }
 
 
-def innermost(optimizer):
-    """The optimizer that makes the step, inside those that wrap it (`LossScaleOptimizer` and others)."""
-    return list(_nested(optimizer))[-1]
-
-
-def _nested(optimizer):
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", None)
-
-
-def clip_after_all_reduce(optimizer):
-    """Make an optimizer of the TensorFlow backend clip the summed gradient, and not each replica's own part.
-
-    Keras clips before the replicas' gradients are summed, which silently trains on other numbers than one device
-    does. The optimizer is changed in place and saves as what it was, so that a model file needs nothing from here.
-
-    Args:
-        optimizer: any Keras optimizer; one that wraps another is changed inside. Calling twice does no harm.
-    """
-    optimizer = innermost(optimizer)
-    clips = optimizer.clipnorm or optimizer.global_clipnorm or optimizer.clipvalue
-    if not clips or getattr(optimizer, "clips_after_all_reduce", False):
-        return
-    if not hasattr(optimizer, "_all_reduce_sum_gradients") or not hasattr(optimizer, "_clip_gradients"):
-        optimizer.clipnorm = optimizer.global_clipnorm = optimizer.clipvalue = None
-        warnings.warn(
-            f"Keras {keras.__version__} sums the replicas' gradients in a way that is unknown here: training goes on "
-            "without clipping, because clipping each replica's part would change the numbers.",
-            stacklevel=2,
-        )
-        return
-    all_reduce, clip = optimizer._all_reduce_sum_gradients, optimizer._clip_gradients
-
-    def all_reduce_and_clip(gradients_and_variables):
-        gradients, variables = zip(*all_reduce(gradients_and_variables), strict=True)
-        return list(zip(clip(gradients), variables, strict=True))
-
-    optimizer._all_reduce_sum_gradients = all_reduce_and_clip
-    optimizer._clip_gradients = lambda gradients: gradients
-    optimizer.clips_after_all_reduce = True
-
-
 @functools.cache  # a model remembers its strategy, so a process has one for each set of devices
 def _mirrored(devices):
     import tensorflow as tf
@@ -296,7 +251,7 @@ def _refuse_carried_state(model):
 
 def _refuse_in_mirrored(model):
     """Settings of `compile` that fail under several replicas or, worse, train on other numbers."""
-    optimizers = list(_nested(model.optimizer))
+    optimizers = list(nested(model.optimizer))
     losses = keras.tree.flatten(model.loss)
     owner = next(kind for kind in type(model).__mro__ if "train_step" in vars(kind))
     step_of = owner.__module__.partition(".")[0]

@@ -14,6 +14,8 @@ import warnings
 
 import numpy as np
 
+from keras_seqlm.files import flush, rename
+
 FORMAT = 1
 STATE, SHARDS, MANIFEST = "state.safetensors", "shards", "manifest.json"
 ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
@@ -53,7 +55,7 @@ class Checkpoint:
         parted = {name: form for name, form in self.shapes.items() if name not in arrays}
         if not parted:
             return arrays
-        from keras_seqlm.training.shards import read
+        from keras_seqlm.checkpoints.shards import read
 
         return arrays | read(self.folder / SHARDS, parted, shardings)
 
@@ -161,8 +163,7 @@ class Checkpoints:
                 self._write(part, step, arrays, meta or {}, parts)
                 if folder.exists():  # of a run that was damaged here and came by again
                     shutil.rmtree(folder)
-                os.rename(part, folder)
-                _flush(self.folder)
+                rename(part, folder)
                 break
             except OSError as error:
                 if parts is not None:
@@ -228,7 +229,7 @@ class Checkpoints:
         except SafetensorError as error:  # says "os error 28" where Python has an errno
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error), str(part / STATE)) from error
-        _flush(part / STATE)
+        flush(part / STATE)
         files, shapes = {STATE: part / STATE}, {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         if parts is not None:
             files |= {f"{SHARDS}/{name}": path for name, path in parts.files().items()}
@@ -241,10 +242,10 @@ class Checkpoints:
             "meta": meta,
         }
         (part / MANIFEST).write_text(_sealed(body), encoding="utf-8")
-        _flush(part / MANIFEST)
+        flush(part / MANIFEST)
         if parts is not None:
             parts.move(part / SHARDS)
-        _flush(part)
+        flush(part)
 
     def _read(self, folder):
         try:
@@ -302,12 +303,3 @@ def _sealed(body):
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path):
-    """From the system's buffers to the disk; of a folder: the names in it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_seqlm.training.checkpoint import CheckpointError
+from keras_seqlm.checkpoints.checkpoint import CheckpointError
 
 GROUPS = ("model", "optimizer", "metrics", "random")
 TORCH_RANDOM = "random/torch"

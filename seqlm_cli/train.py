@@ -1,15 +1,13 @@
-"""What each command of the console script does: a dictionary name -> function of its parsed arguments."""
+"""`seqlm train`: from text files to a run folder."""
 
-import os
+import argparse
 import pathlib
 import shutil
 import sys
 
-from keras_seqlm import data, export, tasks, tokenizers, training
-from keras_seqlm.demo import demo
-from keras_seqlm.models import RecurrentLM, TransformerLM
-from keras_seqlm.tasks.task import read_json, write_json
+from seqlm_cli.options import add_backend, size_table
 
+HELP = "train a language model on text files"
 TRAINED_TOKENIZERS = {
     "byte": "ByteTokenizer",
     "character": "CharacterTokenizer",
@@ -40,8 +38,89 @@ _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "emb
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 
 
-def train(args):
+def arguments(p):
+    """Add what the verb takes to its parser."""
+    p.epilog, p.formatter_class = size_table(), argparse.RawDescriptionHelpFormatter
+    p.add_argument(
+        "--text", nargs="+", required=True, metavar="FILE", help="files, folders, globs; .txt .md .jsonl .gz"
+    )
+    p.add_argument("--out", required=True, metavar="runs/NAME", help="the run folder to write")
+    p.add_argument("--model", choices=["transformer", "lstm", "gru", "rnn"], default="transformer")
+    p.add_argument("--size", default="tiny", help="see the table below (default tiny)")
+    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    p.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with the run that the folder holds (default)",
+    )
+    p.add_argument("--checkpoint-every", type=int, default=100, metavar="N", help="steps (default 100)")
+    p.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints that stay, beside the best one")
+    p.add_argument("--allow-changes", action="store_true", help="go on although settings or data changed")
+    add_backend(p)
+    group = p.add_argument_group("tokenizer")
+    group.add_argument(
+        "--tokenizer",
+        default="byte",
+        help="byte, character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
+    )
+    group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
+    group = p.add_argument_group("data")
+    group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
+    group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
+    group.add_argument("--validation-fraction", type=float, default=0.1, help="else on the tail (default 0.1)")
+    group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
+    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
+    group = p.add_argument_group("parts of the model (override the size)")
+    for name in ("layers", "hidden-dim", "heads", "kv-heads", "intermediate-dim", "embedding-dim", "context"):
+        group.add_argument(f"--{name}", type=int, default=None)
+    group.add_argument("--activation", default=None, help="gelu_tanh, gelu, relu, swiglu, geglu")
+    group.add_argument("--norm", default=None, help="layer, rms")
+    group.add_argument("--positions", default=None, help="learned, sinusoidal, rotary")
+    group.add_argument("--untied", action="store_true", help="an output projection of its own")
+    group.add_argument("--dropout", type=float, default=0.0)
+    group = p.add_argument_group("recipe")
+    group.add_argument("--batch", type=int, default=16)
+    group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
+    group.add_argument("--optimizer", default="adamw", help="adamw, muon, or any of Keras's")
+    group.add_argument("--schedule", default="cosine", help="cosine, linear, constant, inverse_sqrt, wsd")
+    group.add_argument("--decay-fraction", type=float, default=0.2, help="of the steps, at the end of wsd")
+    group.add_argument("--warmup", type=int, default=None, help="steps (default 100, at most a tenth)")
+    group.add_argument("--weight-decay", type=float, default=0.1)
+    group.add_argument("--clip-norm", type=float, default=1.0, help="0 switches it off")
+    group.add_argument("--precision", default="float32", help="float32, mixed_bfloat16, mixed_float16, bfloat16")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--validate-every", type=int, default=None, help="steps (default a tenth)")
+    group.add_argument("--accumulate", type=int, default=1, help="batches whose gradients make one update")
+    group.add_argument("--ema", type=float, default=None, help="momentum of averaged weights, as 0.999")
+    group.add_argument("--label-smoothing", type=float, default=0.0)
+    group.add_argument("--z-loss", type=float, default=0.0, help="weight of the squared log of the partition function")
+    group.add_argument("--stop-after-skipped", type=int, default=10, help="updates in a row that are not finite")
+    group.add_argument(
+        "--roll-back", type=float, default=None, metavar="FACTOR", help="undo a jump of the loss, as 2.0"
+    )
+    group = p.add_argument_group("devices and memory")
+    group.add_argument(
+        "--distribution",
+        default="single",
+        help="auto, single, mirrored (TensorFlow), data-parallel or model-parallel (JAX)",
+    )
+    group.add_argument("--rematerialize", action="store_true", help="less memory for one more forward pass in a step")
+    group.add_argument("--steps-per-execution", type=int, default=1, help="batches in one call (TensorFlow, JAX)")
+    group.add_argument("--jit-compile", choices=["auto", "on", "off"], default="auto", help="compile the step")
+    group = p.add_argument_group("watching")
+    group.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard")
+    group.add_argument("--sample-every", type=int, default=None, metavar="N", help="steps (default each validation)")
+
+
+def run(args):
     """`seqlm train`: from text files to a run folder; a run that is there goes on."""
+    import keras
+
+    from keras_seqlm import data, tasks, tokenizers, training
+    from keras_seqlm.files import write_json
+
     folder = pathlib.Path(args.out)
     going_on = _run_to_go_on(folder, args)
     recurrent = _check_options(args)
@@ -68,7 +147,10 @@ def train(args):
         if not going_on:
             _begin(folder, args.overwrite, tokenizer, prompts)
         settings = {key: value for key, value in vars(args).items() if key not in ("command", "version", "overwrite")}
-        write_json(folder / "recipe.json", {"recipe": recipe.to_dict(), "command": settings, "backend": _backend()})
+        write_json(
+            folder / "recipe.json",
+            {"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()},
+        )
     resume = training.Resume(
         folder / training.CHECKPOINTS,
         every=args.checkpoint_every,
@@ -100,103 +182,6 @@ def train(args):
     print(f"{folder}: step {last['step']}{loss}")
 
 
-def runs(args):
-    """`seqlm runs`: a line for each run below a folder."""
-    found = training.list_runs(args.folder)
-    rows = [("run", "model", "step", "loss", "validation loss", "best", "state")]
-    for run in found:
-        losses = [run[name] for name in ("loss", "validation_loss", "best_validation_loss")]
-        shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
-        rows.append((run["name"], run["model"] or "-", f"{run['step']}/{run['steps'] or '?'}", *shown, run["state"]))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if not found:
-        print(f"no run in {args.folder}")
-    _json(args, {"runs": found})
-
-
-def generate(args):
-    """`seqlm generate`: the prompt and the new text."""
-    task = tasks.load(args.run)
-    (result,) = task.write(
-        args.prompt,
-        args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        stop=args.stop,
-    )
-    if result.truncated:
-        print(
-            f"seqlm: prompt and {args.max_new_tokens} new tokens do not fit the context of {task.model.max_length}; "
-            "the beginning of the prompt was left out",
-            file=sys.stderr,
-        )
-    print(f"{result.prompt}{result.text}")
-    _json(args, {name: getattr(result, name) for name in ("prompt", "text", "token_ids", "stop_reason")})
-
-
-def evaluate(args):
-    """`seqlm evaluate`: loss, bits per byte, perplexity."""
-    result = tasks.evaluate(tasks.load(args.run), args.text, stride=args.stride, batch_size=args.batch)
-    print(
-        f"loss {result['loss']:.4f} nats a token, {result['bits_per_byte']:.4f} bits a byte, "
-        f"perplexity {result['perplexity']:.2f}, {result['num_tokens']:,} tokens, {result['num_bytes']:,} bytes"
-    )
-    _json(args, result)
-
-
-def export_(args):
-    """`seqlm export`: one artifact, compared with its model at the end."""
-    name, root = args.name or artifact_name(args.run), pathlib.Path(args.saved_models)
-    if args.to == "saved-model":
-        if args.quantize != "none":
-            raise ValueError("--quantize is for --to litert; a SavedModel is exact")
-        target = root / name / str(export.next_version(root / name))
-        artifact = export.saved_model(args.run, target, args.max_new_tokens_limit, imports=args.imports)
-    else:
-        target = root / f"{name}.tflite"
-        artifact = export.litert(args.run, target, args.quantize, args.overwrite, imports=args.imports)
-    print(f"wrote {artifact}")
-    return 0 if args.no_verify else _report(args, export.verify(args.run, artifact, imports=args.imports))
-
-
-def verify(args):
-    """`seqlm verify`: every artifact of a run beside its model; exit code 1 on a disagreement."""
-    artifacts = args.artifacts or artifacts_of(args.name or artifact_name(args.run), args.saved_models)
-    return _report(args, export.verify(args.run, *artifacts, imports=args.imports))
-
-
-def artifact_name(run):
-    """The name of a run's artifacts: its path below `runs/`, with `-` for `/`.
-
-    >>> artifact_name("runs/demo/rnn"), artifact_name("/tmp/runs/books/"), artifact_name("elsewhere/books")
-    ('demo-rnn', 'books', 'books')
-    """
-    parts = pathlib.PurePath(os.path.normpath(run)).parts
-    below = parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else parts[-1:]
-    return "-".join(below) or parts[-1]
-
-
-def artifacts_of(name, saved_models):
-    """The newest SavedModel and the LiteRT files called `name`.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    root = pathlib.Path(saved_models)
-    versions = export.next_version(root / name) - 1
-    found = [root / name / str(versions)] if versions else []
-    found += [path for suffix in ("", "-float16", "-int8") if (path := root / f"{name}{suffix}.tflite").exists()]
-    if not found:
-        raise FileNotFoundError(f"there is no artifact of {name!r} in {root}; run `seqlm export` first, or name one")
-    return found
-
-
 def prompts_from(tokens, tokenizer):
     """Twenty beginnings of text from a part of a corpus, evenly spread, for `verify` and the samples."""
     span, prompts = max(1, (len(tokens) - PROMPT_TOKENS) // NUM_PROMPTS), []
@@ -224,6 +209,8 @@ def _run_to_go_on(folder, args):
         raise FileExistsError(
             f"{folder} holds a run; leave --no-resume out to go on with it, or replace it: --overwrite"
         )
+    from keras_seqlm.files import read_json
+
     before = read_json(folder / "recipe.json").get("command")
     if before is None:
         raise FileExistsError(f"{folder} was not written by `seqlm train`; name another folder")
@@ -246,6 +233,8 @@ def _visible(folder):
 
 def _begin(folder, overwrite, tokenizer, prompts):
     """A new run folder, with what the run is made of; `recipe.json` comes last, and says that all is there."""
+    from keras_seqlm.files import write_json
+
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,6 +256,8 @@ def _check_options(args):
 
 
 def _recipe(args, recurrent):
+    from keras_seqlm import training
+
     return training.Recipe(
         optimizer=args.optimizer,
         learning_rate=args.learning_rate or (4e-3 if recurrent else 1e-3),
@@ -294,6 +285,8 @@ def _recipe(args, recurrent):
 
 
 def _tokenizer(args):
+    from keras_seqlm import data, tokenizers
+
     if args.tokenizer not in TRAINED_TOKENIZERS:
         if not pathlib.Path(args.tokenizer).is_dir():
             names = ", ".join(TRAINED_TOKENIZERS)
@@ -307,6 +300,8 @@ def _tokenizer(args):
 
 
 def _model(args, tokenizer, recurrent):
+    from keras_seqlm.models import RecurrentLM, TransformerLM
+
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
     if recurrent:
@@ -326,41 +321,3 @@ def _sample(task, prompts):
     prompts = prompts[:2]
     texts = task.generate(prompts, max_new_tokens=48, temperature=0.8, seed=1)
     return "\n".join(f"{prompt!r} -> {text!r}" for prompt, text in zip(prompts, texts, strict=True))
-
-
-def _report(args, report):
-    print(report)
-    _json(args, report.to_dict())
-    return 0 if report.ok else 1
-
-
-def _json(args, content):
-    if args.json:
-        write_json(args.json, content)
-
-
-def _backend():
-    import keras
-
-    return keras.backend.backend()
-
-
-def demo_(args):
-    """`seqlm demo`: three models from Python's own documentation, exported and verified."""
-
-    def run_command(words):
-        parsed = args.parse(words)
-        COMMANDS[parsed.command](parsed)
-
-    return demo(args.runs, args.saved_models, args.steps, args.seed, run_command)
-
-
-COMMANDS = {
-    "demo": demo_,
-    "train": train,
-    "runs": runs,
-    "generate": generate,
-    "evaluate": evaluate,
-    "export": export_,
-    "verify": verify,
-}

@@ -1,0 +1,102 @@
+"""How a file of ours appears: written beside, flushed to the disk, renamed, and its name flushed, too.
+
+A process that is killed, or a machine that loses power, leaves the file of before or the new one, whole; never a piece.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """The path of a new file (or folder) beside `path`, to be written inside of the `with`; it then takes its place.
+
+    Args:
+        path: of the file or folder; the folder that it lies in is made if it is not there.
+
+    Raises:
+        OSError: it could not be written; what was there before stands as it was.
+
+    Example:
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "numbers.txt")
+    >>> with replacing(path) as beside:
+    ...     _ = beside.write_text("1 2 3")
+    >>> path.read_text()
+    '1 2 3'
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".part-{os.getpid()}-{path.name}")  # Keras goes by the ending
+    _remove(beside)
+    try:
+        yield beside
+        for file in [*beside.rglob("*"), beside]:
+            flush(file)
+        if path.is_dir():  # which no system replaces at once
+            old = path.with_name(f".old-{os.getpid()}-{path.name}")
+            os.rename(path, old)
+            os.rename(beside, path)
+            _remove(old)
+        else:
+            os.replace(beside, path)
+    except BaseException:
+        _remove(beside)
+        raise
+    flush(path.parent)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file, as UTF-8, with the line ends that it has."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path, content):
+    """Write `content` as JSON."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def append_text(path, text):
+    """Add to the end of a text file, and have it on the disk."""
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rename(old, new):
+    """Give a file or a folder another name, and have the name on the disk."""
+    os.rename(old, new)
+    flush(pathlib.Path(new).parent)
+
+
+def flush(path):
+    """From the system's buffers to the disk; of a folder: the names in it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path):
+    """The dict in a JSON file; ValueError where it holds none."""
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: expected an object, got {type(content).__name__}")
+    return content

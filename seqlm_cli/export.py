@@ -1,0 +1,39 @@
+"""`seqlm export`: a SavedModel or a LiteRT file of a run."""
+
+import pathlib
+
+from seqlm_cli.options import add_common
+from seqlm_cli.verify import artifact_name, show
+
+HELP = "write a SavedModel or a LiteRT file, and verify it"
+
+
+def arguments(p):
+    """Add what the verb takes to its parser."""
+    p.add_argument("run", metavar="RUN", help="a run folder")
+    p.add_argument("--to", required=True, choices=["saved-model", "litert"])
+    p.add_argument("--quantize", choices=["none", "float16", "int8"], default="none", help="of a LiteRT file")
+    p.add_argument("--name", help="default: the path below runs/, with - for /")
+    p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to write")
+    p.add_argument("--max-new-tokens-limit", type=int, default=256, help="of a SavedModel's requests")
+    p.add_argument("--overwrite", action="store_true", help="replace a LiteRT file that exists")
+    p.add_argument("--no-verify", action="store_true", help="do not compare with the model afterwards")
+    p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
+    add_common(p, backend=False)
+
+
+def run(args):
+    """`seqlm export`: one artifact, compared with its model at the end."""
+    from keras_seqlm import export
+
+    name, root = args.name or artifact_name(args.run), pathlib.Path(args.saved_models)
+    if args.to == "saved-model":
+        if args.quantize != "none":
+            raise ValueError("--quantize is for --to litert; a SavedModel is exact")
+        target = root / name / str(export.next_version(root / name))
+        artifact = export.saved_model(args.run, target, args.max_new_tokens_limit, imports=args.imports)
+    else:
+        target = root / f"{name}.tflite"
+        artifact = export.litert(args.run, target, args.quantize, args.overwrite, imports=args.imports)
+    print(f"wrote {artifact}")
+    return 0 if args.no_verify else show(args, export.verify(args.run, artifact, imports=args.imports))

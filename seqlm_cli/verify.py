@@ -1,0 +1,61 @@
+"""`seqlm verify`: artifacts beside the model that they come from."""
+
+import os
+import pathlib
+
+from seqlm_cli.options import add_common, write_answer
+
+HELP = "compare exported artifacts with their model, token by token"
+
+
+def arguments(p):
+    """Add what the verb takes to its parser."""
+    p.add_argument("run", metavar="RUN", help="a run folder")
+    p.add_argument("artifacts", nargs="*", metavar="ARTIFACT", help="default: all of this run's in saved_models/")
+    p.add_argument("--name", help="default: the path below runs/, with - for /")
+    p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to look")
+    p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
+    add_common(p, backend=False)
+
+
+def run(args):
+    """`seqlm verify`: every artifact of a run beside its model; exit code 1 on a disagreement."""
+    from keras_seqlm import export
+
+    artifacts = args.artifacts or artifacts_of(args.name or artifact_name(args.run), args.saved_models)
+    return show(args, export.verify(args.run, *artifacts, imports=args.imports))
+
+
+def show(args, report):
+    """Print a report, write it where `--json` says; returns the exit code."""
+    print(report)
+    write_answer(args, report.to_dict())
+    return 0 if report.ok else 1
+
+
+def artifact_name(run):
+    """The name of a run's artifacts: its path below `runs/`, with `-` for `/`.
+
+    >>> artifact_name("runs/demo/rnn"), artifact_name("/tmp/runs/books/"), artifact_name("elsewhere/books")
+    ('demo-rnn', 'books', 'books')
+    """
+    parts = pathlib.PurePath(os.path.normpath(run)).parts
+    below = parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else parts[-1:]
+    return "-".join(below) or parts[-1]
+
+
+def artifacts_of(name, saved_models):
+    """The newest SavedModel and the LiteRT files called `name`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    from keras_seqlm import export
+
+    root = pathlib.Path(saved_models)
+    versions = export.next_version(root / name) - 1
+    found = [root / name / str(versions)] if versions else []
+    found += [path for suffix in ("", "-float16", "-int8") if (path := root / f"{name}{suffix}.tflite").exists()]
+    if not found:
+        raise FileNotFoundError(f"there is no artifact of {name!r} in {root}; run `seqlm export` first, or name one")
+    return found
