@@ -167,7 +167,7 @@ def test_row_7_a_full_disk_leaves_what_was_there(tmp_path):
         large = {"w": np.zeros(200_000 if mounted else 2000, "float32")}
         with pytest.MonkeyPatch.context() as patch:
             if not mounted:
-                patch.setattr(rooms_file, "_flush", raise_error(errno.ENOSPC))
+                patch.setattr(rooms_file, "flush", raise_error(errno.ENOSPC))
             with pytest.raises(OSError, match="(?i)space"):
                 checkpoints.save(2, large)
         assert sorted(path.name for path in disk.iterdir()) == ["step-00000001"]
