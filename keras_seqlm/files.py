@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import warnings
 
 
 @contextlib.contextmanager
@@ -68,12 +69,41 @@ def write_json(path, content):
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def append_text(path, text):
-    """Add to the end of a text file, and have it on the disk."""
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+class Log:
+    """A text file that grows, piece by piece, each on the disk before the next; a disk that refuses does not end the work.
+
+    What could not be written is kept, and written with the next piece; a warning says so, once until it works again.
+
+    Args:
+        path: of the file, which is replaced.
+        start: what it holds at first.
+    """
+
+    def __init__(self, path, start=""):
+        self.path = pathlib.Path(path)
+        self._text, self._warned, self._whole = start, False, False
+        self.add("")
+
+    def add(self, text):
+        """Add to the end."""
+        self._text += text
+        try:
+            if self._whole:
+                with open(self.path, "a", encoding="utf-8", newline="") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+            else:  # at first, and where a piece may have been cut short
+                write_text(self.path, self._text)
+            self._whole, self._warned = True, False
+        except OSError as error:
+            self._whole = False
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{self.path} could not be written ({error}); training goes on, and it is completed when that works again",
+                    stacklevel=3,
+                )
 
 
 def rename(old, new):

@@ -6,11 +6,15 @@ import os
 import sys
 
 from seqlm_cli import demo, evaluate, export, generate, runs, train, verify
+from seqlm_cli.config import words_of
+from seqlm_cli.endings import INTERRUPTED, USAGE, exit_code
 from seqlm_cli.options import size_table
 
 VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
 VERBS |= {"verify": verify}
-EPILOG = "`seqlm COMMAND --help` says more. Errors end with exit code 2, a failed verification with 1."
+EPILOG = """`seqlm COMMAND --help` says more. Exit codes: 0 done, 1 an artifact disagrees with its model, 2 wrong use or input,
+3 a guard stopped training, 75 try again (memory, room on the disk, a process of the run was lost), 130 ^C, 143 told to
+end (SIGTERM, SIGUSR1); after 75, 130 and 143 the same command goes on from what was saved."""
 
 
 def parser():
@@ -29,15 +33,32 @@ def parser():
     return top
 
 
+def parse(words=None):
+    """The arguments of a command; those of the file that `--config` names stand before the others."""
+    words = list(sys.argv[1:] if words is None else words)
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    path = before.parse_known_args(words)[0].config
+    if path is not None and words[0] in VERBS and "-h" not in words and "--help" not in words:
+        flags = argparse.ArgumentParser()
+        VERBS[words[0]].arguments(flags)
+        words[1:1] = words_of(path, flags)
+    return parser().parse_args(words)
+
+
 def run(words):
     """What one command does, without its way of telling errors; returns the exit code, or None for 0."""
-    args = parser().parse_args(words)
+    args = parse(words)
     return VERBS[args.command].run(args)
 
 
 def main(arguments=None):
     """Run the command line; returns the exit code."""
-    args = parser().parse_args(arguments)
+    try:
+        args = parse(arguments)
+    except (ValueError, OSError) as error:
+        print(f"seqlm: error: {error}", file=sys.stderr)
+        return USAGE
     if args.version:
         from importlib.metadata import version
 
@@ -45,7 +66,7 @@ def main(arguments=None):
         return 0
     if args.command is None:
         parser().print_help()
-        return 2
+        return USAGE
     if getattr(args, "backend", None):
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -53,16 +74,19 @@ def main(arguments=None):
     try:
         _quietly(lambda: importlib.import_module("keras_seqlm.export"))  # the top floor: all that a verb may need
         return VERBS[args.command].run(args) or 0
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except KeyboardInterrupt:
+        print("seqlm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
         message = " ".join(str(error).split())  # one line, whatever Keras says
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         if isinstance(error, ModuleNotFoundError) and error.name in (backend, f"{backend}lib"):
             message += f"; the {backend} backend needs: pip install keras-seqlm[{backend}]"
         print(f"seqlm: error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("seqlm: interrupted", file=sys.stderr)
-        return 130
+        return code
 
 
 def _quietly(load):

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from seqlm_cli.options import add_common
-from seqlm_cli.verify import artifact_name, show
+from seqlm_cli.options import add_checkpoint, add_common
+from seqlm_cli.verify import artifact_name, show, source
 
 HELP = "write a SavedModel or a LiteRT file, and verify it"
 
@@ -11,6 +11,7 @@ HELP = "write a SavedModel or a LiteRT file, and verify it"
 def arguments(p):
     """Add what the verb takes to its parser."""
     p.add_argument("run", metavar="RUN", help="a run folder")
+    add_checkpoint(p)
     p.add_argument("--to", required=True, choices=["saved-model", "litert"])
     p.add_argument("--quantize", choices=["none", "float16", "int8"], default="none", help="of a LiteRT file")
     p.add_argument("--name", help="default: the path below runs/, with - for /")
@@ -26,14 +27,15 @@ def run(args):
     """`seqlm export`: one artifact, compared with its model at the end."""
     from keras_seqlm import export
 
+    run = source(args)
     name, root = args.name or artifact_name(args.run), pathlib.Path(args.saved_models)
     if args.to == "saved-model":
         if args.quantize != "none":
             raise ValueError("--quantize is for --to litert; a SavedModel is exact")
         target = root / name / str(export.next_version(root / name))
-        artifact = export.saved_model(args.run, target, args.max_new_tokens_limit, imports=args.imports)
+        artifact = export.saved_model(run, target, args.max_new_tokens_limit, imports=args.imports)
     else:
         target = root / f"{name}.tflite"
-        artifact = export.litert(args.run, target, args.quantize, args.overwrite, imports=args.imports)
+        artifact = export.litert(run, target, args.quantize, args.overwrite, imports=args.imports)
     print(f"wrote {artifact}")
-    return 0 if args.no_verify else show(args, export.verify(args.run, artifact, imports=args.imports))
+    return 0 if args.no_verify else show(args, export.verify(run, artifact, imports=args.imports))

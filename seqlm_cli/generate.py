@@ -2,7 +2,7 @@
 
 import sys
 
-from seqlm_cli.options import add_common, write_answer
+from seqlm_cli.options import add_checkpoint, add_common, write_answer
 
 HELP = "write on after a prompt"
 
@@ -10,6 +10,7 @@ HELP = "write on after a prompt"
 def arguments(p):
     """Add what the verb takes to its parser."""
     p.add_argument("run", metavar="RUN", help="a run folder")
+    add_checkpoint(p)
     p.add_argument("--prompt", default="", help="the text to write on from")
     p.add_argument("--max-new-tokens", type=int, default=64)
     p.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token (default)")
@@ -26,7 +27,7 @@ def run(args):
     """`seqlm generate`: the prompt and the new text."""
     from keras_seqlm import tasks
 
-    task = tasks.load(args.run)
+    task = tasks.load(args.run, args.checkpoint)
     (result,) = task.write(
         args.prompt,
         args.max_new_tokens,

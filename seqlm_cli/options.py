@@ -18,6 +18,15 @@ def add_backend(p):
     p.add_argument("--backend", choices=BACKENDS, help="default: KERAS_BACKEND, else tensorflow")
 
 
+def add_checkpoint(p):
+    """Add `--checkpoint`."""
+    p.add_argument(
+        "--checkpoint",
+        metavar="best|newest|STEP",
+        help="read a checkpoint of the run (default: the finished model, else the newest)",
+    )
+
+
 def write_answer(args, content):
     """Write the result as JSON where `--json` names a file."""
     from keras_seqlm.files import write_json

@@ -1,10 +1,11 @@
 """`seqlm train`: from text files to a run folder."""
 
 import argparse
+import math
 import pathlib
-import shutil
 import sys
 
+from seqlm_cli.config import as_toml
 from seqlm_cli.options import add_backend, size_table
 
 HELP = "train a language model on text files"
@@ -17,7 +18,6 @@ TRAINED_TOKENIZERS = {
 }
 NUM_PROMPTS, PROMPT_TOKENS = 20, 24
 _TRANSFORMER_ONLY = ("heads", "kv_heads", "intermediate_dim", "activation", "norm", "positions")
-RUN_FILES = ("recipe.json", "model.keras")
 MAY_CHANGE = (  # between two starts of a run
     "steps",
     "checkpoint_every",
@@ -32,10 +32,23 @@ MAY_CHANGE = (  # between two starts of a run
     "sample_every",
     "stop_after_skipped",
     "roll_back",
+    "early_stopping",
     "out",
 )
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
+_OF_THE_MODEL = (
+    *_COUNTS,
+    "model",
+    "size",
+    "activation",
+    "norm",
+    "positions",
+    "untied",
+    "dropout",
+    "tokenizer",
+    "vocabulary_size",
+)
 
 
 def arguments(p):
@@ -48,6 +61,12 @@ def arguments(p):
     p.add_argument("--model", choices=["transformer", "lstm", "gru", "rnn"], default="transformer")
     p.add_argument("--size", default="tiny", help="see the table below (default tiny)")
     p.add_argument("--steps", type=int, default=1000)
+    p.add_argument(
+        "--from", dest="start", metavar="RUN", help="begin with the weights and the tokenizer of another run"
+    )
+    p.add_argument(
+        "--config", metavar="FILE.toml", help="flags from a file, as RUN/run.toml; those given here go before"
+    )
     p.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     p.add_argument(
         "--resume",
@@ -92,6 +111,13 @@ def arguments(p):
     group.add_argument("--precision", default="float32", help="float32, mixed_bfloat16, mixed_float16, bfloat16")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--validate-every", type=int, default=None, help="steps (default a tenth)")
+    group.add_argument(
+        "--early-stopping",
+        type=int,
+        default=None,
+        metavar="N",
+        help="end after N validations without a better one, and keep the best",
+    )
     group.add_argument("--accumulate", type=int, default=1, help="batches whose gradients make one update")
     group.add_argument("--ema", type=float, default=None, help="momentum of averaged weights, as 0.999")
     group.add_argument("--label-smoothing", type=float, default=0.0)
@@ -116,16 +142,23 @@ def arguments(p):
 
 def run(args):
     """`seqlm train`: from text files to a run folder; a run that is there goes on."""
-    import keras
+    from keras_seqlm import training
 
-    from keras_seqlm import data, tasks, tokenizers, training
-    from keras_seqlm.files import write_json
-
-    folder = pathlib.Path(args.out)
-    going_on = _run_to_go_on(folder, args)
     recurrent = _check_options(args)
     recipe = _recipe(args, recurrent)
-    tokenizer = tokenizers.load(folder / "tokenizer") if going_on else _tokenizer(args)
+    training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
+    folder = training.RunFolder(args.out)
+    try:
+        going_on = training.chief_decides(lambda: _open(folder, args))
+        _train(args, folder, going_on, recipe, recurrent)
+    finally:
+        folder.close()
+
+
+def _train(args, folder, going_on, recipe, recurrent):
+    from keras_seqlm import data, tasks, tokenizers, training
+
+    tokenizer = tokenizers.load(folder.path / "tokenizer") if going_on else _tokenizer(args)
     with recipe.scope():
         model = _model(args, tokenizer, recurrent)
     context = args.context or model.max_length or 128
@@ -143,43 +176,54 @@ def run(args):
     )
     task = tasks.TextGeneration(model, tokenizer)
     prompts = prompts_from(train_blocks.tokens if validation is None else validation.tokens, tokenizer)
-    if training.is_chief():
-        if not going_on:
-            _begin(folder, args.overwrite, tokenizer, prompts)
-        settings = {key: value for key, value in vars(args).items() if key not in ("command", "version", "overwrite")}
-        write_json(
-            folder / "recipe.json",
-            {"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()},
-        )
+    training.chief_decides(lambda: _begin(args, folder, going_on, recipe, task, prompts))
     resume = training.Resume(
-        folder / training.CHECKPOINTS,
+        folder.path / training.CHECKPOINTS,
         every=args.checkpoint_every,
         keep=args.keep,
-        settings={"data": train_blocks.tokens.folder.name, "tokenizer": tokenizer.hash},
+        settings=_settings(train_blocks, validation, tokenizer),
         allow_changes=args.allow_changes,
     )
-    print(
-        f"{type(model).__name__}: {model.count_params():,} parameters, vocabulary {tokenizer.vocabulary_size:,}; "
-        f"{train_blocks.num_tokens:,} tokens to train on"
-        + (f", {validation.num_tokens:,} to validate on" if validation is not None else "")
-        + (f"; going on from step {resume.step_before}" if resume.step_before else ""),
-        file=sys.stderr,
-    )
-    samples = training.SampleWriter(
-        lambda model: _sample(task, prompts), folder / "samples.txt", every_steps=args.sample_every
-    )
+    try:
+        print(
+            f"{type(model).__name__}: {model.count_params():,} parameters, vocabulary {tokenizer.vocabulary_size:,}; "
+            f"{train_blocks.num_tokens:,} tokens to train on"
+            + (f", {validation.num_tokens:,} to validate on" if validation is not None else "")
+            + (f"; going on from step {resume.step_before}" if resume.step_before else ""),
+            file=sys.stderr,
+        )
+        callbacks = _callbacks(args, folder.path, task, prompts)
+        recipe.fit(model, train_blocks, validation, callbacks=callbacks, resume=resume)
+    finally:
+        resume.close()
+    if args.early_stopping and resume.checkpoints.best_loss() < math.inf:
+        task = tasks.load(folder.path, "best")
+    if training.is_chief():
+        task.save(folder.path)
+        last = training.read_history(folder.path / "history.csv")[-1]
+        loss = (
+            "" if last["validation_loss"] is None else f", validation loss {last['validation_loss']:.4f} nats a token"
+        )
+        print(f"{folder.path}: step {last['step']}{loss}")
+
+
+def _callbacks(args, folder, task, prompts):
+    import keras
+
+    from keras_seqlm import training
+
     callbacks = [
         training.HistoryCSV(folder / "history.csv"),
         training.LossPlot(folder / "history.csv", folder / "loss.png"),
-        samples,
+        training.SampleWriter(
+            lambda model: _sample(task, prompts), folder / "samples.txt", every_steps=args.sample_every
+        ),
     ]
+    if args.early_stopping:
+        callbacks.append(keras.callbacks.EarlyStopping(patience=args.early_stopping, verbose=1))
     if args.tensorboard:
         callbacks.append(training.TensorBoardScalars(folder / "tensorboard"))
-    recipe.fit(model, train_blocks, validation, callbacks=callbacks, resume=resume)
-    task.save(folder)
-    last = training.read_history(folder / "history.csv")[-1]
-    loss = "" if last["validation_loss"] is None else f", validation loss {last['validation_loss']:.4f} nats a token"
-    print(f"{folder}: step {last['step']}{loss}")
+    return callbacks
 
 
 def prompts_from(tokens, tokenizer):
@@ -192,28 +236,22 @@ def prompts_from(tokens, tokenizer):
     return prompts
 
 
-def _run_to_go_on(folder, args):
-    """Whether `folder` holds a run that goes on; an error where it holds anything else, or a run of other settings."""
-    if not folder.exists() or args.overwrite:
-        if args.overwrite and folder.exists() and not any((folder / name).exists() for name in RUN_FILES):
-            raise FileExistsError(f"{folder} is no run folder, so --overwrite does not delete it; name another one")
+def _open(folder, args):
+    """Take the folder; returns whether the run that it holds goes on."""
+    folder.open()
+    if args.overwrite:
         return False
-    if not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; name another folder")
-    if not (folder / "recipe.json").exists():
-        # What a run leaves that was killed before it began.
-        if all(path.name in ("tokenizer", "prompts.json", "task.json", "checkpoints") for path in _visible(folder)):
-            return False
-        raise FileExistsError(f"{folder} exists and is no run folder; name another one")
+    if not folder.holds_run:
+        if (folder.path / "model.keras").exists():
+            raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
+        return False
     if not args.resume:
         raise FileExistsError(
-            f"{folder} holds a run; leave --no-resume out to go on with it, or replace it: --overwrite"
+            f"{folder.path} holds a run; leave --no-resume out to go on with it, or replace it: --overwrite"
         )
-    from keras_seqlm.files import read_json
-
-    before = read_json(folder / "recipe.json").get("command")
+    before = folder.content().get("command")
     if before is None:
-        raise FileExistsError(f"{folder} was not written by `seqlm train`; name another folder")
+        raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
     changed = [
         f"--{name.replace('_', '-')} was {before[name]} and is {getattr(args, name)}"
         for name in sorted(before)
@@ -221,37 +259,55 @@ def _run_to_go_on(folder, args):
     ]
     if changed and not args.allow_changes:
         raise ValueError(
-            f"{folder} holds a run with other settings: {'; '.join(changed)}. Give the same to go on with it, name another "
-            "folder, replace it with --overwrite, or go on all the same with --allow-changes"
+            f"{folder.path} holds a run with other settings: {'; '.join(changed)}. Give the same to go on with it, name "
+            "another folder, replace it with --overwrite, or go on all the same with --allow-changes"
         )
+    for change in changed:
+        print(f"changed since the run began: {change}", file=sys.stderr)
     return True
 
 
-def _visible(folder):
-    return [path for path in folder.iterdir() if not path.name.endswith((".part", ".new"))]
+def _begin(args, folder, going_on, recipe, task, prompts):
+    """Write what the run is made of; `recipe.json` comes last, and says that all is there."""
+    import keras
+
+    from keras_seqlm.files import write_json, write_text
+
+    if not going_on:
+        if args.overwrite:
+            folder.replace()
+        task.begin(folder.path)
+        write_json(folder.path / "prompts.json", {"prompts": prompts})
+    settings = {
+        key: value for key, value in vars(args).items() if key not in ("command", "version", "overwrite", "config")
+    }
+    write_text(folder.path / "run.toml", as_toml(settings))
+    folder.begin({"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()})
 
 
-def _begin(folder, overwrite, tokenizer, prompts):
-    """A new run folder, with what the run is made of; `recipe.json` comes last, and says that all is there."""
-    from keras_seqlm.files import write_json
-
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder / "tokenizer")
-    write_json(folder / "prompts.json", {"prompts": prompts})
+def _settings(train, validation, tokenizer):
+    """What must not change between two starts, by its content: a copy of a text is the text."""
+    of_validation = None if validation is None else validation.tokens.folder.name
+    return {"text": train.tokens.folder.name, "validation text": of_validation, "tokenizer": tokenizer.hash}
 
 
 def _check_options(args):
     """Refuse what does not go together; returns whether the model is recurrent."""
     recurrent = args.model != "transformer"
-    for name in _COUNTS:
+    for name in (*_COUNTS, "early_stopping"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
         if getattr(args, name):
             owner = "a Transformer" if recurrent else "a recurrent model"
             raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
+    if args.start is not None:
+        parser = argparse.ArgumentParser()
+        arguments(parser)
+        own = [name for name in _OF_THE_MODEL if getattr(args, name) != parser.get_default(name)]
+        if own:
+            said = ", ".join(f"--{name.replace('_', '-')}" for name in own)
+            raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
     return recurrent
 
 
@@ -287,6 +343,8 @@ def _recipe(args, recurrent):
 def _tokenizer(args):
     from keras_seqlm import data, tokenizers
 
+    if args.start is not None:
+        return tokenizers.load(pathlib.Path(args.start) / "tokenizer")
     if args.tokenizer not in TRAINED_TOKENIZERS:
         if not pathlib.Path(args.tokenizer).is_dir():
             names = ", ".join(TRAINED_TOKENIZERS)
@@ -302,6 +360,8 @@ def _tokenizer(args):
 def _model(args, tokenizer, recurrent):
     from keras_seqlm.models import RecurrentLM, TransformerLM
 
+    if args.start is not None:
+        return _model_of(args)
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
     if recurrent:
@@ -314,6 +374,18 @@ def _model(args, tokenizer, recurrent):
         parts |= {name: getattr(args, name) for name in ("activation", "norm", "positions") if getattr(args, name)}
         model = TransformerLM(tokenizer.vocabulary_size, **parts)
     model.build()
+    return model
+
+
+def _model_of(args):
+    """The model of another run, whose weights a new schedule starts from."""
+    from keras_seqlm import tasks
+
+    model = tasks.load(args.start).model
+    if model.dtype_policy.name != args.precision:
+        raise ValueError(
+            f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
+        )
     return model
 
 

@@ -1,9 +1,10 @@
 """`seqlm verify`: artifacts beside the model that they come from."""
 
+import importlib
 import os
 import pathlib
 
-from seqlm_cli.options import add_common, write_answer
+from seqlm_cli.options import add_checkpoint, add_common, write_answer
 
 HELP = "compare exported artifacts with their model, token by token"
 
@@ -11,6 +12,7 @@ HELP = "compare exported artifacts with their model, token by token"
 def arguments(p):
     """Add what the verb takes to its parser."""
     p.add_argument("run", metavar="RUN", help="a run folder")
+    add_checkpoint(p)
     p.add_argument("artifacts", nargs="*", metavar="ARTIFACT", help="default: all of this run's in saved_models/")
     p.add_argument("--name", help="default: the path below runs/, with - for /")
     p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to look")
@@ -22,8 +24,21 @@ def run(args):
     """`seqlm verify`: every artifact of a run beside its model; exit code 1 on a disagreement."""
     from keras_seqlm import export
 
+    run = source(args)
     artifacts = args.artifacts or artifacts_of(args.name or artifact_name(args.run), args.saved_models)
-    return show(args, export.verify(args.run, *artifacts, imports=args.imports))
+    return show(args, export.verify(run, *artifacts, imports=args.imports))
+
+
+def source(args):
+    """What is exported and compared: the run folder, or the task of a checkpoint of it."""
+    from keras_seqlm import tasks
+    from keras_seqlm.tasks.task import MODEL
+
+    if args.checkpoint is None and (pathlib.Path(args.run) / MODEL).is_file():
+        return args.run
+    for module in args.imports:
+        importlib.import_module(module)
+    return tasks.load(args.run, args.checkpoint)
 
 
 def show(args, report):

@@ -2,9 +2,9 @@
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -14,16 +14,20 @@ import warnings
 
 import numpy as np
 
+from keras_seqlm.checkpoints.lock import FolderLock, LockError
 from keras_seqlm.files import flush, rename
 
 FORMAT = 1
 STATE, SHARDS, MANIFEST = "state.safetensors", "shards", "manifest.json"
 ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
-_LOCKS = {}  # folder -> the open file whose lock this process holds
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, or a folder without any that can; the message says which and why."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """A checkpoint that is whole, and of a format that this version does not read: no older one stands in for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +39,29 @@ class Checkpoint:
         step: updates made before it was written.
         meta: what the writer said beside the arrays, as JSON takes it.
         shapes: name -> (dtype name, shape) of each array.
+        sha256: of its manifest, which holds those of all its files.
     """
 
     folder: pathlib.Path
     step: int
     meta: dict
     shapes: dict
+    sha256: str = ""
 
-    def arrays(self, shardings=None):
+    def arrays(self, shardings=None, names=None):
         """The arrays, name -> NumPy array.
 
         Args:
+            names: which of them; default all.
             shardings: name -> `jax.sharding.Sharding`; arrays that several processes wrote in parts are then read so, as
                 `jax.Array`.
         """
-        from safetensors.numpy import load_file
+        from safetensors import safe_open
 
-        arrays = load_file(self.folder / STATE)
-        parted = {name: form for name, form in self.shapes.items() if name not in arrays}
+        wanted = self.shapes if names is None else {name: self.shapes[name] for name in names}
+        with safe_open(self.folder / STATE, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys() if name in wanted}
+        parted = {name: form for name, form in wanted.items() if name not in arrays}
         if not parted:
             return arrays
         from keras_seqlm.checkpoints.shards import read
@@ -88,57 +97,53 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = pathlib.Path(folder)
         self.keep = keep
+        self._lock = FolderLock(self.folder)
 
-    def open(self, size=0):
-        """Take the folder for this process: make it, lock it, sweep it, and see that it can be written.
+    def open(self, in_use=lambda: True):
+        """Take the folder for this process: make it, lock it, and sweep away what a killed process left half written.
 
         Args:
-            size: bytes of a checkpoint; twice as many must be free.
+            in_use: see `FolderLock`.
 
         Raises:
-            OSError: another process has the folder (its PID is named), it cannot be written, or the disk is too full.
+            OSError: another process has the folder (it is named), or it cannot be written or locked.
         """
-        self.close()  # a run of this process that ended by an error may still hold it
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / ".lock", "a+", encoding="utf-8")
+            self._lock.in_use = in_use
+            self._lock.take()
         except (FileExistsError, NotADirectoryError) as error:
             raise NotADirectoryError(
                 f"checkpoints go to the folder {self.folder}, and there is a file in the way"
             ) from error
+        except LockError:
+            raise
         except OSError as error:
             raise type(error)(
                 error.errno, f"checkpoints cannot be written ({error.strerror})", str(self.folder)
             ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise OSError(
-                errno.EBUSY, f"process {owner} trains there; stop it, or name another folder", str(self.folder)
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        _LOCKS[self.folder.resolve()] = lock
+        for path in self.folder.glob(".part-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".old-step-*"):  # killed while one was written again
+            whole = self.folder / path.name.removeprefix(".old-")
+            if whole.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                rename(path, whole)
+
+    def check_room(self, size):
+        """See that the disk has room for two checkpoints of `size` bytes (OSError)."""
         free = shutil.disk_usage(self.folder).free
         if free < 2 * size:
-            self.close()
             raise OSError(
                 errno.ENOSPC,
                 f"a checkpoint takes {size:,} bytes, twice that must be free, and {free:,} are",
                 str(self.folder),
             )
-        for path in self.folder.glob(".part-*"):
-            shutil.rmtree(path, ignore_errors=True)
 
     def close(self):
         """Give the folder back to other processes."""
-        lock = _LOCKS.pop(self.folder.resolve(), None)
-        if lock is not None:
-            lock.close()
+        self._lock.release()
 
     def part(self, step):
         """Where a checkpoint is written before it gets its name; `open` sweeps away what was left there."""
@@ -161,9 +166,11 @@ class Checkpoints:
         for attempt in range(ATTEMPTS):
             try:
                 self._write(part, step, arrays, meta or {}, parts)
+                old = folder.with_name(f".old-{folder.name}")
                 if folder.exists():  # of a run that was damaged here and came by again
-                    shutil.rmtree(folder)
+                    os.rename(folder, old)
                 rename(part, folder)
+                shutil.rmtree(old, ignore_errors=True)
                 break
             except OSError as error:
                 if parts is not None:
@@ -174,8 +181,16 @@ class Checkpoints:
                         parts.delete()
                     raise
                 time.sleep(FIRST_WAIT * 2**attempt)
-        self._purge()
+        self._purge(step)
         return folder
+
+    def meta(self, step):
+        """What the writer of a checkpoint said beside its arrays; only the manifest is read.
+
+        Raises:
+            CheckpointError: it is damaged, incomplete, or of a later format than this version knows.
+        """
+        return self._manifest(self.folder / f"step-{step:08d}")[0]["meta"]
 
     def steps(self):
         """The steps of all checkpoints there, in order; none of them has been checked."""
@@ -202,9 +217,9 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 found = self.read(step)
+            except CheckpointFormatError:
+                raise
             except CheckpointError as error:
-                if "format" in str(error):
-                    raise
                 damaged.append(str(error))
                 continue
             for reason in damaged:
@@ -216,6 +231,45 @@ class Checkpoints:
                 "it to start anew"
             )
         return None
+
+    def best(self):
+        """The checkpoint with the lowest validation loss; of those that are whole.
+
+        Raises:
+            CheckpointError: none was validated, or it is damaged.
+        """
+        losses = self._validation_losses()
+        if not losses:
+            raise CheckpointError(f"no checkpoint in {self.folder} was validated, so there is no best one")
+        return self.read(min(losses, key=losses.get))
+
+    def best_loss(self):
+        """The lowest validation loss of the checkpoints here; infinite where none was validated."""
+        return min(self._validation_losses().values(), default=math.inf)
+
+    def choose(self, which):
+        """The checkpoint that a user means.
+
+        Args:
+            which: "newest", "best" (by validation loss), or a step.
+
+        Raises:
+            CheckpointError: there is no such one, or it is damaged; those that are there are named.
+        """
+        if which == "best":
+            return self.best()
+        if which == "newest":
+            found = self.newest()
+            if found is None:
+                raise CheckpointError(f"there is no checkpoint in {self.folder}")
+            return found
+        if isinstance(which, bool) or not str(which).isdigit():
+            raise CheckpointError(f"checkpoint must be 'newest', 'best' or a step, got {which!r}")
+        if int(which) not in self.steps():
+            raise CheckpointError(
+                f"there is no checkpoint of step {which} in {self.folder}; there are {self.steps() or 'none'}"
+            )
+        return self.read(int(which))
 
     def _write(self, part, step, arrays, meta, parts):
         from safetensors import SafetensorError
@@ -248,6 +302,20 @@ class Checkpoints:
         flush(part)
 
     def _read(self, folder):
+        body, sha256 = self._manifest(folder)
+        for name, expected in body["files"].items():
+            try:
+                size = (folder / name).stat().st_size
+                if size != expected["bytes"]:
+                    raise CheckpointError(f"{folder} is damaged: {name} has {size} bytes of {expected['bytes']}")
+                if _sha256(folder / name) != expected["sha256"]:
+                    raise CheckpointError(f"{folder} is damaged: {name} does not match its SHA-256")
+            except OSError as error:
+                raise CheckpointError(f"{folder} is damaged: {name} cannot be read ({error})") from error
+        shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in body["arrays"].items()}
+        return Checkpoint(folder, body["step"], body["meta"], shapes, sha256)
+
+    def _manifest(self, folder):
         try:
             text = (folder / MANIFEST).read_text(encoding="utf-8")
             body = json.loads(text)["body"]
@@ -259,35 +327,29 @@ class Checkpoints:
         if not whole:
             raise CheckpointError(f"{folder} is damaged: {MANIFEST} does not match its own SHA-256")
         if body["format"] != FORMAT:
-            raise CheckpointError(
+            raise CheckpointFormatError(
                 f"{folder} has format {body['format']}, and this version of keras_seqlm reads format {FORMAT}; use the "
                 "version that wrote it"
             )
-        for name, expected in body["files"].items():
-            try:
-                size = (folder / name).stat().st_size
-                if size != expected["bytes"]:
-                    raise CheckpointError(f"{folder} is damaged: {name} has {size} bytes of {expected['bytes']}")
-                if _sha256(folder / name) != expected["sha256"]:
-                    raise CheckpointError(f"{folder} is damaged: {name} does not match its SHA-256")
-            except OSError as error:
-                raise CheckpointError(f"{folder} is damaged: {name} cannot be read ({error})") from error
-        shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in body["arrays"].items()}
-        return Checkpoint(folder, body["step"], body["meta"], shapes)
+        return body, json.loads(text)["sha256"]
 
-    def _purge(self):
-        steps = self.steps()
-        kept = set(steps[-self.keep :])
+    def _validation_losses(self):
         losses = {}
-        for step in steps:
+        for step in self.steps():
             try:
-                body = json.loads((self.folder / f"step-{step:08d}" / MANIFEST).read_text(encoding="utf-8"))["body"]
-                losses[step] = body["meta"]["validation_loss"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # damaged, or not validated: it is no candidate
-        known = {step: loss for step, loss in losses.items() if loss is not None}
-        kept |= {min(known, key=known.get)} if known else set()
-        for step in set(steps) - kept:
+                loss = self.meta(step).get("validation_loss")
+            except CheckpointError:
+                continue  # damaged: it is no candidate
+            if loss is not None and math.isfinite(loss):
+                losses[step] = loss
+        return losses
+
+    def _purge(self, saved):
+        # What is later than the one just saved was damaged, so that the run went on from before it.
+        steps = [step for step in self.steps() if step <= saved]
+        losses = {step: loss for step, loss in self._validation_losses().items() if step <= saved}
+        kept = {*steps[-self.keep :], *([min(losses, key=losses.get)] if losses else [])}
+        for step in set(self.steps()) - kept:
             try:
                 shutil.rmtree(self.folder / f"step-{step:08d}")
             except OSError as error:

@@ -1,15 +1,22 @@
 """The whole state of a training run as NumPy arrays, and back: weights, optimizer, seeds, carried state, metrics."""
 
+import collections
+import json
 import math
+import random
+import re
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_seqlm.checkpoints.checkpoint import CheckpointError
+from keras_seqlm.nesting import innermost
 
 GROUPS = ("model", "optimizer", "metrics", "random")
-TORCH_RANDOM = "random/torch"
+KERAS_RANDOM, NUMPY_RANDOM, PYTHON_RANDOM, TORCH_RANDOM = (
+    f"random/{library}" for library in ("keras", "numpy", "python", "torch")
+)
 
 
 def variables_of(model):
@@ -26,6 +33,66 @@ def variables_of(model):
     return {f"{group}/{i:05d}": variable for group, found in groups.items() for i, variable in enumerate(found)}
 
 
+def identity_of(model):
+    """What a checkpoint says of its model beside the arrays: a dict that JSON takes.
+
+    `paths`: name -> path of each variable; `model`: how to build it, None where Keras cannot say; `averages`: weight ->
+    its average among the optimizer's variables, where it keeps some.
+    """
+    named = variables_of(model)
+    return {
+        "paths": {name: variable.path for name, variable in named.items()},
+        "model": _config_of(model),
+        "averages": _averages(model, named),
+    }
+
+
+def model_of(checkpoint):
+    """The model that a checkpoint is of, built anew with the checkpoint's weights; averaged ones where they were validated.
+
+    Raises:
+        CheckpointError: the checkpoint does not say how its model is built, or its classes are not known here.
+    """
+    config = checkpoint.meta.get("model")
+    if config is None:
+        raise CheckpointError(
+            f"{checkpoint.folder} does not say how its model is built: a version before wrote it, or the model has no "
+            "get_config; build the model, and give it to Resume(...).restore"
+        )
+    try:
+        model = keras.saving.deserialize_keras_object(config)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(
+            f"the model of {checkpoint.folder} cannot be built here: {reason}; import the module that defines its classes first"
+        ) from error
+    if not model.built:
+        model.build()
+    averages = checkpoint.meta.get("averages", {})
+    names = {name: averages.get(there, there) for name, there in _matched(model, checkpoint, ("model",)).items()}
+    arrays = checkpoint.arrays(names=set(names.values()))
+    assign(model, {name: arrays[there] for name, there in names.items()})
+    return model
+
+
+def _config_of(model):
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        json.dumps(config)
+    except (NotImplementedError, TypeError, ValueError):  # a model of one's own without get_config
+        return None
+    return {key: value for key, value in config.items() if key != "compile_config"}
+
+
+def _averages(model, named):
+    optimizer = innermost(model.optimizer)
+    if not getattr(optimizer, "use_ema", False):
+        return {}
+    names = {id(variable): name for name, variable in named.items()}
+    pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
+    return {names[id(weight)]: names[id(average)] for weight, average in pairs}
+
+
 def size_of(model):
     """Bytes of all variables."""
     sizes = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}  # NumPy does not know these by name
@@ -37,7 +104,9 @@ def size_of(model):
 
 
 def arrays_of(model, groups=GROUPS):
-    """Copies of the variables of these groups, as NumPy arrays under the names of `variables_of`; "random": of torch.
+    """Copies of the variables of these groups, as NumPy arrays under the names of `variables_of`.
+
+    "random" are the generators that belong to no model: Keras's global one, Python's, NumPy's and torch's.
 
     What lies spread over several JAX processes comes as it is: a `jax.Array` that the next step overwrites.
     """
@@ -45,31 +114,91 @@ def arrays_of(model, groups=GROUPS):
         model.jax_state_sync()  # while `fit` runs, the numbers are away
     named = {name: variable for name, variable in variables_of(model).items() if name.split("/")[0] in groups}
     arrays = {name: _to_numpy(variable.value) for name, variable in named.items()}
-    return arrays | _torch_random() if "random" in groups else arrays
+    return arrays | _random() if "random" in groups else arrays
 
 
-def check(model, checkpoint):
-    """See that a checkpoint is of this model, before a byte of it is read.
+def read(model, checkpoint, groups=("model", "optimizer")):
+    """The arrays of a checkpoint under the names of `variables_of(model)`, after a look whether it is of this model.
+
+    A variable is known by its path, as Keras names it: "block_0/attention/query/kernel". Keras counts the layers of a
+    process that have no name of their own (dense, dense_1, ...); where a model is not the first of its process, so that
+    all paths differ by such counts alone and stand in the same order, the order decides.
+
+    Args:
+        model: built; compiled where the optimizer's are wanted.
+        checkpoint: a `Checkpoint`.
+        groups: which ones; those of "metrics" may be fewer here or there.
 
     Raises:
-        CheckpointError: variables that are missing, too many, or of another shape or dtype; all of them are named.
+        CheckpointError: variables that are missing, too many, or of another shape or dtype; all of them are named, and
+            nothing was changed.
     """
-    here = {name: variable for name, variable in variables_of(model).items() if not name.startswith("metrics/")}
-    there = {name: form for name, form in checkpoint.shapes.items() if not name.startswith(("metrics/", "random/"))}
-    paths = checkpoint.meta.get("paths", {})
-    wrong = [
-        f"{variable.path} is {variable.dtype} {tuple(variable.shape)} here and {' '.join(map(str, there[name]))} there"
-        for name, variable in here.items()
-        if name in there and not _fits(variable, *there[name])
-    ]
-    wrong += [f"{variable.path} is not in the checkpoint" for name, variable in here.items() if name not in there]
-    wrong += [f"{paths.get(name, name)} is in the checkpoint alone" for name in there if name not in here]
+    names = _matched(model, checkpoint, groups)
+    shardings = shardings_of(model)
+    if shardings is not None:
+        shardings = {names[name]: sharding for name, sharding in shardings.items() if name in names}
+    here = {there: name for name, there in names.items()}
+    return {here[name]: array for name, array in checkpoint.arrays(shardings, here).items()}
+
+
+def _matched(model, checkpoint, groups):
+    """Name here -> name in the checkpoint."""
+    here, paths = variables_of(model), checkpoint.meta.get("paths", {})
+    names, wrong = {}, []
+    roots = (_root({name: variable.path for name, variable in here.items()}), _root(paths))
+    for group in groups:
+        ours = {name: variable.path for name, variable in here.items() if name.startswith(f"{group}/")}
+        theirs = {name: paths.get(name, name) for name in sorted(checkpoint.shapes) if name.startswith(f"{group}/")}
+        found = _by_path(ours, theirs, roots)
+        if group != "metrics":
+            wrong += [f"{path} is not in the checkpoint" for name, path in ours.items() if name not in found]
+            used = set(found.values())
+            wrong += [f"{path} is in the checkpoint alone" for name, path in theirs.items() if name not in used]
+        for name, there in found.items():
+            if _fits(here[name], *checkpoint.shapes[there]):
+                names[name] = there
+            elif group != "metrics":
+                form = " ".join(map(str, checkpoint.shapes[there]))
+                variable = here[name]
+                wrong.append(f"{variable.path} is {variable.dtype} {tuple(variable.shape)} here and {form} there")
     if wrong:
         raise CheckpointError(
             f"{checkpoint.folder} is of another model or optimizer: {'; '.join(wrong[:20])}"
             + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
             + ". Nothing was changed; use the model it was written with, or another folder"
         )
+    return names
+
+
+def _by_path(ours, theirs, roots):
+    """Name -> name, of two dicts name -> path in the order of the variables; `roots`: what both models are called."""
+    if ours.keys() == theirs.keys() and all(path == name for name, path in theirs.items()):
+        return dict(zip(ours, theirs, strict=True))  # the checkpoint knows no paths
+    if sorted(ours.values()) != sorted(theirs.values()):
+        if [_uncounted(path) for path in ours.values()] == [_uncounted(path) for path in theirs.values()]:
+            return dict(zip(ours, theirs, strict=True))
+        ours, theirs = (
+            {name: _within(path, root) for name, path in paths.items()}
+            for paths, root in zip((ours, theirs), roots, strict=True)
+        )
+    left = collections.defaultdict(list)
+    for name, path in theirs.items():
+        left[path].append(name)
+    return {name: left[path].pop(0) for name, path in ours.items() if left[path]}  # one path twice: in their order
+
+
+def _uncounted(path):
+    return re.sub(r"_[0-9]+(?=[/_]|$)", "", path)
+
+
+def _within(path, root):
+    """A path without the counts in the names of its model and of its optimizer."""
+    first, _, rest = path.partition("/")
+    return f"{_uncounted(first)}/{rest.replace(root, _uncounted(root))}"
+
+
+def _root(paths):
+    return next((path.partition("/")[0] for name, path in paths.items() if name.startswith("model/")), "")
 
 
 def assign(model, arrays):
@@ -83,7 +212,16 @@ def assign(model, arrays):
 
 
 def assign_random(arrays):
-    """Set torch's generators back, as `arrays_of` found them; elsewhere the seeds are variables, and nothing is to do."""
+    """Set the generators that belong to no model back, as `arrays_of` found them."""
+    if KERAS_RANDOM in arrays:
+        _global_generator().state.assign(arrays[KERAS_RANDOM])
+    if NUMPY_RANDOM in arrays:
+        *words, position, has_normal = arrays[NUMPY_RANDOM].tolist()
+        np.random.set_state(("MT19937", words, position, has_normal, float(arrays[f"{NUMPY_RANDOM}_normal"])))
+    if PYTHON_RANDOM in arrays:
+        version, _, normal = random.getstate()
+        normal = float(arrays[f"{PYTHON_RANDOM}_normal"])
+        random.setstate((version, tuple(arrays[PYTHON_RANDOM].tolist()), None if np.isnan(normal) else normal))
     if keras.backend.backend() != "torch":
         return
     import torch
@@ -110,7 +248,7 @@ def is_finite(arrays):
 
     Where arrays lie in several processes, all of these ask at once.
     """
-    tables = [array for name, array in arrays.items() if not name.startswith("metrics/") and array.ndim]
+    tables = [array for name, array in arrays.items() if name.startswith(("model/", "optimizer/")) and array.ndim]
     return all(_all_finite(array) for array in tables if array.dtype.kind not in "iub")
 
 
@@ -120,14 +258,29 @@ def _all_finite(array):
     return bool(ops.all(ops.isfinite(array)))
 
 
-def _torch_random():
-    """On torch, a dropout layer without a seed of its own draws from torch's generators and not from Keras's."""
-    if keras.backend.backend() != "torch":
-        return {}
-    import torch
+def _random():
+    """The generators outside of the model: a layer or a callback may draw from them where it has no seed of its own."""
+    _, words, position, has_normal, normal = np.random.get_state()
+    _, python_words, python_normal = random.getstate()
+    states = {
+        KERAS_RANDOM: np.array(ops.convert_to_numpy(_global_generator().state)),
+        NUMPY_RANDOM: np.array([*words.tolist(), position, has_normal], "uint32"),
+        f"{NUMPY_RANDOM}_normal": np.array(normal, "float64"),
+        PYTHON_RANDOM: np.array(python_words, "uint32"),
+        f"{PYTHON_RANDOM}_normal": np.array(np.nan if python_normal is None else python_normal, "float64"),
+    }
+    if keras.backend.backend() == "torch":  # a dropout layer without a seed of its own draws from torch's generators
+        import torch
 
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-    return {f"{TORCH_RANDOM}/{i}": state.numpy() for i, state in enumerate(states)}
+        generators = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+        states |= {f"{TORCH_RANDOM}/{i}": state.numpy() for i, state in enumerate(generators)}
+    return states
+
+
+def _global_generator():
+    from keras.src.random.seed_generator import global_seed_generator  # no public way leads to it
+
+    return global_seed_generator()
 
 
 def _fits(variable, dtype, shape):

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_reference
-from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.run_folder import PROMPTS, as_run_folder
 from keras_seqlm.files import read_json
 from seqlm_runtime.graph_file import operations
 from seqlm_runtime.replay import MODES
@@ -120,7 +120,7 @@ def verify(task, *artifacts, prompts=None, imports=()):
             raise FileNotFoundError(f"there is no artifact {str(artifact)!r}")
     with as_run_folder(task) as run_folder, tempfile.TemporaryDirectory() as folder:
         if prompts is None:
-            prompts = _stored_prompts(run_folder / "prompts.json")
+            prompts = _stored_prompts(run_folder / PROMPTS)
         prompts, reference = list(prompts), os.path.join(folder, "reference.npz")
         run_clean(
             "keras_seqlm.export.verify:write_reference",

@@ -3,12 +3,16 @@
 import io
 import json
 import pathlib
+import warnings
 import zipfile
 
 import h5py
 import keras
 
 from keras_seqlm import tokenizers
+from keras_seqlm.checkpoints import Checkpoints
+from keras_seqlm.checkpoints.run_folder import CHECKPOINTS
+from keras_seqlm.checkpoints.state import model_of
 from keras_seqlm.files import read_json, replacing, write_json
 from keras_seqlm.models import LanguageModel
 
@@ -48,6 +52,7 @@ class Task:
         model.tokenizer_hash = tokenizer.hash
         self.model = model
         self.tokenizer = tokenizer
+        self.folder = None  # that it was loaded from
 
     def save(self, folder):
         """Write `model.keras`, `tokenizer/` and `task.json` into `folder`, each file whole or not at all."""
@@ -55,18 +60,27 @@ class Task:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / MODEL) as beside:
             self.model.save(beside)
-        self.tokenizer.save(folder / TOKENIZER)
-        write_json(folder / TASK, {"format": 1, "task": type(self).__name__})
+        self.begin(folder)
+
+    def begin(self, folder):
+        """Write what is known before the model has learned: `tokenizer/` and `task.json`; checkpoints give the model."""
+        self.tokenizer.save(pathlib.Path(folder) / TOKENIZER)
+        write_json(pathlib.Path(folder) / TASK, {"format": 1, "task": type(self).__name__})
 
 
-def load(folder):
+def load(folder, checkpoint=None):
     """The task in a run folder: the model and its tokenizer, ready to use.
+
+    A run that is not finished, or runs at this moment, has no `model.keras` yet: its newest checkpoint is read, which a
+    warning says.
 
     Args:
         folder: what `task.save` or `seqlm train` wrote.
+        checkpoint: read a checkpoint in place of `model.keras`: "newest", "best" (by validation loss), or its step.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
+        CheckpointError: (a ValueError) there is no such checkpoint, or it is damaged.
         OSError: a file cannot be read at all, for want of the permission, say.
         ValueError: a file is damaged, or it is whole and of another version or class, which the message says.
 
@@ -78,14 +92,24 @@ def load(folder):
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run folder {str(folder)!r}")
-    if not (folder / MODEL).is_file():
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    if checkpoint is None and not (folder / MODEL).is_file() and checkpoints.steps():
+        checkpoint = "newest"
+        warnings.warn(
+            f"the run in {folder} is not finished: this is its checkpoint of step {checkpoints.steps()[-1]}",
+            stacklevel=2,
+        )
+    if checkpoint is None and not (folder / MODEL).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(f"{str(folder)!r} is no run folder: it has no {MODEL} (found: {found})")
     name = read_json(folder / TASK).get("task") if (folder / TASK).exists() else "TextGeneration"
     if name not in _TASKS:
         raise ValueError(f"{folder / TASK} names the task {name!r}; this version knows {', '.join(sorted(_TASKS))}")
     tokenizer = tokenizers.load(folder / TOKENIZER)
-    return _TASKS[name](_load_model(folder / MODEL), tokenizer)
+    model = _load_model(folder / MODEL) if checkpoint is None else model_of(checkpoints.choose(checkpoint))
+    task = _TASKS[name](model, tokenizer)
+    task.folder = folder
+    return task
 
 
 def _load_model(path):

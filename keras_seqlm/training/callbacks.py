@@ -10,18 +10,9 @@ import time
 
 import keras
 
-from keras_seqlm.files import append_text, write_text
+from keras_seqlm.devices.processes import is_chief
+from keras_seqlm.files import Log
 from keras_seqlm.nesting import innermost
-
-
-def is_chief():
-    """Whether this process is the one that writes and prints: the first of a JAX run of several, or the only one."""
-    if keras.backend.backend() != "jax":
-        return True
-    import jax
-
-    # To ask for the index starts JAX's devices, which a run of several processes has done by then.
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +26,7 @@ class Run:
         bytes_per_token: raw bytes of text for a validation target, or None.
         step_before: up to which step callbacks see steps again that were made before, in name only, as `Resume` does
             where it goes on within a piece; default `first_step`.
+        mean_since: the step after which the losses begin whose mean `fit` shows in its first piece; default `step_before`.
     """
 
     first_step: int = 0
@@ -42,10 +34,13 @@ class Run:
     tokens_per_step: int | None = None
     bytes_per_token: float | None = None
     step_before: int | None = None
+    mean_since: int | None = None
 
     def __post_init__(self):
         if self.step_before is None:
             object.__setattr__(self, "step_before", self.first_step)
+        if self.mean_since is None:
+            object.__setattr__(self, "mean_since", self.step_before)
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -67,6 +62,7 @@ class RunCallback(keras.callbacks.Callback):
         if self.run.steps is None and self.params.get("steps") and self.params.get("epochs"):
             self.run = dataclasses.replace(self.run, steps=self.params["steps"] * self.params["epochs"])
         self.step = self._piece_start = self.run.first_step
+        self._mean_since = self.run.mean_since
         self.started = time.perf_counter()
         # The schedule itself: on JAX the optimizer's step is away while `fit` runs, so its own rate cannot be read.
         rate = getattr(innermost(self.model.optimizer), "_learning_rate", None)
@@ -84,7 +80,11 @@ class RunCallback(keras.callbacks.Callback):
         self._last = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._piece_start = self.step
+        self._piece_start = self._mean_since = self.step
+
+    def steps_in_mean(self):
+        """Of how many steps the `loss` in the logs of this step is the mean."""
+        return self.step - self._mean_since
 
     def learning_rate(self):
         """Of the last step; between pieces only, unless a schedule sets it."""
@@ -255,7 +255,7 @@ class SampleWriter(RunCallback):
         kept = ""
         if self.run.step_before and self.path.exists():
             kept = _up_to(self.path.read_text(encoding="utf-8"), self.run.step_before)
-        write_text(self.path, kept)
+        self._log = Log(self.path, kept)
 
     def on_train_batch_begin(self, batch, logs=None):
         # Here, and not at the end of the step before, the weights can be read on every backend.
@@ -283,7 +283,7 @@ class SampleWriter(RunCallback):
             self.model.jax_state_sync()
         text = self.function(self.model)
         if self.chief:
-            append_text(self.path, f"--- step {step} ---\n{text}\n\n")
+            self._log.add(f"--- step {step} ---\n{text}\n\n")
 
 
 def _up_to(samples, step):

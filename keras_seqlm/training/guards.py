@@ -5,6 +5,7 @@ import statistics
 import sys
 
 import keras
+import numpy as np
 
 from keras_seqlm.checkpoints import state
 from keras_seqlm.nesting import innermost
@@ -84,16 +85,33 @@ class RollBack(RunCallback):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._losses, self._times = collections.deque(maxlen=self.window), 0
+        self._mean, self._count, self._next_mean = 0.0, 0, None
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
-        self._mean, self._count = 0.0, 0
+        if self._next_mean is not None:  # of the epoch in which the run goes on
+            self._mean, self._count = self._next_mean
+            self._next_mean = None
+        else:
+            self._mean, self._count = 0.0, 0
+
+    def get_state(self):
+        """What `Resume` saves of it: the losses in its window, and how often it went back."""
+        losses = np.array(self._losses, "float64")
+        return {"losses": losses, "times": self._times, "mean": self._mean, "count": self._count}
+
+    def set_state(self, state):
+        """Give back what `get_state` gave."""
+        self._losses, self._times = collections.deque(state["losses"].tolist(), maxlen=self.window), state["times"]
+        self._next_mean = (state["mean"], state["count"]) if self.run.mean_since < self.run.step_before else None
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
-        mean = float(logs["loss"])  # over the epoch so far
-        loss = mean * (batch + 1) - self._mean * self._count
-        self._mean, self._count = mean, batch + 1
+        if self.step <= self.run.step_before:
+            return
+        mean, count = float(logs["loss"]), self.steps_in_mean()  # over the epoch so far
+        loss = (mean * count - self._mean * self._count) / (count - self._count)
+        self._mean, self._count = mean, count
         if len(self._losses) == self.window and loss > self.factor * statistics.median(self._losses):
             self._go_back(loss)
         else:
@@ -111,8 +129,8 @@ class RollBack(RunCallback):
         names = {name for name, variable in state.variables_of(self.model).items() if variable is counts}
         kept = {
             name: array
-            for name, array in checkpoint.arrays(state.shardings_of(self.model)).items()
-            if name not in names and not name.startswith(("metrics/", "random/"))
+            for name, array in state.read(self.model, checkpoint).items()
+            if name not in names and name.startswith(("model/", "optimizer/"))
         }
         state.assign(self.model, kept)
         print(

@@ -5,8 +5,9 @@ import io
 import math
 import pathlib
 import time
+import warnings
 
-from keras_seqlm.files import append_text, replacing, write_text
+from keras_seqlm.files import Log, replacing
 from keras_seqlm.training.callbacks import RunCallback
 
 COLUMNS = (
@@ -48,10 +49,10 @@ class HistoryCSV(RunCallback):
         if not self.chief:
             return
         kept = []
-        if self.run.first_step and self.path.exists():
-            kept = [row for row in read_history(self.path) if row["step"] <= self.run.first_step]
+        if self.run.step_before and self.path.exists():
+            kept = [row for row in read_history(self.path) if row["step"] <= self.run.step_before]
         self._seconds_before = (kept[-1]["seconds"] or 0.0) if kept else 0.0
-        write_text(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
+        self._log = Log(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -69,7 +70,7 @@ class HistoryCSV(RunCallback):
             "gradient_norm": self.of_optimizer("gradient_norm"),
             "skipped_steps": self.of_optimizer("skipped"),
         }
-        append_text(self.path, _lines([_cells(row)]))
+        self._log.add(_lines([_cells(row)]))
 
     def _bits_per_byte(self, loss):
         size = self.bytes_per_token or self.run.bytes_per_token
@@ -101,12 +102,18 @@ class LossPlot(RunCallback):
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
         if self.chief and time.perf_counter() - self._drawn >= self.interval:
-            plot_history(self.history, self.path)
+            self._draw()
             self._drawn = time.perf_counter()
 
     def on_train_end(self, logs=None):
         if self.chief:
+            self._draw()
+
+    def _draw(self):
+        try:
             plot_history(self.history, self.path)
+        except OSError as error:
+            warnings.warn(f"{self.path} could not be drawn ({error}); training goes on", stacklevel=2)
 
 
 def read_history(path):

@@ -260,9 +260,6 @@ class Recipe:
                 resume.restore(model)
         _check_iterations(model.optimizer, first_step if resume is None else resume.step_before)
         self._renew(model)
-        if first_step >= self.steps:  # nothing is left to do, but what `fit` does at its end
-            model.optimizer.finalize_variable_values(model.trainable_weights)
-            return keras.callbacks.History()
         tokens = self._check_batch(train, first_step, devices)
         if first_step == 0 and getattr(model, "stateful_batch_size", None) is not None:
             model.reset_state()
@@ -272,8 +269,10 @@ class Recipe:
             pieces = min(pieces, self.steps - first_step)
         else:
             arguments = resume.fit_arguments()
-        step_before = first_step if resume is None else resume.step_before
-        run = Run(first_step, self.steps, tokens, _bytes_per_token(validation), step_before)
+        known = {"steps": self.steps, "tokens_per_step": tokens, "bytes_per_token": _bytes_per_token(validation)}
+        run = Run(first_step, **known) if resume is None else resume.of_run(**known)
+        nothing_left = first_step >= self.steps or (resume is not None and resume.ended)
+        left = 0 if nothing_left else math.ceil((self.steps - first_step) / pieces)
         callbacks = self._callbacks(callbacks, model, resume, progress, uneven=(self.steps - first_step) % pieces)
         for callback in callbacks:
             if isinstance(callback, RunCallback):
@@ -283,7 +282,7 @@ class Recipe:
                 return model.fit(
                     devices.feed(train, first_step) if resume is None else resume.data(train, devices),
                     validation_data=devices.feed_validation(validation),
-                    epochs=arguments["initial_epoch"] + math.ceil((self.steps - first_step) / pieces),
+                    epochs=arguments["initial_epoch"] + left,
                     steps_per_epoch=pieces,
                     callbacks=callbacks,
                     verbose=0,

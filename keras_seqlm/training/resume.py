@@ -1,23 +1,25 @@
 """Exact resume: a run that was killed goes on with the losses it would have had."""
 
 import concurrent.futures
-import os
-import signal
+import errno
+import math
 import sys
-import threading
 import warnings
 
 import keras
 import numpy as np
 
-from keras_seqlm.checkpoints import state
-from keras_seqlm.checkpoints.checkpoint import CheckpointError, Checkpoints
+from keras_seqlm.checkpoints import CheckpointError, Checkpoints, state
 from keras_seqlm.checkpoints.shards import Shards
-from keras_seqlm.devices import Single
+from keras_seqlm.devices import Single, processes
 from keras_seqlm.devices.feed import ByStep, Onward
+from keras_seqlm.nesting import innermost
+from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback
+from keras_seqlm.training.replay import InNameOnly
+from keras_seqlm.training.running import callbacks_of, is_fitting
+from keras_seqlm.training.signals import EndSignals
 
-TERMINATED = 143  # what a shell says of a process that ended on SIGTERM
 FAILURES = 3  # of saving, in a row, until training stops
 
 
@@ -35,27 +37,33 @@ class Resume(RunCallback):
     are. With any other data the state is restored, the position is lost, and a warning says so.
 
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
-    state, metrics and position, in one step that is whole or not there (see `Checkpoints`). What is not finite is never
-    saved. On SIGTERM the step is finished, a checkpoint saved, and the process ends with exit code 143. Of several JAX
-    processes, which share the folder, the first one writes what all of them hold, and each one its own parts of what lies
-    spread over them.
+    state, metrics, what the other callbacks remember (see `CallbackStates`) and the position, in one step that is whole
+    or not there (see `Checkpoints`). What is not finite is never saved. On SIGTERM, SIGUSR1 or ^C the step is finished
+    and saved; the process ends with exit code 143, or by `KeyboardInterrupt`. Of several JAX processes, which share the
+    folder, the first one decides from which checkpoint all of them go on and writes what all of them hold, and each one
+    its own parts of what lies spread over them.
+
+    The folder belongs to this process from here on, until `fit` ends, `close()` is called or this object is gone. An
+    object serves one `fit`.
 
     Args:
         folder: of the checkpoints.
-        every: steps between two of them. One is saved at the end of `fit`, too.
+        every: steps between two of them. One is saved at the end of `fit`, too, and at each validation that is the best
+            so far.
         keep: how many of the newest stay; so does the one with the lowest validation loss.
         background: whether a thread writes while training goes on; one checkpoint is on its way at most.
         settings: a dict that JSON takes, of what must not change between two starts, such as the batch size.
-        allow_changes: go on although the settings changed.
+        allow_changes: go on although the settings changed, or although a callback had ended the run.
 
     Attributes:
         step_before: steps made before, all told.
         first_step: of the epoch that `fit` starts from. The steps of this epoch that were made before are run through
-            again in name only: nothing is computed, and callbacks see the numbers that were saved.
+            again in name only: nothing is computed, and no callback but our own hears of them.
+        ended: whether a callback, as `EarlyStopping`, had ended the run before: then `fit` makes no step.
 
     Raises:
         CheckpointError: no checkpoint is whole, or the newest is of other settings.
-        OSError: the folder is another process's, cannot be written, or has no room; raised as training begins.
+        OSError: the folder is another process's, cannot be written or locked, or (as training begins) has no room.
 
     Example:
 
@@ -83,20 +91,26 @@ class Resume(RunCallback):
         self.every = every
         self.background = background
         self.settings = settings or {}
-        self._checkpoint = self.checkpoints.newest()
-        if self._checkpoint is not None and not allow_changes:
-            self._check_settings()
+        self._model = None  # until `fit` gives it
+        self._checkpoint = self._agreed(allow_changes)
         meta = {} if self._checkpoint is None else self._checkpoint.meta
         self.step_before = 0 if self._checkpoint is None else self._checkpoint.step
+        self.ended = bool(meta.get("ended")) and not allow_changes
         self._epoch, self._done = meta.get("epoch", 0), meta.get("done", 0)
         self._steps_per_epoch = meta.get("steps_per_epoch")
-        self._train, self._metrics, self._random, self._restored = None, {}, {}, False
-        self._writer, self._handler_before = None, None
+        self._within_piece = self._done  # steps in the metrics, which go on; at an epoch's end they hold its validation
+        self._train, self._metrics, self._random, self._others = None, {}, {}, None
+        self._writer, self._signals, self._states, self._used = None, None, None, False
 
     @property
     def first_step(self):
         """Step that the epoch began with in which the checkpoint was saved."""
         return self.step_before - self._done
+
+    def of_run(self, **known):
+        """The `Run` that goes on from here, for callbacks that show and write it."""
+        since = self.step_before - self._within_piece
+        return Run(self.first_step, step_before=self.step_before, mean_since=since, **known)
 
     def divide(self, steps_per_epoch):
         """Count epochs of another length from here on, if it is another; before `data` and `fit_arguments` are asked."""
@@ -116,7 +130,7 @@ class Resume(RunCallback):
 
     def fit_arguments(self):
         """What `fit` is given besides: `initial_epoch`, and `shuffle=False`."""
-        return {"initial_epoch": self._epoch, "shuffle": False}
+        return {"initial_epoch": sys.maxsize if self.ended else self._epoch, "shuffle": False}
 
     def restore(self, model):
         """Write the checkpoint's state, if there is one, into a model that is built and compiled; `fit` does it, too.
@@ -126,29 +140,40 @@ class Resume(RunCallback):
         """
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        if self._checkpoint is None or self._restored:
+        if self._checkpoint is None:
+            _refuse_updates(model, self.checkpoints.folder)
             return
-        state.check(model, self._checkpoint)
+        if self._others is not None:
+            return
+        arrays = state.read(model, self._checkpoint)
+        others = [name for name in self._checkpoint.shapes if name.startswith(("random/", "callbacks/"))]
+        self._others = self._checkpoint.arrays(names=others)
         if self._checkpoint.meta["backend"] != keras.backend.backend():
             warnings.warn(
                 f"{self._checkpoint.folder} was written on the {self._checkpoint.meta['backend']} backend, and this is "
                 f"{keras.backend.backend()}: training goes on, with other random numbers in dropout",
                 stacklevel=2,
             )
-        arrays = self._checkpoint.arrays(state.shardings_of(model))
-        self._metrics = {name: array for name, array in arrays.items() if name.startswith("metrics/")}
-        self._random = {name: array for name, array in arrays.items() if name.startswith("random/")}
-        state.assign(model, {name: array for name, array in arrays.items() if name not in self._metrics})
-        self._restored = True
+        self._random = {name: array for name, array in self._others.items() if name.startswith("random/")}
+        state.assign(model, arrays)
 
     def set_model(self, model):
         super().set_model(model)
+        for callback in callbacks_of(model):  # before any of them begins
+            if isinstance(callback, RunCallback) and callback.run == Run():
+                callback.run = self.of_run()
         if not model.built and self._train is not None:
             model(self._first_batch()[0])
 
     def on_train_begin(self, logs=None):
+        if self._used:
+            raise ValueError(
+                f"this Resume has served one fit; the next one needs its own: resume = Resume({str(self.checkpoints.folder)!r})"
+            )
+        self._used = True
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
+        self._take_again()
         self.restore(self.model)
         if self._checkpoint is not None and self._train is None:
             self._done = 0
@@ -162,25 +187,41 @@ class Resume(RunCallback):
                 f"{self.checkpoints.folder} is of a run with steps_per_epoch={self._steps_per_epoch}, and fit was given "
                 f"{self.params['steps']}; give the same, or call resume.divide({self.params['steps']}) first"
             )
-        if not self.run.first_step:
-            self.run = Run(first_step=self.first_step, steps=self.run.steps, step_before=self.step_before)
-        if any(name not in state.variables_of(self.model) for name in self._metrics):
+        if self._within_piece:
             self._build_metrics()
+            self._metrics = state.read(self.model, self._checkpoint, ("metrics",))
         super().on_train_begin(logs)
         if self.chief:
-            self.checkpoints.open(state.size_of(self.model))
+            self.checkpoints.check_room(state.size_of(self.model))
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint") if self.background else None
-        self._writing, self._failures = None, 0
+        self._writing, self._failures, self._written = None, 0, self.step_before
         self._saved = self.step_before if self._checkpoint is not None else None
-        self._before_test, self._told_to_end, self._several = {}, False, _several_processes()
-        self._listen()
+        self._best = self.checkpoints.best_loss() if self.chief else math.inf
+        self._validates, self._before_test, self._several = True, {}, processes.several()
+        self._stopped_several, self._ended, self._loss = False, False, None
+        self._replay = InNameOnly(self.model)
+        self._states = CallbackStates([one for one in callbacks_of(self.model) if one is not self])
+        self._states_given = False
+        self._restore_callbacks()  # again when the first epoch begins, since those after this one forget as they begin
+        if self.ended:
+            print(
+                f"the run was ended by a callback at step {self.step_before}: nothing is left to do (allow_changes=True goes on)",
+                file=sys.stderr,
+            )
+        self._signals = EndSignals(self.model)
+        self._signals.listen(self._several)
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         self._current = epoch
-        if self._done:  # the rest of an epoch, whose metrics go on, too
+        if not self._states_given:
+            self._states_given = True
+            self._restore_callbacks()
+        if self._metrics:  # the rest of an epoch, whose metrics go on
             state.assign(self.model, self._metrics)
-            self._run_through()
+            self._metrics = {}
+        if self._done:
+            self._replay.begin()
 
     def on_train_batch_begin(self, batch, logs=None):
         if not self._done:
@@ -189,45 +230,57 @@ class Resume(RunCallback):
     def on_train_batch_end(self, batch, logs=None):
         before = self.step
         super().on_train_batch_end(batch, logs)
-        done = batch + 1
-        whole = done >= self.params["steps"] or self.step == self.run.steps
+        done, steps = batch + 1, self.params["steps"]
+        whole = (steps is not None and done >= steps) or self.step == self.run.steps
         if self._done:
             if self.step < self.step_before:
                 return
-            self.model.train_function, self._done = self._train_function, 0
+            self._done = 0
+            self._replay.end()
             self._restore_random()
-        if whole and not self._several:  # several processes end after a step, and not within the validation
+        if (
+            whole and self._validates and not self._several
+        ):  # several processes end after a step, and not within a validation
             self._before_test = state.arrays_of(self.model)
-        if self._several and not self._told_to_end:
-            self._told_to_end = _all_are_told(self.step)
-        if self._told_to_end:
+        if self._told_to_end(step_is_over=True):
             self._save({"epoch": self._current, "done": done})
             self._end()
         if not whole and self.step > self.step_before and self.step // self.every > before // self.every:
             self._save({"epoch": self._current, "done": done})
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._told_to_end:
+        if self._told_to_end() and self._before_test:
             self._save({"epoch": self._current, "done": self.step - self._piece_start}, before_test=self._before_test)
             self._end()
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
-        self._before_test, logs = {}, logs or {}
+        logs = logs or {}
+        self._before_test, self._validates = {}, "val_loss" in logs
+        loss = logs.get("val_loss")
+        best = self._is_best(loss)
         due = self._saved is None or self.step // self.every > self._saved // self.every
-        last = epoch + 1 == self.params["epochs"] or self.model.stop_training or self.step == self.run.steps
-        if due or last or self._told_to_end:
-            self._save({"epoch": epoch + 1, "done": 0, "validation_loss": logs.get("val_loss")})
-        if self._told_to_end:
+        # A callback that stands after this one may still end the run: see `on_train_end`.
+        ended = bool(self.model.stop_training) and not self._is_last(epoch)
+        if due or best or ended or self._is_last(epoch) or self._told_to_end():
+            self._save({"epoch": epoch + 1, "done": 0, "validation_loss": loss, "ended": ended})
+            self._ended = ended
+        self._best, self._loss = (loss if best else self._best), loss
+        if self._told_to_end():
             self._end()
 
     def on_train_end(self, logs=None):
+        if not self._states_given:
+            self._restore_callbacks()  # no epoch was left to make; `EarlyStopping` then has its best weights
+        elif self.model.stop_training and not self._ended and not self._is_last(self._current):
+            self._save({"epoch": self._current + 1, "done": 0, "validation_loss": self._loss, "ended": True})
         self._wait()
         self.close()
 
     def close(self):
-        """Let go of the folder and of SIGTERM, after a `fit` that ended by an error; one that ended well has done it."""
-        self._stop_listening()
+        """Let go of the folder and of the signals, after a `fit` that ended by an error; one that ended well has done it."""
+        if self._signals is not None:
+            self._signals.stop()
         if self._writer is not None:
             self._writer.shutdown()
         self.checkpoints.close()
@@ -240,15 +293,85 @@ class Resume(RunCallback):
         """The newest checkpoint that is whole by now, or None."""
         self._wait()
         if self._several:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("checkpoint")
+            processes.wait_for_all("checkpoint")
         return self.checkpoints.newest()
+
+    def _agreed(self, allow_changes):
+        """The checkpoint to go on from: the first process decides, and all of them read the same one or leave."""
+
+        def decide():
+            self.checkpoints.open(in_use=self._is_fitting)
+            found = self.checkpoints.newest()
+            if found is not None and not allow_changes:
+                self._check_settings(found)
+            return None if found is None else [found.step, found.sha256]
+
+        try:
+            decided = processes.chief_decides(decide)
+            return self._read(decided)
+        except BaseException:
+            self.checkpoints.close()
+            raise
+
+    def _read(self, decided):
+        if decided is None:
+            return None
+        step, sha256 = decided
+        found = []
+
+        def read():
+            one = self.checkpoints.read(step)
+            if one.sha256 != sha256:
+                raise CheckpointError(
+                    f"{one.folder} is another one here than in the first process; is the folder shared?"
+                )
+            found.append(one)
+
+        processes.all_do(read)
+        return found[0]
+
+    def _take_again(self):
+        """Have the folder as `fit` begins, also where another `Resume` of this process had it meanwhile."""
+        if not processes.is_chief():
+            return
+        self.checkpoints.open(in_use=self._is_fitting)
+        steps = self.checkpoints.steps()
+        if steps and steps[-1] > self.step_before and self._checkpoint is None:
+            raise OSError(
+                errno.EBUSY,
+                f"another run has saved step {steps[-1]} since this Resume was made; make a new one",
+                str(self.checkpoints.folder),
+            )
+
+    def _is_fitting(self):
+        return self._model is not None and is_fitting(self._model)
+
+    def _is_last(self, epoch):
+        return epoch + 1 == self.params["epochs"] or self.step == self.run.steps
+
+    def _is_best(self, loss):
+        """Whether a validation is the best so far, which the first process knows: all of them save at the same steps."""
+        if loss is None:
+            return False
+        return processes.chief_decides(lambda: bool(math.isfinite(loss) and loss < self._best))
+
+    def _told_to_end(self, step_is_over=False):
+        if self._several:
+            if step_is_over and not self._stopped_several:
+                self._stopped_several = _all_are_told(self.step)
+            return self._stopped_several
+        return self._signals.told is not None
+
+    def _restore_callbacks(self):
+        if self._checkpoint is not None:
+            self._states.set(self._checkpoint.meta.get("callbacks", {}), self._others or {})
 
     def _save(self, meta, before_test=None):
         self._wait()
         arrays = before_test or state.arrays_of(self.model)  # validation writes to metrics, averaged weights, seeds
         self._saved = self.step
+        remembered, more = self._states.get()
+        arrays = {**arrays, **more}
         parts = None
         spread = {name: array for name, array in arrays.items() if not isinstance(array, np.ndarray)}
         if spread:  # over several processes, each of which writes its own
@@ -260,14 +383,15 @@ class Resume(RunCallback):
             if parts is not None:
                 self._in_background(parts.wait)
             return
-        paths = {name: variable.path for name, variable in state.variables_of(self.model).items()}
         meta = {
             "backend": keras.backend.backend(),
             "keras": keras.__version__,
             "settings": self.settings,
             "validation_loss": None,
+            "ended": False,
             "steps_per_epoch": self.params["steps"],
-            "paths": paths,
+            "callbacks": remembered,
+            **state.identity_of(self.model),
             **meta,
         }
         self._in_background(self._write, self.step, arrays, meta, parts)
@@ -285,7 +409,7 @@ class Resume(RunCallback):
             if parts is not None:
                 parts.wait()
             self.checkpoints.save(step, arrays, meta, parts)
-            self._failures = 0
+            self._failures, self._written = 0, step
         except OSError as error:
             self._failures += 1
             if self._failures >= FAILURES:
@@ -301,56 +425,35 @@ class Resume(RunCallback):
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _listen(self):
-        # Several processes must end after the same step, so there JAX listens, and tells all of them.
-        if threading.current_thread() is threading.main_thread() and not self._several:
-            self._handler_before = signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _stop_listening(self):
-        if self._handler_before is not None:
-            signal.signal(signal.SIGTERM, self._handler_before)
-            self._handler_before = None
-
-    def _on_signal(self, number, frame):
-        self._told_to_end = True
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))  # a second one ends the process at once
-
     def _end(self):
         self._wait()
-        self.close()
         if self.chief:
-            print(f"told to end: step {self.step} is saved, the same command goes on from there", file=sys.stderr)
-        raise SystemExit(TERMINATED)
+            lost = "" if self._written == self.step else f" (step {self.step} could not be saved)"
+            print(
+                f"told to end: step {self._written} is saved{lost}, the same command goes on from there",
+                file=sys.stderr,
+            )
+        signals = self._signals
+        self.close()
+        signals.end()
 
     def _restore_random(self):
         state.assign_random(self._random)
         self._random = {}
-
-    def _run_through(self):
-        """Let the train function read its batches, hand out the saved numbers and change nothing."""
-        logs = {name: float(value) for name, value in self.model.get_metrics_result().items()}
-        self._train_function = self.model.train_function
-
-        def in_name_only(*arguments):
-            if not isinstance(arguments[-1], list):  # torch gets a list of batches, the others an iterator
-                for _ in range(self.model.steps_per_execution):
-                    next(arguments[-1])
-            return logs if len(arguments) == 1 else (logs, arguments[0])  # JAX hands its state in and out
-
-        self.model.train_function = in_name_only
 
     def _first_batch(self):
         return next(iter(self._train.batches(self.step_before)))
 
     def _build_metrics(self):
         """TensorFlow makes the variables of metrics in the first step, and they are restored before it."""
-        if self._train is not None:
+        there = [name for name in self._checkpoint.shapes if name.startswith("metrics/")]
+        if self._train is not None and len(there) > len(self.model.metrics_variables):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self._first_batch())
             self.model.compute_metrics(x, y, self.model(x, training=False), sample_weight)
             self.model.reset_metrics()
 
-    def _check_settings(self):
-        before = self._checkpoint.meta.get("settings", {})
+    def _check_settings(self, checkpoint):
+        before = checkpoint.meta.get("settings", {})
         changed = [
             f"{name} was {before[name]!r} and is {self.settings[name]!r}"
             for name in sorted(before.keys() & self.settings.keys())
@@ -358,21 +461,25 @@ class Resume(RunCallback):
         ]
         if changed:
             raise CheckpointError(
-                f"{self._checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
+                f"{checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
                 "folder, or go on all the same with allow_changes=True"
             )
 
 
+def _refuse_updates(model, folder):
+    """A run that starts at step 0 with updates behind it would save the state of 12 of them under the name of step 8."""
+    if model.optimizer is None:
+        return
+    made = int(keras.ops.convert_to_numpy(innermost(model.optimizer)._iterations))
+    if made:
+        raise ValueError(
+            f"the model's optimizer has made {made} steps, and {folder} has no checkpoint, so that steps would be counted "
+            "wrongly; compile the model anew (its weights stay), or go on in the folder of the run that made them"
+        )
+
+
 def _warn_of_numbers(step):
     warnings.warn(f"step {step} has weights that are not finite; no checkpoint of it is kept", stacklevel=3)
-
-
-def _several_processes():
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _all_are_told(step):

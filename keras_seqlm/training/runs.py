@@ -1,13 +1,12 @@
 """The runs in a folder: how far each has come, and how it stands."""
 
-import fcntl
 import json
 import pathlib
 
-from keras_seqlm.checkpoints.checkpoint import Checkpoints
+from keras_seqlm.checkpoints import Checkpoints
+from keras_seqlm.checkpoints.lock import is_locked
+from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL, RECIPE
 from keras_seqlm.training.history import read_history
-
-CHECKPOINTS = "checkpoints"
 
 
 def list_runs(folder="runs"):
@@ -19,7 +18,8 @@ def list_runs(folder="runs"):
     Returns:
         A list of dicts, by name: `name` (the path below `folder`), `model`, `step` (reached, as far as it is on the
         disk), `steps` (asked for), `loss` and `validation_loss` of the last row of its history, `best_validation_loss`,
-        each None where unknown, and `state`: "running", "finished", or "stopped", which the same command makes go on.
+        each None where unknown, `state`: "running", "finished", "stopped", which the same command makes go on, or
+        "damaged", and `reason`: what is damaged, or None.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -27,35 +27,41 @@ def list_runs(folder="runs"):
     root = pathlib.Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    return [_run(path.parent, root) for path in sorted(root.rglob("recipe.json"))]
+    return [_run(path.parent, root) for path in sorted(root.rglob(RECIPE))]
 
 
 def _run(folder, root):
-    content = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    name = str(folder.relative_to(root)) if folder != root else folder.name
+    known = dict.fromkeys(("model", "step", "steps", "loss", "validation_loss", "best_validation_loss", "reason"))
+    try:
+        return {"name": name, **known, **_numbers(folder)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {"name": name, **known, "state": "damaged", "reason": f"{type(error).__name__}: {error}"}
+
+
+def _numbers(folder):
+    content = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
     steps = content.get("recipe", content).get("steps")
     history = folder / "history.csv"
     rows = read_history(history) if history.is_file() else []
     last = rows[-1] if rows else {}
     validated = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
-    step = max([last.get("step", 0), *Checkpoints(folder / CHECKPOINTS).steps()])
+    saved = Checkpoints(folder / CHECKPOINTS)
+    step = max([last.get("step", 0), *saved.steps()])
     return {
-        "name": str(folder.relative_to(root)) if folder != root else folder.name,
         "model": content.get("command", {}).get("model"),
         "step": step,
         "steps": steps,
         "loss": last.get("loss"),
         "validation_loss": last.get("validation_loss"),
         "best_validation_loss": min(validated, default=None),
-        "state": _state(folder, step, steps),
+        "state": _state(folder, saved, step, steps),
     }
 
 
-def _state(folder, step, steps):
-    lock = folder / CHECKPOINTS / ".lock"
-    if lock.exists():
-        with open(lock, encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return "running"
-    return "finished" if (folder / "model.keras").exists() and steps is not None and step >= steps else "stopped"
+def _state(folder, saved, step, steps):
+    if is_locked(folder) or is_locked(folder / CHECKPOINTS):
+        return "running"
+    ended = bool(saved.steps()) and saved.meta(saved.steps()[-1]).get("ended")
+    whole = (folder / MODEL).exists() and steps is not None and (step >= steps or ended)
+    return "finished" if whole else "stopped"

@@ -61,19 +61,19 @@ class TensorBoardScalars(RunCallback):
         super().on_train_batch_end(batch, logs)
         step = self._piece_start + batch + 1
         if step <= self.run.step_before:
-            self._mean = (batch + 1, logs["loss"])
+            self._mean = (self.steps_in_mean(), logs["loss"])
         elif self.chief:
             with self._lock:
                 if step // self.every > self._drawn // self.every:
-                    self._draw_step(step, batch + 1, logs["loss"])
+                    self._draw_step(step, self.steps_in_mean(), logs["loss"])
 
     def on_epoch_end(self, epoch, logs=None):
-        piece_start = self._piece_start
+        count = self.steps_in_mean()
         super().on_epoch_end(epoch, logs)
         if not self.chief:
             return
         if self.step > self._drawn:
-            self._draw_step(self.step, self.step - piece_start, logs["loss"])
+            self._draw_step(self.step, count, logs["loss"])
         if self.step > self._asked:
             self._draw_optimizer(self.step)
         self._draw(self.step, validation_loss=logs.get("val_loss"))
