@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What checkpoints cost: the time of a step without them, with the default interval, and with one ten times as short.
 
-usage: save_cost.py [--model transformer|lstm] [--size nano] [--backend tensorflow|jax|torch] [--steps 400] [--repeat 5]
+usage: save_cost.py [--model transformer|lstm] [--size nano] [--backend tensorflow|jax|torch] [--steps 400] [--epoch 400]
+                    [--repeat 5]
 
 One process, one compiled model; stretches of `--steps` steps of batch 16 x 64 take turns, and each one's time is that from
 its second step to its last, so that no compilation is in it. Printed are medians and the share that saving adds.
@@ -27,6 +28,7 @@ def main():
 
     from keras_seqlm.losses import FusedCrossEntropy
     from keras_seqlm.models import RecurrentLM, TransformerLM
+    from keras_seqlm.nesting import innermost
     from keras_seqlm.training import Resume
 
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1)).astype("int32")
@@ -36,13 +38,15 @@ def main():
 
     def stretch(every):
         with tempfile.TemporaryDirectory() as folder:
+            innermost(model.optimizer)._iterations.assign(0)  # a run of its own
             resume, begins = Resume(folder, every=every or 100), []
             batches = resume.data(lambda step: (ids[:, :-1], ids[:, 1:]))
             clock = keras.callbacks.LambdaCallback(
                 on_train_batch_begin=lambda batch, logs: begins.append(time.perf_counter())
             )
             callbacks = [clock] if every is None else [resume, clock]
-            options = {"steps_per_epoch": args.steps, "callbacks": callbacks, "verbose": 0}
+            options = {"steps_per_epoch": args.epoch, "epochs": args.steps // args.epoch}
+            options |= {"callbacks": callbacks, "verbose": 0}
             model.fit(batches, **options, **resume.fit_arguments())
             seconds = begins[-1] - begins[1]
             size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
@@ -70,8 +74,11 @@ def arguments():
     parser.add_argument("--size", default="nano")
     parser.add_argument("--backend", choices=["tensorflow", "jax", "torch"], default="tensorflow")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--epoch", type=int, default=None, help="steps of an epoch (default all)")
     parser.add_argument("--repeat", type=int, default=5)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.epoch = args.epoch or args.steps
+    return args
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from keras_seqlm.tokenizers import ByteTokenizer
 from seqlm_cli.train import prompts_from
 from seqlm_cli.verify import artifact_name, artifacts_of
 
-RUN_FILES = ["checkpoints", "history.csv", "loss.png", "model.keras", "prompts.json", "recipe.json"]
-RUN_FILES += ["samples.txt", "task.json", "tokenizer"]
+RUN_FILES = [".lock", "checkpoints", "history.csv", "loss.png", "model.keras", "prompts.json", "recipe.json"]
+RUN_FILES += ["run.toml", "samples.txt", "task.json", "tokenizer"]
 SMALL = ["--size", "nano", "--layers", "1", "--hidden-dim", "32", "--batch", "4"]
 
 

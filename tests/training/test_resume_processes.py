@@ -22,8 +22,11 @@ pytestmark = [
 ]
 
 
-def run_two(folder, distribution, kill_at=-1, number=signal.SIGKILL):
-    """What both processes print, and how they end; a survivor of a killed one is ended, as a supervisor would."""
+def run_two(folder, distribution, kill_at=-1, number=signal.SIGKILL, words=None, second=None):
+    """What both processes print, and how they end; a survivor of a killed one is ended, as a supervisor would.
+
+    `words` is another program than the toy; `second` is the folder that the second process sees in place of `folder`.
+    """
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -37,16 +40,16 @@ def run_two(folder, distribution, kill_at=-1, number=signal.SIGKILL):
             "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
             "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
         }
-        words = [
-            sys.executable,
-            str(TESTS / "resume_toy.py"),
-            str(folder),
-            distribution,
-            str(kill_at),
-            str(int(number)),
-        ]
+        place = second if second is not None and index else folder
+        toy = [str(TESTS / "resume_toy.py"), str(place), distribution, str(kill_at), str(int(number))]
         out, errors = open(folder.parent / f"out{index}", "w+"), open(folder.parent / f"errors{index}", "w+")
-        processes.append((subprocess.Popen(words, env=environment, stdout=out, stderr=errors), out, errors))
+        processes.append(
+            (
+                subprocess.Popen([sys.executable, *(words or toy)], env=environment, stdout=out, stderr=errors),
+                out,
+                errors,
+            )
+        )
     codes = [processes[1][0].wait(timeout=280)]
     if kill_at > 0 and number == signal.SIGKILL:
         processes[0][0].kill()
@@ -89,3 +92,34 @@ def test_two_processes_go_on_with_the_losses_they_would_have_had(tmp_path, distr
     assert alone.step == ended.step == 12 and set(alone.arrays()) == set(alone.shapes)
     for name, array in alone.arrays().items():
         np.testing.assert_array_equal(array, ended.arrays()[name], err_msg=name)
+
+
+def test_a_process_that_sees_other_checkpoints_ends_both(tmp_path):
+    """Today's storage shows a folder late, or not at all: one went on from 0 beside one at 12, and then both hung."""
+    codes, said = run_two(tmp_path / "run", "data-parallel")
+    assert codes == [0, 0], said
+    (tmp_path / "late").mkdir()
+    codes, said = run_two(tmp_path / "run", "data-parallel", second=tmp_path / "late")
+    assert codes == [1, 1], said
+    for _, errors in said:
+        assert "late/step-00000012 is incomplete: it has no manifest.json" in errors
+    assert Checkpoints(tmp_path / "run").newest().step == 12 and not list((tmp_path / "late").iterdir())
+
+
+def test_two_processes_replace_a_run_and_a_third_is_refused(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark night, and the wind was loud. " * 60)
+    run = tmp_path / "runs" / "two"
+    words = ["-m", "seqlm_cli", "train", "--text", str(text), "--out", str(run), "--model", "gru", "--size", "nano"]
+    words += ["--context", "16", "--batch", "4", "--steps", "4", "--distribution", "data-parallel"]
+    for more, wanted in (([], 0), (["--overwrite"], 0), (["--dropout", "0.5"], 2)):
+        codes, said = run_two(tmp_path / "out", "", words=[*words, *more])
+        assert codes == [wanted, wanted], said
+    assert all("--dropout was 0.0 and is 0.5" in errors for _, errors in said)
+    assert Checkpoints(run / "checkpoints").newest().step == 4
+    from keras_seqlm.training import RunFolder
+
+    with RunFolder(run):  # as another run would hold it
+        codes, said = run_two(tmp_path / "out", "", words=[*words, "--overwrite"])
+    assert codes == [2, 2] and all("trains there; stop it" in errors for _, errors in said), said
+    assert Checkpoints(run / "checkpoints").newest().step == 4

@@ -1,0 +1,163 @@
+"""A run's folder under two processes, under `--overwrite`, and under file systems that cannot lock."""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from keras_seqlm.checkpoints import Checkpoints, RunFolder, run_folder
+from keras_seqlm.checkpoints.lock import FolderLock, is_locked
+
+ROOT = str(pathlib.Path(__file__).parents[2])
+HOLD = """
+import sys, time, types
+for name in ("keras_seqlm", "keras_seqlm.checkpoints"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [sys.argv[1] + "/" + name.replace(".", "/")]
+from keras_seqlm.checkpoints.run_folder import RunFolder
+folder = RunFolder(sys.argv[2])
+folder.open()
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def begun(path, **content):
+    """A run folder with a run in it."""
+    with RunFolder(path) as folder:
+        folder.begin({"recipe": {"steps": 3}, **content})
+        (path / "model.keras").write_text("a model")
+        (path / "checkpoints").mkdir()
+        (path / "checkpoints" / "numbers").write_text("1 2 3")
+    return path
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_second_process_is_refused_and_writes_nothing(tmp_path):
+    run = begun(tmp_path / "run")
+    before = files(run)
+    with subprocess.Popen([sys.executable, "-c", HOLD, ROOT, str(run)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(OSError, match=f"process {process.pid} on .* trains there; stop it"):
+            RunFolder(run).open()
+        assert is_locked(run) and files(run) == before
+        process.send_signal(signal.SIGKILL)
+    assert not is_locked(run)
+    with RunFolder(run) as folder:  # the lock died with its owner
+        assert folder.holds_run
+        with pytest.raises(OSError, match="this process itself trains there"):
+            RunFolder(run).open()
+
+
+def test_a_script_that_saves_checkpoints_there_is_in_the_way_too(tmp_path):
+    run = begun(tmp_path / "run")
+    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints.open()
+    with pytest.raises(OSError, match="another process saves checkpoints there"):
+        RunFolder(run).open()
+    checkpoints.close()
+    with RunFolder(run) as folder:
+        assert folder.holds_run
+
+
+def test_a_lock_holds_though_the_folder_is_renamed_or_deleted(tmp_path):
+    (tmp_path / "a").mkdir()
+    lock = FolderLock(tmp_path / "a")
+    lock.take()
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    other = FolderLock(tmp_path / "a", in_use=lambda: False)
+    lock.in_use = lambda: False
+    other.take()
+    assert other.held and not lock.held and is_locked(tmp_path / "a")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match=f"cannot lock files .{errno.errorcode[number]}") as refused:
+        RunFolder(tmp_path / "run").open()
+    assert refused.value.errno == number and "trains there" not in str(refused.value)
+    with pytest.raises(OSError, match="cannot lock files"):
+        Checkpoints(tmp_path / "checkpoints").open()
+
+
+def test_what_is_no_run_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    for place in ("thesis", "thesis/chapter.txt"):
+        with pytest.raises(FileExistsError, match="no run folder"):
+            RunFolder(tmp_path / place).open()
+    assert sorted(path.name for path in (tmp_path / "thesis").iterdir()) == ["chapter.txt"]
+
+
+def test_a_run_is_replaced_when_the_next_one_has_begun(tmp_path):
+    run = begun(tmp_path / "run")
+    with RunFolder(run) as folder:
+        folder.replace()
+        assert not folder.holds_run
+        folder.begin({"recipe": {"steps": 9}})
+    assert files(run) == {"recipe.json": json.dumps({"recipe": {"steps": 9}}, indent=1) + "\n"}
+
+
+def test_a_run_comes_back_where_the_next_one_did_not_begin(tmp_path):
+    run = begun(tmp_path / "run")
+    before = files(run)
+    with pytest.raises(ValueError, match="no memory, say"), RunFolder(run) as folder:
+        folder.replace()
+        (run / "tokenizer").mkdir()
+        raise ValueError("no memory, say")
+    (run / "tokenizer").rmdir()
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_run_comes_back_after_a_kill_while_it_was_replaced(tmp_path, monkeypatch, moves):
+    run = begun(tmp_path / "run")
+    before, left = files(run), [moves]
+    rename = os.rename
+
+    def killed(old, new):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        rename(old, new)
+
+    folder = RunFolder(run)
+    folder.open()
+    monkeypatch.setattr(run_folder.os, "rename", killed)
+    if moves < 3:
+        with pytest.raises(KeyboardInterrupt):
+            folder.replace()
+    else:
+        folder.replace()
+        (run / "prompts.json").write_text("of the new one")
+    monkeypatch.setattr(run_folder.os, "rename", rename)
+    folder._lock.release()  # as the system does
+    with RunFolder(run) as again:
+        assert again.holds_run
+    after = files(run)
+    assert after.pop("prompts.json", "of the new one") == "of the new one" and after == before
+
+
+def test_a_folder_in_which_nothing_came_to_be_is_taken_away(tmp_path):
+    with pytest.raises(ValueError, match="bad text"), RunFolder(tmp_path / "new"):
+        raise ValueError("bad text")
+    assert not (tmp_path / "new").exists()
