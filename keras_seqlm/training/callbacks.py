@@ -10,18 +10,14 @@ import time
 
 import keras
 
+from keras_seqlm.devices import processes
 from keras_seqlm.files import append_text, write_text
 from keras_seqlm.nesting import innermost
 
 
 def is_chief():
-    """Whether this process is the one that writes and prints: the first of a JAX run of several, or the only one."""
-    if keras.backend.backend() != "jax":
-        return True
-    import jax
-
-    # To ask for the index starts JAX's devices, which a run of several processes has done by then.
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    """Whether this process is the one that writes and prints: the first of several (JAX, torch), or the only one."""
+    return processes.index_and_count()[0] == 0
 
 
 @dataclasses.dataclass(frozen=True)

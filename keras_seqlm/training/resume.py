@@ -13,7 +13,7 @@ import numpy as np
 from keras_seqlm.checkpoints import state
 from keras_seqlm.checkpoints.checkpoint import CheckpointError, Checkpoints
 from keras_seqlm.checkpoints.shards import Shards
-from keras_seqlm.devices import Single
+from keras_seqlm.devices import Single, processes
 from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.training.callbacks import Run, RunCallback
 
@@ -36,9 +36,9 @@ class Resume(RunCallback):
 
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics and position, in one step that is whole or not there (see `Checkpoints`). What is not finite is never
-    saved. On SIGTERM the step is finished, a checkpoint saved, and the process ends with exit code 143. Of several JAX
-    processes, which share the folder, the first one writes what all of them hold, and each one its own parts of what lies
-    spread over them.
+    saved. On SIGTERM the step is finished, a checkpoint saved, and the process ends with exit code 143. Of several
+    processes (JAX, torch), which share the folder, the first one writes what all of them hold, and each one its own parts
+    of what lies spread over them.
 
     Args:
         folder: of the checkpoints.
@@ -172,7 +172,8 @@ class Resume(RunCallback):
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint") if self.background else None
         self._writing, self._failures = None, 0
         self._saved = self.step_before if self._checkpoint is not None else None
-        self._before_test, self._told_to_end, self._several = {}, False, _several_processes()
+        self._before_test, self._told_to_end, self._several = {}, False, processes.are_several()
+        self._asked_to_end = False
         self._listen()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -198,8 +199,8 @@ class Resume(RunCallback):
             self._restore_random()
         if whole and not self._several:  # several processes end after a step, and not within the validation
             self._before_test = state.arrays_of(self.model)
-        if self._several and not self._told_to_end:
-            self._told_to_end = _all_are_told(self.step)
+        if self._several:
+            self._told_to_end = processes.any_is_told(self._asked_to_end, self.step)
         if self._told_to_end:
             self._save({"epoch": self._current, "done": done})
             self._end()
@@ -240,9 +241,7 @@ class Resume(RunCallback):
         """The newest checkpoint that is whole by now, or None."""
         self._wait()
         if self._several:
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices("checkpoint")
+            processes.wait_for_all("checkpoint")
         return self.checkpoints.newest()
 
     def _save(self, meta, before_test=None):
@@ -302,8 +301,8 @@ class Resume(RunCallback):
             writing.result()
 
     def _listen(self):
-        # Several processes must end after the same step, so there JAX listens, and tells all of them.
-        if threading.current_thread() is threading.main_thread() and not self._several:
+        # Several processes must end after the same step: JAX listens, and tells all of them; those of torch ask each other.
+        if threading.current_thread() is threading.main_thread() and not processes.listens_itself():
             self._handler_before = signal.signal(signal.SIGTERM, self._on_signal)
 
     def _stop_listening(self):
@@ -312,7 +311,9 @@ class Resume(RunCallback):
             self._handler_before = None
 
     def _on_signal(self, number, frame):
-        self._told_to_end = True
+        self._asked_to_end = True
+        if not self._several:
+            self._told_to_end = True
         signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))  # a second one ends the process at once
 
     def _end(self):
@@ -365,18 +366,3 @@ class Resume(RunCallback):
 
 def _warn_of_numbers(step):
     warnings.warn(f"step {step} has weights that are not finite; no checkpoint of it is kept", stacklevel=3)
-
-
-def _several_processes():
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
-
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def _all_are_told(step):
-    """Whether any process got SIGTERM: JAX names the step after which all of them stop."""
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(step)
