@@ -7,20 +7,30 @@ Question: how do I train on many devices, and how do I know that they train what
 | `"single"` | all | one device | - |
 | `"mirrored"` | TensorFlow | a copy of the model on each GPU of a machine | 1.0e-6 |
 | `"data-parallel"` | JAX | a copy on each device of all machines | 1.0e-6 |
+| `"data-parallel"` | torch | a copy in each process that `torchrun` starts, one for each GPU of all machines | 1.0e-6 |
 | `"model-parallel:N"` | JAX | each copy cut over N devices, weights and optimizer alike | 1.0e-6 |
-| `"auto"` | all | several GPUs: mirrored or data-parallel; else single | |
+| `"auto"` | all | several GPUs (torch: processes): mirrored or data-parallel; else single | |
 
 Measured on two to four devices of a CPU, in one process with a SimpleRNN, a GRU, an LSTM and two Transformers, and on JAX
-in two processes with a GRU, an LSTM and a Transformer; `pytest tests/training/test_distribution.py` does it anew.
+and torch in two processes with a GRU, an LSTM and a Transformer; `pytest tests/devices` does it anew.
 `batch_size` is that of all devices together.
 
-One machine: write the word. Several machines: set `KERAS_BACKEND=jax`, start the same script once on each, and it finds
-the others in its environment. Nothing in the script changes; each process reads its own rows. The first one writes; with
-`Resume` each process saves, through Orbax, its own parts of weights that no process has the whole of.
+One machine: write the word. Several machines: set `KERAS_BACKEND=jax` (for torch see below), start the same script once on
+each, and it finds the others in its environment. Nothing in the script changes; each process reads its own rows. The first
+one writes; with `Resume` each process saves, through Orbax, its own parts of weights that no process has the whole of.
 
     srun --ntasks=4 --gpus-per-task=8 python train.py            # Slurm; Open MPI's mpirun likewise, and Cloud TPU
     KERAS_DISTRIBUTION_JOB_ADDRESSES=host0:1234 KERAS_DISTRIBUTION_NUM_PROCESSES=4 \\
         KERAS_DISTRIBUTION_PROCESS_ID=0 python train.py          # by hand, or in a Kubernetes job; 1, 2, 3 on the others
+
+On torch a process has one GPU, so that one machine, too, needs several, and `torchrun` starts them. `"auto"` without it
+takes one GPU and says so:
+
+    torchrun --nproc-per-node=8 train.py                         # one machine of 8 GPUs; two machines, on each of them:
+    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=host0:1234 train.py
+
+There `Recipe.fit` trains in all processes as in one; a `fit` of your own needs `strategy.start` and `strategy.training`
+(see `devices/torch_processes.py`). TensorFlow past one machine is refused: Keras's `fit` does not work there.
 
 Ray Train joins its workers itself. On a Cloud TPU outside of Kubernetes, call `keras.distribution.initialize()` first.
 What Keras would train wrongly under a distribution is refused before the first step, with the reason and the way out.
@@ -79,7 +89,7 @@ def two_devices_on_a_cpu():
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", 2)
         return ["data-parallel", "model-parallel:2"]
-    return []  # Keras trains on one device on torch
+    return []  # on torch each device has a process of its own, which torchrun starts
 
 
 if __name__ == "__main__":

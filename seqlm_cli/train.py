@@ -130,7 +130,7 @@ def arguments(p):
     group.add_argument(
         "--distribution",
         default="single",
-        help="auto, single, mirrored (TensorFlow), data-parallel or model-parallel (JAX)",
+        help="auto, single, mirrored (TensorFlow), data-parallel (JAX; torch under torchrun) or model-parallel (JAX)",
     )
     group.add_argument("--rematerialize", action="store_true", help="less memory for one more forward pass in a step")
     group.add_argument("--steps-per-execution", type=int, default=1, help="batches in one call (TensorFlow, JAX)")

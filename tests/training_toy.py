@@ -165,11 +165,11 @@ def shards(recipe, name, by_hand=False):
     """Shape of each weight of a model, and of its slots, and the shape of what one device holds of it (JAX)."""
     import keras
 
-    from keras_seqlm.training import distribution
+    from keras_seqlm.devices import strategy
 
     scope = recipe.scope()
     if by_hand:
-        mesh = distribution.strategy(recipe.distribution)._distribution.device_mesh
+        mesh = strategy(recipe.distribution)._distribution.device_mesh
         layout_map = new_model(name).layout_map(mesh)
         scope = keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope()
     with scope:
@@ -189,10 +189,10 @@ def main(*distributions):
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    from keras_seqlm.devices import strategy
     from keras_seqlm.training import Recipe
-    from keras_seqlm.training import distribution as strategies
 
-    replicas = {distribution: strategies.strategy(distribution).num_replicas for distribution in distributions}
+    replicas = {distribution: strategy(distribution).num_replicas for distribution in distributions}
     # The clip bites at each step, so that one made before the sum would show.
     single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
     spread = [dataclasses.replace(single, distribution=distribution) for distribution in distributions]

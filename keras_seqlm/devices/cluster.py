@@ -1,4 +1,4 @@
-"""Several processes in one run: what started them, how JAX joins them, and what of it is refused."""
+"""Several processes in one run: what started them, how JAX joins them (torch: torch_processes.py), and what is refused."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import os
 import keras
 
 PAST_ONE_PROCESS = (
-    "past one process use KERAS_BACKEND=jax with distribution='auto', 'data-parallel' or 'model-parallel'; with one "
-    "process, unset it"
+    "past one process use KERAS_BACKEND=jax with distribution='auto', 'data-parallel' or 'model-parallel', or "
+    "KERAS_BACKEND=torch under torchrun with 'auto' or 'data-parallel'; with one process, unset it"
 )
 
 
@@ -73,10 +73,12 @@ def refuse_environment(name):
             f"keras.distribution is set, and on the {backend} backend it does nothing: every step would run on one "
             "device; call keras.distribution.set_distribution(None), or set KERAS_BACKEND=jax before keras is imported"
         )
-    if backend == "torch" and _number("WORLD_SIZE") > 1:
+    under_torchrun = backend == "torch" and _number("WORLD_SIZE") > 1
+    if under_torchrun and name == "single":
         raise ValueError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that torchrun started several processes, and Keras's fit on torch "
-            f"exchanges no gradients: each would train by itself and they would drift apart; {PAST_ONE_PROCESS}"
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that torchrun started several processes, and with "
+            "distribution='single' they exchange no gradients: each would train by itself and they would drift apart; use "
+            "distribution='auto' or 'data-parallel', or start one process"
         )
     if backend == "tensorflow" and _workers_of_tf_config() > 1:
         raise ValueError(
@@ -85,7 +87,8 @@ def refuse_environment(name):
         )
     sign = launcher()
     # Several tasks of Slurm may well be several runs, each by itself: only "auto" leaves open what was meant.
-    if sign is not None and (name == "auto" or sign.startswith("KERAS_DISTRIBUTION")):
+    leaves_open = name == "auto" and not under_torchrun  # which Slurm may well have started, once on each machine
+    if sign is not None and (leaves_open or sign.startswith("KERAS_DISTRIBUTION")):
         raise ValueError(
             f"{sign}={os.environ[sign]} says that this is one of several processes, which on the {backend} backend would "
             f"all train the same; {PAST_ONE_PROCESS}, or say distribution='single' for runs that have nothing to do with "

@@ -57,6 +57,32 @@ class Rows(keras.utils.PyDataset):
         self._dataset.on_epoch_end()
 
 
+def own_rows(data, index, count, feed):
+    """What `fit` is given in process `index` of `count`: the rows `index::count` of every batch of `data`.
+
+    Args:
+        data: what `fit` takes; batches that `count` divides.
+        feed: makes of data what `fit` is given.
+
+    Raises:
+        ValueError: data that cannot be divided by row.
+    """
+    if count == 1:
+        return feed(data)
+    if hasattr(data, "element_spec"):  # has a `shard`, too, which hands out whole batches
+        rows = slice(index, None, count)
+        return data.map(lambda *batch: keras.tree.map_structure(lambda leaf: leaf[rows], batch))
+    if hasattr(data, "shard"):
+        return feed(data.shard(index, count))
+    data = feed(data)
+    if isinstance(data, keras.utils.PyDataset):
+        return Rows(data, index, count)
+    raise ValueError(
+        f"{count} processes each read their own rows, and {type(data).__name__} cannot be divided by row: give "
+        "data.causal_blocks, a keras.utils.PyDataset or a tf.data.Dataset of whole batches"
+    )
+
+
 class ByStep:
     """A function of the step as data with `batches(first_step)`."""
 

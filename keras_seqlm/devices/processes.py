@@ -1,4 +1,4 @@
-"""What the processes of one run agree on: the first one decides, and an error of one is the error of all."""
+"""The processes of one run, of JAX or of torch: which of them this is, and what all of them agree on: the first decides, an error of one is all's."""
 
 import builtins
 import json
@@ -6,26 +6,72 @@ import json
 import keras
 import numpy as np
 
-ROOM = 1 << 16  # bytes of what one process tells the others
+ROOM = 1 << 16  # bytes of what one process of JAX tells the others
 
 
-def several():
-    """Whether this is one of several processes that JAX has joined."""
-    if keras.backend.backend() != "jax":
-        return False
-    import jax
+def index_and_count():
+    """(number of this process, how many train together); (0, 1) where none were joined."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
 
-    # To ask for the count starts JAX's devices, which a run of several processes has done by then.
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+        # To ask for the index starts JAX's devices, which a run of several processes has done by then.
+        return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+    if backend == "torch":
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def are_several():
+    """Whether this is one of several processes that train together."""
+    return index_and_count()[1] > 1
+
+
+def listens_itself():
+    """Whether the backend takes SIGTERM for itself, and tells it to all processes: JAX does, torch does not."""
+    return keras.backend.backend() == "jax" and are_several()
+
+
+def any_is_told(here, step):
+    """Whether any process was told to end, asked by all of them after the same step.
+
+    Args:
+        here: whether this one was.
+        step: the one that was just made; JAX names the step after which all of them stop.
+    """
+    if keras.backend.backend() == "jax":
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+    return any_true(here)
+
+
+def any_true(here):
+    """Whether `here` is true in any process of torch; all of them must ask."""
+    import torch
+    from torch import distributed
+
+    flag = torch.tensor(int(bool(here)), dtype=torch.int32)  # on the host, so that no accelerator is waited for
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+def wait_for_all(name):
+    """Return when every process has come here."""
+    if keras.backend.backend() == "jax":
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+    else:
+        any_true(False)
 
 
 def is_chief():
-    """Whether this process is the one that writes and prints: the first of a JAX run of several, or the only one."""
-    if keras.backend.backend() != "jax":
-        return True
-    import jax
-
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    """Whether this process is the one that writes and prints: the first of several, or the only one."""
+    return index_and_count()[0] == 0
 
 
 def chief_decides(decide):
@@ -37,7 +83,7 @@ def chief_decides(decide):
     Raises:
         Exception: in all of them, where `decide` raised.
     """
-    if not several():
+    if not are_several():
         return decide()
     return _share(decide if is_chief() else None)[0]
 
@@ -48,22 +94,14 @@ def all_do(function):
     Args:
         function: gives what JSON takes.
     """
-    return _share(function) if several() else [function()]
-
-
-def wait_for_all(name):
-    """Until every process has come here."""
-    if several():
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+    return _share(function) if are_several() else [function()]
 
 
 def _share(function):
-    own, error = None, None
+    error, said = None, {"answer": None}
     try:
-        own = None if function is None else function()
-        said = {"answer": own}
+        if function is not None:
+            said = {"answer": function()}
     except Exception as raised:
         error = raised
         said = {"error": str(raised), "kind": _kind(raised), "errno": getattr(raised, "errno", None)}
@@ -88,6 +126,13 @@ def _raised_elsewhere(said, index):
 
 
 def _exchange(content):
+    """What each process says, in their order."""
+    if keras.backend.backend() == "torch":
+        from torch import distributed
+
+        told = [None] * index_and_count()[1]
+        distributed.all_gather_object(told, content)
+        return told
     from jax.experimental import multihost_utils
 
     text = json.dumps(content).encode()

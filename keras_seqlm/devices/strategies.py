@@ -1,18 +1,21 @@
 """How a run is spread over devices, by one word, and how the data get there.
 
-Not at all ("single"), by `tf.distribute` ("mirrored"), or by `keras.distribution` ("data-parallel", "model-parallel"). A
-strategy has `num_replicas`, `sums_gradients`, `scope()`, `check(model)`, `feed(train, first_step)` and `feed_validation(validation)`. What Keras would train wrongly, or not at all, is refused before the first step, with the
-reason and the way out.
+Not at all ("single"), by `tf.distribute` ("mirrored"), by `keras.distribution` ("data-parallel", "model-parallel"), or on
+torch by `torch.distributed` ("data-parallel"). A
+strategy has `num_replicas`, `sums_gradients`, `scope()`, `check(model)`, `start(model)`, `training(model)`, `callbacks()`,
+`feed(train, first_step)` and `feed_validation(validation)`; that of torch's processes is in a file of its own. What Keras
+would train wrongly, or not at all, is refused before the first step, with the reason and the way out.
 """
 
 import contextlib
 import functools
 import re
+import warnings
 
 import keras
 
 from keras_seqlm.devices.cluster import join, refuse_environment
-from keras_seqlm.devices.feed import Rows, Steps, check_rows, check_tensors
+from keras_seqlm.devices.feed import Steps, check_rows, check_tensors, own_rows
 from keras_seqlm.layers.layouts import AXIS, axes_of
 from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.nesting import nested
@@ -61,6 +64,17 @@ class Single:
                 "recipe says distribution='single'; use distribution='mirrored', or build the model outside that strategy"
             )
 
+    def start(self, model):
+        """Called once before the first step of a `fit`, when model and optimizer have the numbers to go on from."""
+
+    def training(self, model):
+        """The context of `model.fit`."""
+        return self.scope()
+
+    def callbacks(self):
+        """Callbacks that `fit` needs here, after the user's own."""
+        return []
+
     def feed(self, train, first_step):
         """What `fit` is given to read `train` from a step on; data without `batches` is handed through."""
         if not hasattr(train, "batches"):
@@ -101,7 +115,7 @@ class Mirrored(Single):
             raise ValueError(f"the model was built outside the strategy's scope; {BUILD_INSIDE}")
         if self.num_replicas == 1:
             return
-        _refuse_carried_state(model)
+        refuse_carried_state(model)
         if model.compiled:
             _refuse_in_mirrored(model)
 
@@ -152,18 +166,9 @@ class DataParallel(Single):
         """The rows of this process: JAX puts what the processes bring together to one batch."""
         if self._parts == 1:
             return feed(data)
-        index = self._distribution.data_shard_id
         if hasattr(data, "element_spec"):
             return self._distribution.distribute_tf_dataset(data)
-        if hasattr(data, "shard"):
-            return feed(data.shard(index, self._parts))
-        data = feed(data)
-        if isinstance(data, keras.utils.PyDataset):
-            return Rows(data, index, self._parts)
-        raise ValueError(
-            f"{self._parts} processes each read their own rows, and {type(data).__name__} cannot be divided by row: give "
-            "data.causal_blocks, a keras.utils.PyDataset or a tf.data.Dataset of whole batches"
-        )
+        return own_rows(data, self._distribution.data_shard_id, self._parts, feed)
 
 
 class ModelParallel(DataParallel):
@@ -209,14 +214,32 @@ def _automatic():
     if backend == "jax":
         join()
         return DataParallel() if keras.distribution.get_device_count() > 1 else Single()
+    from keras_seqlm.devices.torch_processes import TORCHRUN, TorchDataParallel, gpus, is_launched
+
+    if is_launched():
+        return TorchDataParallel()
+    if gpus() > 1:
+        warnings.warn(
+            f"this machine has {gpus()} GPUs, and distribution='auto' takes one of them: on torch each needs a process of its "
+            f"own. Start it with `{TORCHRUN.format(gpus())}`, or say distribution='single'",
+            stacklevel=2,
+        )
     return Single()
+
+
+def _data_parallel():
+    if keras.backend.backend() != "torch":
+        return DataParallel()
+    from keras_seqlm.devices.torch_processes import TorchDataParallel
+
+    return TorchDataParallel()
 
 
 STRATEGIES = {
     "auto": _automatic,
     "single": Single,
     "mirrored": Mirrored,
-    "data-parallel": DataParallel,
+    "data-parallel": _data_parallel,
     "model-parallel": ModelParallel,
 }
 
@@ -232,7 +255,7 @@ def _needs(name, backend, library):
     here = keras.backend.backend()
     if here == backend:
         return
-    ways = {"tensorflow": "'mirrored'", "jax": "'data-parallel'"}
+    ways = {"tensorflow": "'mirrored'", "jax": "'data-parallel'", "torch": "'data-parallel' (under torchrun)"}
     way = f"distribution={ways[here]} on the {here} backend" if here in ways else "distribution='single'"
     raise ValueError(
         f"distribution={name!r} is {library}, which needs the {backend} backend, and the backend is {here}; "
@@ -240,7 +263,8 @@ def _needs(name, backend, library):
     )
 
 
-def _refuse_carried_state(model):
+def refuse_carried_state(model):
+    """Refuse a model that carries the state of all rows from batch to batch, of which a replica sees a part (ValueError)."""
     rows = getattr(model, "stateful_batch_size", None)
     if rows is not None:
         raise ValueError(

@@ -1,11 +1,16 @@
 """Which tokens of a batch a loss counts, and with what weight."""
 
+import contextlib
+import contextvars
+
 import keras
 from keras import ops
 
 from keras_seqlm.products import numbers_of
 
 UNCOUNTED = -1  # the target of a token that a loss leaves out
+# What sums a tensor over the processes that share a batch, in a step that torch makes in several of them.
+_SUM = contextvars.ContextVar("sum_over_processes", default=None)
 
 
 def as_targets(y_true, y_pred):
@@ -82,7 +87,7 @@ def as_weights(sample_weight, targets):
 
 
 def share_of(counted):
-    """The mean of 0s and 1s, over all replicas of a `tf.distribute` strategy: each of them sees its own rows alone."""
+    """The mean of 0s and 1s, over all replicas of a `tf.distribute` strategy, or processes of torch, which see their own rows."""
     numbers = ops.stack([ops.sum(counted), ops.cast(ops.size(counted), "float32")])
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -90,4 +95,20 @@ def share_of(counted):
         replica = tf.distribute.get_replica_context()
         if replica is not None and replica.num_replicas_in_sync > 1:
             numbers = replica.all_reduce(tf.distribute.ReduceOp.SUM, numbers)
+    elif (sum_ := _SUM.get()) is not None:
+        numbers = sum_(numbers)
     return ops.divide_no_nan(numbers[0], numbers[1])
+
+
+@contextlib.contextmanager
+def summed_over_processes(sum_):
+    """The context of a step of torch that is made on rows of one batch in several processes.
+
+    Args:
+        sum_: takes a tensor and gives its sum over all of them.
+    """
+    token = _SUM.set(sum_)
+    try:
+        yield
+    finally:
+        _SUM.reset(token)

@@ -74,7 +74,8 @@ class Recipe:
         steps: batches in the whole run.
         seed: of the weights and of dropout; data has its own.
         distribution: "auto", "single", "mirrored" (TensorFlow: the machine's GPUs), "data-parallel" or
-            "model-parallel[:N]" (JAX: all devices of all processes; N share a model).
+            "model-parallel[:N]" (JAX: all devices of all processes; N share a model). On torch "data-parallel" takes the
+            processes that `torchrun` starts, one for each GPU, and "auto" does so where it started them.
         validate_every: steps between two validations, counted from where `fit` starts; None makes ten of them.
         accumulate: gradients of so many batches are averaged into one update, as of a batch so many times larger.
             Steps, and with them the learning rate, go on counting batches.
@@ -258,6 +259,7 @@ class Recipe:
         if resume is not None:
             with devices.scope():  # where the optimizer's slots belong, too
                 resume.restore(model)
+        devices.start(model)
         _check_iterations(model.optimizer, first_step if resume is None else resume.step_before)
         self._renew(model)
         tokens = self._check_batch(train, first_step, devices)
@@ -273,12 +275,13 @@ class Recipe:
         run = Run(first_step, **known) if resume is None else resume.of_run(**known)
         nothing_left = first_step >= self.steps or (resume is not None and resume.ended)
         left = 0 if nothing_left else math.ceil((self.steps - first_step) / pieces)
+        callbacks = [*callbacks, *devices.callbacks()]
         callbacks = self._callbacks(callbacks, model, resume, progress, uneven=(self.steps - first_step) % pieces)
         for callback in callbacks:
             if isinstance(callback, RunCallback):
                 callback.run = run
         try:
-            with devices.scope():
+            with devices.training(model):
                 return model.fit(
                     devices.feed(train, first_step) if resume is None else resume.data(train, devices),
                     validation_data=devices.feed_validation(validation),

@@ -39,7 +39,7 @@ class Resume(RunCallback):
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics, what the other callbacks remember (see `CallbackStates`) and the position, in one step that is whole
     or not there (see `Checkpoints`). What is not finite is never saved. On SIGTERM, SIGUSR1 or ^C the step is finished
-    and saved; the process ends with exit code 143, or by `KeyboardInterrupt`. Of several JAX processes, which share the
+    and saved; the process ends with exit code 143, or by `KeyboardInterrupt`. Of several processes (JAX, torch), which share the
     folder, the first one decides from which checkpoint all of them go on and writes what all of them hold, and each one
     its own parts of what lies spread over them.
 
@@ -197,7 +197,7 @@ class Resume(RunCallback):
         self._writing, self._failures, self._written = None, 0, self.step_before
         self._saved = self.step_before if self._checkpoint is not None else None
         self._best = self.checkpoints.best_loss() if self.chief else math.inf
-        self._validates, self._before_test, self._several = True, {}, processes.several()
+        self._validates, self._before_test, self._several = True, {}, processes.are_several()
         self._stopped_several, self._ended, self._loss = False, False, None
         self._replay = InNameOnly(self.model)
         self._states = CallbackStates([one for one in callbacks_of(self.model) if one is not self])
@@ -209,7 +209,7 @@ class Resume(RunCallback):
                 file=sys.stderr,
             )
         self._signals = EndSignals(self.model)
-        self._signals.listen(self._several)
+        self._signals.listen(processes.listens_itself())
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -358,7 +358,7 @@ class Resume(RunCallback):
     def _told_to_end(self, step_is_over=False):
         if self._several:
             if step_is_over and not self._stopped_several:
-                self._stopped_several = _all_are_told(self.step)
+                self._stopped_several = processes.any_is_told(self._signals.told is not None, self.step)
             return self._stopped_several
         return self._signals.told is not None
 
@@ -480,10 +480,3 @@ def _refuse_updates(model, folder):
 
 def _warn_of_numbers(step):
     warnings.warn(f"step {step} has weights that are not finite; no checkpoint of it is kept", stacklevel=3)
-
-
-def _all_are_told(step):
-    """Whether any process got SIGTERM: JAX names the step after which all of them stop."""
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(step)

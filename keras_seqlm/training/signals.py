@@ -24,19 +24,19 @@ class EndSignals:
         self.told = None
         self._before = {}
 
-    def listen(self, several=False):
+    def listen(self, hand_on=False):
         """Take over the signals that would end the process; in the main thread alone, as Python has it.
 
         Args:
-            several: of several processes, which must end after the same step: there JAX listens for SIGTERM and tells
-                all of them, and SIGUSR1 is handed on to it.
+            hand_on: of several processes of JAX: there JAX itself listens for SIGTERM, so that all of them end after the
+                same step, and SIGUSR1 is handed on to it.
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        ours = [signal.SIGUSR1] if several else [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+        ours = [signal.SIGUSR1] if hand_on else [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
         for number in ours:
             if number == signal.SIGTERM or signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                self._before[number] = signal.signal(number, self._hand_on if several else self._hear)
+                self._before[number] = signal.signal(number, self._hand_on if hand_on else self._hear)
 
     def stop(self):
         """Give the signals back to who had them."""

@@ -15,8 +15,14 @@ TWO_WORKERS = json.dumps({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type"
 @pytest.mark.parametrize(
     "backends, variables, names, said",
     [
-        ("torch", {"WORLD_SIZE": "2"}, ("auto", "single"), "exchanges no gradients.*KERAS_BACKEND=jax"),
-        ("tensorflow", {"TF_CONFIG": TWO_WORKERS}, ("auto", "single", "mirrored"), "20585.*KERAS_BACKEND=jax"),
+        ("torch", {"WORLD_SIZE": "2"}, ("single",), "exchange no gradients.*distribution='auto' or 'data-parallel'"),
+        ("torch", {"WORLD_SIZE": "2"}, ("auto",), "MASTER_ADDR.*is not set.*torchrun"),
+        (
+            "tensorflow",
+            {"TF_CONFIG": TWO_WORKERS},
+            ("auto", "single", "mirrored"),
+            "20585.*KERAS_BACKEND=jax.*torchrun",
+        ),
         ("torch tensorflow", {"KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}, ("auto", "single"), "would all train the same"),
         ("torch tensorflow", {"OMPI_COMM_WORLD_SIZE": "4"}, ("auto",), "OMPI_COMM_WORLD_SIZE=4.*distribution='single'"),
     ],
