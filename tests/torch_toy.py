@@ -91,9 +91,9 @@ def resumed(folder, kill_at=-1, number=None):
                 os.kill(os.getpid(), number)
 
     recipe = Recipe(**{**TWENTY, "steps": 12, "validate_every": 4}, distribution="auto")
-    resume = Resume(folder, every=3)
-    with recipe.scope():
+    with recipe.scope():  # joins the processes
         model = new_model("tied", dropout=0.2)
+    resume = Resume(folder, every=3)
     losses = recipe.fit(model, Uneven(), held(), callbacks=[Kill()], resume=resume, progress=False).history
     return resume.step_before, losses
 

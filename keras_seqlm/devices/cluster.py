@@ -32,6 +32,11 @@ def launcher():
     return next((name for name, found in signs.items() if found), None)
 
 
+def started_as_several():
+    """Whether the environment says that this is one of several processes, joined or not."""
+    return launcher() is not None or _number("WORLD_SIZE") > 1
+
+
 def join():
     """Join the processes of the run, where the environment names some. JAX must not have computed anything before.
 

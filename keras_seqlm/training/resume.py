@@ -10,8 +10,10 @@ import keras
 import numpy as np
 
 from keras_seqlm.checkpoints import CheckpointError, Checkpoints, state
+from keras_seqlm.checkpoints.lock import LockError
 from keras_seqlm.checkpoints.shards import Shards
 from keras_seqlm.devices import Single, processes
+from keras_seqlm.devices.cluster import started_as_several
 from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callback_state import CallbackStates
@@ -307,8 +309,16 @@ class Resume(RunCallback):
             return None if found is None else [found.step, found.sha256]
 
         try:
-            decided = processes.chief_decides(decide)
-            return self._read(decided)
+            return self._read(processes.chief_decides(decide))
+        except LockError as error:
+            if processes.are_several() or not started_as_several():
+                raise
+            raise LockError(
+                error.errno,
+                f"{error.strerror}; or, if this is one of the processes of one run, have them joined before a Resume is "
+                "made: enter recipe.scope(), or call training.strategy(name)",
+                error.filename,
+            ) from error
         except BaseException:
             self.checkpoints.close()
             raise

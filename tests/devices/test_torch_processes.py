@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_as_if_it_had_been_left_alone(results):
     before, alone = resumed.pop("alone")
     assert before == 0 and len(alone["loss"]) == 3
     assert results.steps["ended"] == 5
-    assert results.steps["killed"] in (3, 6)  # the one of step 6 is written in the background
+    assert results.steps["killed"] in (3, 4, 6)  # the one of step 6 is written in the background
     for name, (step_before, rest) in resumed.items():
         assert step_before == results.steps[name]
         done = step_before // 4  # pieces of four steps that are not gone through again
