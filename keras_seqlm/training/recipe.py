@@ -21,36 +21,44 @@ from keras_seqlm.training.optimizers import clip_after_all_reduce, exclude_from_
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
-# What a field may be: one of some, an integer of at least, a number in a range.
-CHOICES = {
-    "schedule": SCHEDULES,
-    "precision": PRECISIONS,
-    "rematerialize": (True, False),
-    "jit_compile": ("auto", True, False),
-}
-LEAST = {
-    "steps": 1,
-    "batch_size": 1,
-    "warmup_steps": 0,
-    "seed": 0,
-    "validate_every": 1,
-    "accumulate": 1,
-    "steps_per_execution": 1,
-    "stop_after_skipped": 0,
-}
-RANGES = {
-    "learning_rate": (lambda value: 0 < value < math.inf, "above 0"),
-    "final_learning_rate_fraction": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "decay_fraction": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0"),
-    "beta_1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "beta_2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "clip_norm": (lambda value: 0 < value < math.inf, "above 0, or None"),
-    "ema": (lambda value: 0 < value < 1, "between 0 and 1, or None"),
-    "label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "roll_back_factor": (lambda value: 1 < value < math.inf, "above 1, or None"),
-    "z_loss": (lambda value: 0 <= value < math.inf, "at least 0"),
-}
+
+
+def _one_of(default, *choices):
+    """A field that is one of some values."""
+
+    def check(name, value):
+        if not any(type(value) is type(one) and value == one for one in choices):  # 1 is not True
+            raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")
+        return value
+
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _count(default, least):
+    """A field that is an integer of at least `least`; None where that is its default."""
+
+    def check(name, value):
+        if value is None and default is None:
+            return None
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        return int(value)
+
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _number(default, fits, range_, optional=False):
+    """A field that is a number in a range; None where it is `optional`."""
+
+    def check(name, value):
+        if value is None and optional:
+            return None
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not fits(value):
+            raise ValueError(f"{name} must be a number {range_}, got {value!r}")
+        return float(value)
+
+    return dataclasses.field(default=default, metadata={"check": check})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,52 +115,38 @@ class Recipe:
     """
 
     optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    warmup_steps: int = 100
-    final_learning_rate_fraction: float = 0.1
-    weight_decay: float = 0.1
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    clip_norm: float | None = 1.0
-    precision: str = "float32"
-    batch_size: int = 16
-    steps: int = 1000
-    seed: int = 0
+    learning_rate: float = _number(1e-3, lambda value: 0 < value < math.inf, "above 0")
+    schedule: str = _one_of("cosine", *SCHEDULES)
+    warmup_steps: int = _count(100, 0)
+    final_learning_rate_fraction: float = _number(0.1, lambda value: 0 <= value <= 1, "between 0 and 1")
+    weight_decay: float = _number(0.1, lambda value: 0 <= value < math.inf, "at least 0")
+    beta_1: float = _number(0.9, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    beta_2: float = _number(0.99, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    clip_norm: float | None = _number(1.0, lambda value: 0 < value < math.inf, "above 0, or None", optional=True)
+    precision: str = _one_of("float32", *PRECISIONS)
+    batch_size: int = _count(16, 1)
+    steps: int = _count(1000, 1)
+    seed: int = _count(0, 0)
     distribution: str = "single"
-    validate_every: int | None = None
-    decay_fraction: float = 0.2
-    accumulate: int = 1
-    ema: float | None = None
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-    rematerialize: bool = False
-    steps_per_execution: int = 1
-    jit_compile: bool | str = "auto"
-    stop_after_skipped: int = 10
-    roll_back_factor: float | None = None
+    validate_every: int | None = _count(None, 1)
+    decay_fraction: float = _number(0.2, lambda value: 0 < value <= 1, "above 0 and at most 1")
+    accumulate: int = _count(1, 1)
+    ema: float | None = _number(None, lambda value: 0 < value < 1, "between 0 and 1, or None", optional=True)
+    label_smoothing: float = _number(0.0, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    z_loss: float = _number(0.0, lambda value: 0 <= value < math.inf, "at least 0")
+    rematerialize: bool = _one_of(False, True, False)
+    steps_per_execution: int = _count(1, 1)
+    jit_compile: bool | str = _one_of("auto", "auto", True, False)
+    stop_after_skipped: int = _count(10, 0)
+    roll_back_factor: float | None = _number(
+        None, lambda value: 1 < value < math.inf, "above 1, or None", optional=True
+    )
 
     def __post_init__(self):
         check_name(self.distribution)
-        for name, names in CHOICES.items():
-            value = getattr(self, name)
-            if not any(type(value) is type(one) and value == one for one in names):  # 1 is not True
-                raise ValueError(f"{name} must be one of {list(names)}, got {value!r}")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if name == "validate_every" and value is None:
-                continue
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-            object.__setattr__(self, name, int(value))
-        for name, (fits, range_) in RANGES.items():
-            value = getattr(self, name)
-            if name in ("clip_norm", "ema", "roll_back_factor") and value is None:
-                continue
-            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not number or not fits(value):
-                raise ValueError(f"{name} must be a number {range_}, got {value!r}")
-            object.__setattr__(self, name, float(value))
+        for field in dataclasses.fields(self):
+            if "check" in field.metadata:
+                object.__setattr__(self, field.name, field.metadata["check"](field.name, getattr(self, field.name)))
         refuse_lost_decays(self._decays(), self.precision, f"the recipe of {self.optimizer}")
         if self.accumulate > self.steps:
             raise ValueError(
