@@ -20,10 +20,16 @@ def run(args):
     for run in found:
         losses = [run[name] for name in ("loss", "validation_loss", "best_validation_loss")]
         shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
-        rows.append((run["name"], run["model"] or "-", f"{run['step']}/{run['steps'] or '?'}", *shown, run["state"]))
+        rows.append(
+            (run["name"], run["model"] or "-", f"{run['step'] or 0}/{run['steps'] or '?'}", *shown, _state(run))
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if not found:
         print(f"no run in {args.folder}")
     write_answer(args, {"runs": found})
+
+
+def _state(run):
+    return run["state"] if run["reason"] is None else f"{run['state']}: {run['reason']}"
