@@ -38,7 +38,7 @@ MAY_CHANGE = (  # between two starts of a run
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 _OF_THE_MODEL = (
-    *_COUNTS,
+    *_COUNTS[:-1],
     "model",
     "size",
     "activation",
@@ -293,7 +293,7 @@ def _settings(train, validation, tokenizer):
 
 def _check_options(args):
     """Refuse what does not go together; returns whether the model is recurrent."""
-    recurrent = args.model != "transformer"
+    recurrent = (args.model if args.start is None else _kind_of(args.start)) != "transformer"
     for name in (*_COUNTS, "early_stopping"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -387,6 +387,14 @@ def _model_of(args):
             f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
         )
     return model
+
+
+def _kind_of(run):
+    """What `--model` was for another run."""
+    from keras_seqlm.files import read_json
+
+    path = pathlib.Path(run) / "recipe.json"
+    return read_json(path).get("command", {}).get("model", "transformer") if path.exists() else "transformer"
 
 
 def _sample(task, prompts):

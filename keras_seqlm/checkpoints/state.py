@@ -25,9 +25,10 @@ def variables_of(model):
     The model's hold the seed generators of dropout and a carried recurrent state, too; the optimizer's its slots, its step,
     accumulated gradients, averaged weights and loss scale.
     """
+    optimizer = getattr(model, "optimizer", None)
     groups = {
         "model": model.variables,
-        "optimizer": [] if model.optimizer is None else model.optimizer.variables,
+        "optimizer": [] if optimizer is None else optimizer.variables,
         "metrics": model.metrics_variables,
     }
     return {f"{group}/{i:05d}": variable for group, found in groups.items() for i, variable in enumerate(found)}
@@ -85,7 +86,7 @@ def _config_of(model):
 
 
 def _averages(model, named):
-    optimizer = innermost(model.optimizer)
+    optimizer = innermost(getattr(model, "optimizer", None))
     if not getattr(optimizer, "use_ema", False):
         return {}
     names = {id(variable): name for name, variable in named.items()}

@@ -1,0 +1,127 @@
+"""Runs that are used before they end, begun from others, and ended early: the command line over checkpoints."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers import array
+from sentences import SENTENCES
+
+import seqlm_cli
+from keras_seqlm import tasks
+from keras_seqlm.training import CheckpointError, Checkpoints, list_runs, read_history
+
+SMALL = ["--model", "gru", "--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "16"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"{i} {SENTENCES[i % 5]}\n" for i in range(120)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(text, tmp_path_factory):
+    """Twelve steps, averaged, a checkpoint every four."""
+    folder = tmp_path_factory.mktemp("runs") / "runs" / "gru"
+    train(
+        text, folder, "--steps", "12", "--validate-every", "4", "--checkpoint-every", "4", "--keep", "9", "--ema", "0.5"
+    )
+    return folder
+
+
+def train(text, folder, *words, code=0):
+    assert seqlm_cli.main(["train", "--text", str(text), "--out", str(folder), *SMALL, *words]) == code
+
+
+def test_a_checkpoint_is_read_in_place_of_the_model(run):
+    checkpoints = Checkpoints(run / "checkpoints")
+    assert checkpoints.steps() == [4, 8, 12]
+    newest, fourth = tasks.load(run, "newest").model, tasks.load(run, checkpoint=4).model
+    for left, right in zip(tasks.load(run).model.weights, newest.weights, strict=True):
+        np.testing.assert_array_equal(array(left), array(right))  # the averages, as in the finished model
+    assert not np.array_equal(array(fourth.variables[0]), array(newest.variables[0]))
+    losses = {step: checkpoints.meta(step)["validation_loss"] for step in checkpoints.steps()}
+    best = tasks.load(run, "best").model
+    wanted = tasks.load(run, min(losses, key=losses.get)).model
+    np.testing.assert_array_equal(array(best.variables[0]), array(wanted.variables[0]))
+    for which, reason in ((5, "no checkpoint of step 5.*there are .4, 8, 12"), ("worst", "'newest', 'best' or a step")):
+        with pytest.raises(CheckpointError, match=reason):
+            tasks.load(run, which)
+
+
+def test_a_run_that_is_not_finished_can_be_used(run, tmp_path, capsys):
+    unfinished = tmp_path / "runs" / "unfinished"
+    shutil.copytree(run, unfinished)
+    (unfinished / "model.keras").unlink()
+    with pytest.warns(UserWarning, match="is not finished: this is its checkpoint of step 12"):
+        task = tasks.load(unfinished)
+    assert task.generate("a", max_new_tokens=3) == tasks.load(run).generate("a", max_new_tokens=3)
+    answers = []
+    for words in (
+        ["generate", str(unfinished), "--max-new-tokens", "4"],
+        ["generate", str(run), "--max-new-tokens", "4"],
+    ):
+        seqlm_cli.main([*words, "--checkpoint", "4", "--json", str(tmp_path / "answer.json")])
+        answers.append(json.loads((tmp_path / "answer.json").read_text()))
+    assert answers[0] == answers[1]
+    assert seqlm_cli.main(["evaluate", str(run), "--checkpoint", "6", "--text", "no.txt"]) == 2
+    assert "no checkpoint of step 6" in capsys.readouterr().err
+
+
+def test_what_a_checkpoint_says_of_its_model_is_checked(run, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    found = Checkpoints(run / "checkpoints").newest()
+    shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+    checkpoints.save(1, found.arrays(), {**found.meta, "model": None})
+    with pytest.raises(CheckpointError, match="does not say how its model is built"):
+        tasks.load(tmp_path, "newest")
+    checkpoints.save(
+        2,
+        found.arrays(),
+        {**found.meta, "model": {**found.meta["model"], "class_name": "Unknown", "registered_name": "their>Unknown"}},
+    )
+    with pytest.raises(CheckpointError, match="cannot be built here.*import the module"):
+        tasks.load(tmp_path, "newest")
+
+
+def test_a_run_begins_from_another(run, text, tmp_path, capsys):
+    folder = tmp_path / "runs" / "warm"
+    train(text, folder, "--from", str(run), "--steps", "1", "--hidden-dim", "32", code=2)
+    assert "leave out --" in capsys.readouterr().err and not folder.exists()
+    words = ["train", "--text", str(text), "--out", str(folder), "--from", str(run), "--context", "16", "--batch", "4"]
+    assert seqlm_cli.main([*words, "--steps", "2", "--learning-rate", "1e-9"]) == 0
+    for left, right in zip(tasks.load(run).model.weights, tasks.load(folder).model.weights, strict=True):
+        np.testing.assert_allclose(array(left), array(right), atol=1e-6)
+    assert read_history(folder / "history.csv")[-1]["step"] == 2
+    assert seqlm_cli.main([*words, "--steps", "2", "--learning-rate", "1e-9"]) == 0  # and the same command goes on
+
+
+def test_early_stopping_ends_the_run_with_its_best_model(text, tmp_path, capsys):
+    folder = tmp_path / "runs" / "early"
+    words = [
+        "--steps",
+        "60",
+        "--validate-every",
+        "2",
+        "--learning-rate",
+        "2.0",
+        "--warmup",
+        "0",
+        "--early-stopping",
+        "2",
+    ]
+    train(text, folder, *words)
+    rows = read_history(folder / "history.csv")
+    best = min(rows, key=lambda row: row["validation_loss"])
+    assert rows[-1]["step"] < 60 and rows[-1]["step"] == best["step"] + 4
+    checkpoint = tasks.load(folder, best["step"]).model
+    for left, right in zip(tasks.load(folder).model.weights, checkpoint.weights, strict=True):
+        np.testing.assert_array_equal(array(left), array(right))
+    assert list_runs(folder.parent)[0]["state"] == "finished"
+    capsys.readouterr()
+    train(text, folder, *words)
+    assert "nothing is left to do" in capsys.readouterr().err and read_history(folder / "history.csv") == rows
