@@ -1,7 +1,7 @@
 """Text files become token blocks for `fit`: read as a stream, tokenized once into a memory-mapped cache, cut anew in each epoch."""
 
+from keras_seqlm.corpora import Corpus, texts
 from keras_seqlm.data.causal import CausalBlocks, causal_blocks
-from keras_seqlm.data.corpora import Corpus, texts
 from keras_seqlm.data.packing import TokenStore, pack
 from keras_seqlm.data.permutation import permute
 

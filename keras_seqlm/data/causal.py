@@ -6,7 +6,8 @@ import warnings
 import keras
 import numpy as np
 
-from keras_seqlm.data.corpora import TOLERANCE, find_files
+from keras_seqlm.corpora.corpus import TOLERANCE
+from keras_seqlm.corpora.paths import find_files
 from keras_seqlm.data.packing import pack
 from keras_seqlm.data.permutation import permute, stream_key
 

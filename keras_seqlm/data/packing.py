@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_seqlm.corpora import Corpus
+from keras_seqlm.corpora.corpus import TOLERANCE
 from keras_seqlm.data.cache_lock import CacheLock
-from keras_seqlm.data.corpora import TOLERANCE, Corpus
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
 from keras_seqlm.files import flush
 
