@@ -17,6 +17,7 @@ class CacheLock:
 
     Args:
         path: the lock file; it stays.
+        doing: what the process that has it does, for the message to those that wait.
 
     Attributes:
         alone: whether this process has the lock. False where the file system knows no locks.
@@ -32,8 +33,8 @@ class CacheLock:
     True
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, doing="tokenizes the same files"):
+        self.path, self.doing = Path(path), doing
         self.alone = False
         self._next_beat = 0.0
 
@@ -75,7 +76,7 @@ class CacheLock:
                 return False
             # What counts is that the time changes: the clock of a file server need not be this machine's.
             if last is None:
-                print(f"waiting for {self._owner()}, which tokenizes the same files", file=sys.stderr)
+                print(f"waiting for {self._owner()}, which {self.doing}", file=sys.stderr)
             if beat != last:
                 last, since = beat, time.perf_counter()
             elif time.perf_counter() - since > PATIENCE:

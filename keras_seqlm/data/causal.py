@@ -10,6 +10,7 @@ from keras_seqlm.corpora.corpus import TOLERANCE
 from keras_seqlm.corpora.paths import find_files
 from keras_seqlm.data.packing import pack
 from keras_seqlm.data.permutation import permute, stream_key
+from keras_seqlm.data.splitting import split
 
 
 def causal_blocks(
@@ -39,7 +40,9 @@ def causal_blocks(
         batch_size: rows of a batch.
         seed: any integer; with the step it alone decides what a training batch holds.
         validation: files to validate on, in place of a part of `files`.
-        validation_fraction: without `validation`, the last part of the stream that is kept for validation; 0 keeps none.
+        validation_fraction: without `validation`, the share of the tokens that is kept for validation: the last documents
+            of each file, and of a document that is longer than all that is kept, its tail (see `splitting.split`). So of a
+            single text file it is the tail. 0 keeps none.
         segment_ids: give `{"token_ids", "segment_ids"}` in place of ids; a segment is a document, numbered from 1 in each
             row. None does so where the stream is `contiguous`.
         contiguous: row r of each batch goes on where row r of the batch before ended, as training with a carried state
@@ -85,8 +88,7 @@ def causal_blocks(
             warnings.warn(f"{min(both)} is both trained on and validated on.", stacklevel=2)
         validation_tokens = pack(validation, tokenizer, **reading)
     elif validation_fraction:
-        split = int((1 - validation_fraction) * len(store))
-        train_tokens, validation_tokens = store.part(0, split), store.part(split)
+        train_tokens, validation_tokens = split(store, validation_fraction)
     train = CausalBlocks(train_tokens, **shape, seed=seed, contiguous=contiguous, shuffle=shuffle)
     if validation_tokens is None:
         return train, None
