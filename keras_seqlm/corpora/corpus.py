@@ -107,7 +107,7 @@ class Corpus:
                 raise ValueError(f"{path} holds no text: take it out of the corpus, or fill it.")
         if nothing:
             raise ValueError(f"All of the corpus is damaged, {self.damaged_files[0]} and what follows: fetch it again.")
-        _tell_replaced(replaced)
+        tell_replaced(replaced)
 
     def _tolerate(self, path, cut):
         """Count a damaged file; how much it has lost cannot be known, so its whole size counts."""
@@ -239,7 +239,8 @@ def num_replaced(content, text):
     return text.count("\ufffd") - content.count(b"\xef\xbf\xbd")
 
 
-def _tell_replaced(shares):
+def tell_replaced(shares):
+    """Warn of what has many characters that are no UTF-8: a dict of what it is to the share."""
     if shares:
         worst = sorted(shares, key=shares.get, reverse=True)
         shown = ", ".join(f"{path} ({shares[path]:.1%})" for path in worst[:5]) + (" ..." if len(worst) > 5 else "")

@@ -24,7 +24,7 @@ def text_of(record, text_field):
     if isinstance(text, bytes) and not isinstance(record, Mapping):
         return text
     if not isinstance(text, str):
-        advice = ""
+        advice = "" if isinstance(record, Mapping) else f", but {type(record).__name__}"
         if isinstance(record, Mapping) and text_field not in record:
             strings = [str(name) for name, value in record.items() if isinstance(value, str)]
             if strings:

@@ -18,6 +18,7 @@ from keras_seqlm.corpora.corpus import TOLERANCE, num_replaced
 from keras_seqlm.corpora.opening import is_packed, kind_of
 from keras_seqlm.data.cache_lock import CacheLock
 from keras_seqlm.data.content import content_hash, hash_files, kinds_of
+from keras_seqlm.data.spool import Spool, are_documents
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
 from keras_seqlm.files import flush, write_json
 
@@ -34,7 +35,7 @@ def pack(
     progress=None,
     shard_tokens=SHARD_TOKENS,
 ):
-    """Tokenize text files into one stream of ids, or open the stream that an earlier call made of them.
+    """Tokenize text into one stream of ids, or open the stream that an earlier call made of them.
 
     Each document becomes `bos + ids + eos`. The stream lies in a folder of the cache whose name depends on the tokenizer
     and on the content of every file and their order: it is found again when files were touched, moved, renamed or copied,
@@ -43,7 +44,9 @@ def pack(
     `TokenStore.statistics` counts what was skipped on the way, `TokenStore.content_hash` says whether a text is the same.
 
     Args:
-        files: a path, a glob pattern, a directory, or a list of these (see `Corpus`).
+        files: a path, a glob pattern, a directory, or a list of these (see `Corpus`). Or an iterable of documents: str,
+            bytes, or mappings with a `text_field`, as a generator or a Hugging Face data set, streaming or not. It is read to
+            its end in each call, through a file of the cache; the same documents in the same order are tokenized once.
         tokenizer: has `encode(bytes)`, `decode_bytes(ids)`, `vocabulary_size`, `bos_id`, `eos_id` and `hash`; for
             the statistics also `unk_id`, and `keeps_bytes` if it reads bytes that are no UTF-8 as they are.
         cache_dir: folder of the cache; None takes `$KERAS_SEQLM_CACHE`, else `~/.cache/keras_seqlm/tokens`.
@@ -74,6 +77,12 @@ def pack(
     (22, 20, [1, 77, 120])
     """
     root = cache_root(cache_dir)
+    if are_documents(files):
+        spool = Spool(files, root, text_field, tolerance)
+        try:
+            return open_or_build(root, spool, spool.content, tokenizer, progress, shard_tokens)
+        finally:
+            spool.close()
     corpus = Corpus(files, text_field, tolerance=tolerance)
     return open_or_build(root, corpus, _content(corpus, root), tokenizer, progress, shard_tokens)
 
@@ -288,7 +297,7 @@ class _ProgressLine:
 
     def __init__(self, corpus):
         self._total = None
-        if not any(is_packed(path.name) or kind_of(path.name) != "text" for path in corpus.files):
+        if corpus.files and not any(is_packed(path.name) or kind_of(path.name) != "text" for path in corpus.files):
             self._total = sum(path.stat().st_size for path in corpus.files)
         self._start = time.monotonic()
         self._next = self._start + 2

@@ -4,10 +4,12 @@ import doctest
 
 import pytest
 
-from keras_seqlm.data import cache_lock, causal, packing, permutation
+from keras_seqlm.data import cache_lock, causal, mixtures, packing, permutation
 
 
-@pytest.mark.parametrize("module", [cache_lock, causal, packing, permutation], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [cache_lock, causal, mixtures, packing, permutation], ids=lambda module: module.__name__
+)
 def test_examples(module):
     failed, tried = doctest.testmod(module)
     assert failed == 0 and tried > 0
