@@ -5,11 +5,11 @@ import importlib
 import os
 import sys
 
-from seqlm_cli import demo, evaluate, export, generate, runs, train, verify
+from seqlm_cli import cache, demo, evaluate, export, generate, runs, train, verify
 from seqlm_cli.options import size_table
 
 VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
-VERBS |= {"verify": verify}
+VERBS |= {"verify": verify, "cache": cache}
 EPILOG = "`seqlm COMMAND --help` says more. Errors end with exit code 2, a failed verification with 1."
 
 

@@ -89,3 +89,29 @@ class CacheLock:
     def _owner(self):
         self._handle.seek(0)
         return self._handle.read() or "another process"
+
+
+class InUse:
+    """Says, as long as it lives, that this process reads a file of the cache; pruning lets such a one alone.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if the file is not there, or is deleted just now.
+    """
+
+    def __init__(self, path):
+        self._number = os.open(path, os.O_RDONLY)
+        try:
+            import fcntl
+
+            fcntl.flock(self._number, fcntl.LOCK_SH)  # Waits for one that looks whether it is in use, or deletes it.
+        except (ImportError, OSError):
+            return  # No locks here: pruning sees that, too, and deletes nothing.
+        if os.fstat(self._number).st_nlink == 0:
+            raise FileNotFoundError(f"{path} was pruned just now.")
+
+    def __del__(self):
+        if hasattr(self, "_number"):
+            os.close(self._number)

@@ -1,6 +1,7 @@
 """A corpus tokenized once, into memory-mapped files that later runs open at once."""
 
 import array
+import contextlib
 import hashlib
 import json
 import os
@@ -106,12 +107,20 @@ def open_or_build(root, corpus, content, tokenizer, progress=None, shard_tokens=
     """
     identity = _identity(corpus, content["content_hash"], tokenizer, shard_tokens)
     folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    if not is_complete(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        with CacheLock(root / f"{folder.name}.lock") as lock:
-            if not is_complete(folder):
-                _build(folder, identity, corpus, content, tokenizer, progress, lock)
-    return TokenStore(folder, tokenizer)
+    for _ in range(3):
+        if not is_complete(folder):
+            root.mkdir(parents=True, exist_ok=True)
+            with CacheLock(root / f"{folder.name}.lock") as lock:
+                if not is_complete(folder):
+                    _build(folder, identity, corpus, content, tokenizer, progress, lock)
+        try:
+            store = TokenStore(folder, tokenizer)
+        except FileNotFoundError:
+            continue  # It was pruned between the two.
+        with contextlib.suppress(PermissionError):  # A cache may be shared, and not ours to write in.
+            os.utime(folder / "meta.json")  # When it was last used, for pruning.
+        return store
+    raise FileNotFoundError(f"{folder} is deleted as fast as it is made: who prunes the cache?")
 
 
 def _content(corpus, root):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Set
 
 from keras_seqlm.corpora.corpus import REPLACED, TOLERANCE, Records, cut_chunks, num_replaced, tell_replaced
 from keras_seqlm.corpora.opening import CHUNK_SIZE
+from keras_seqlm.data.cache_lock import InUse
 
 _LENGTH = struct.Struct("<Q")
 
@@ -66,6 +67,7 @@ class Spool:
     def _write(self, documents, text_field):
         records, digest, blank = Records(self.name, text_field, self.tolerance), hashlib.sha256(), True
         with open(self.path, "wb") as handle:
+            self._use = InUse(self.path)
             for text in records.texts(_numbered(documents)):
                 if text:
                     blank = blank and text.isspace()

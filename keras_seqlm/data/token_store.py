@@ -1,15 +1,16 @@
 """The ids of a packed corpus, read from memory-mapped files."""
 
 import bisect
-import copy
 import json
 import mmap
 import os
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+
+from keras_seqlm.data.cache_lock import InUse
 
 FORMAT = 3
 MOST_MAPS = 1024  # Shards that a store keeps open; Linux allows a process 65,530 maps in all.
@@ -46,6 +47,7 @@ class TokenStore:
     def __init__(self, folder, tokenizer=None, ranges=None):
         self.folder = Path(folder)
         self.tokenizer = tokenizer
+        self._use = InUse(self.folder / "meta.json")
         self._meta = json.loads((self.folder / "meta.json").read_text())
         if self._meta["format"] != FORMAT:
             raise ValueError(f"{folder} has cache format {self._meta['format']}, expected {FORMAT}: delete the folder.")
@@ -84,8 +86,12 @@ class TokenStore:
 
     def __getstate__(self):
         # Memory maps would be pickled as their whole content; the other process opens its own.
-        maps = ("_shard", "_chunks", "document_starts")
-        return {name: value for name, value in self.__dict__.items() if name not in maps}
+        opened = ("_use", "_shard", "_chunks", "document_starts")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._use = InUse(self.folder / "meta.json")
 
     def part(self, start=0, stop=None):
         """Return tokens `start` to `stop` of this store as a store of their own."""
@@ -94,7 +100,8 @@ class TokenStore:
 
     def parts(self, ranges):
         """Return the tokens of several ranges `(start, stop)` of this store, which follow each other, as one store."""
-        part = copy.copy(self)
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)  # With what is open.
         part._take([piece for start, stop in ranges for piece in self._pieces(start, stop)])
         return part
 
@@ -165,31 +172,18 @@ class TokenStore:
         return np.concatenate([np.empty(0, np.int32), *numbers]).astype(np.int32)
 
     def _path(self, number):
-        return self.folder / f"{number:05d}.tokens"
+        return _tokens_path(self.folder, number)
 
+    # What is kept open must not hold the store, or a store that is let go of would be in use until the collector runs.
     @cached_property
     def _shard(self):
         dtype = np.dtype(self._meta["dtype"])
         beyond_memory = self._ends[-1] * dtype.itemsize > _memory() // 2
-
-        def open_shard(number):
-            with open(self._path(number), "rb") as handle:
-                pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            if beyond_memory:
-                # Blocks are read at random places, and the system would read megabytes around each for nothing.
-                pages.madvise(mmap.MADV_RANDOM)
-            return np.frombuffer(pages, dtype)
-
-        return lru_cache(MOST_MAPS)(open_shard)
+        return lru_cache(MOST_MAPS)(partial(_open_shard, self.folder, dtype, beyond_memory))
 
     @cached_property
     def _chunks(self):
-        def sums(number):
-            """Tokens and bytes up to the end of each chunk of a shard."""
-            rows = np.load(self.folder / f"{number:05d}.npy", mmap_mode="r")
-            return np.cumsum(rows[:, 0]), np.cumsum(rows[:, 1])
-
-        return lru_cache(4)(sums)  # The parts of a store are asked for in order.
+        return lru_cache(4)(partial(_chunk_sums, self.folder))  # The parts of a store are asked for in order.
 
     def _read(self, start, stop):
         ids = np.empty(stop - start, np.int32)
@@ -230,6 +224,25 @@ class TokenStore:
             before, whole = (len(self.tokenizer.decode_bytes(some)) for some in (ids[:before], ids))
         of_chunk = int(sizes[chunk]) - (int(sizes[chunk - 1]) if chunk else 0)
         return num_bytes + round(of_chunk * before / max(whole, 1))
+
+
+def _tokens_path(folder, number):
+    return folder / f"{number:05d}.tokens"
+
+
+def _open_shard(folder, dtype, beyond_memory, number):
+    with open(_tokens_path(folder, number), "rb") as handle:
+        pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    if beyond_memory:
+        # Blocks are read at random places, and the system would read megabytes around each for nothing.
+        pages.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(pages, dtype)
+
+
+def _chunk_sums(folder, number):
+    """Tokens and bytes up to the end of each chunk of a shard."""
+    rows = np.load(folder / f"{number:05d}.npy", mmap_mode="r")
+    return np.cumsum(rows[:, 0]), np.cumsum(rows[:, 1])
 
 
 def _joined(ranges):
