@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from keras_seqlm.corpora.json_text import elements_of, lines_of, shape_of, text_of
-from keras_seqlm.corpora.opening import CHUNK_SIZE, HEAD_SIZE, damage, parquet, sources
+from keras_seqlm.corpora.opening import HEAD_SIZE, parquet, sources
 from keras_seqlm.corpora.paths import find_files
+from keras_seqlm.corpora.unpacking import CHUNK_SIZE, damage
 
 TOLERANCE = 0.001
 REPLACED = 0.001  # The share of characters that are no UTF-8 from which on it is told; Latin-1 French has 0.03.
@@ -93,9 +94,7 @@ class Corpus:
                     for chunk in cut_chunks(document, self.chunk_size):
                         blank = blank and chunk.text.isspace()
                         self.num_documents[-1] += chunk.first
-                        text = chunk.text.decode("utf-8", "replace")
-                        counts[0] += num_replaced(chunk.text, text)
-                        counts[1] += len(text)
+                        counts = [sum(pair) for pair in zip(counts, count_characters(chunk.text), strict=True)]
                         yield chunk
                 cut = cut or damage(source.handle)
             nothing = nothing and blank
@@ -108,6 +107,17 @@ class Corpus:
         if nothing:
             raise ValueError(f"All of the corpus is damaged, {self.damaged_files[0]} and what follows: fetch it again.")
         tell_replaced(replaced)
+
+    def check(self):
+        """Open every file, so that one that is no text is refused before hours of work and not after.
+
+        Raises:
+            ImportError: if the package is absent that reads one of the files.
+            ValueError: if one is no text.
+        """
+        for path in self.files:
+            for _ in sources(path):
+                break
 
     def _tolerate(self, path, cut):
         """Count a damaged file; how much it has lost cannot be known, so its whole size counts."""
@@ -234,9 +244,19 @@ def _rows(path, text_field, handle):
         handle.raw.spoil(error)  # Arrow's errors are of these two classes, and have no number of the system's.
 
 
-def num_replaced(content, text):
-    """How many U+FFFD of `text`, which was decoded from `content`, stand for bytes that are no UTF-8."""
-    return text.count("\ufffd") - content.count(b"\xef\xbf\xbd")
+def count_characters(content):
+    """How many bytes or runs of bytes of some text are no UTF-8, and become U+FFFD, and its characters, these included.
+
+    >>> count_characters(b"gr\\xfcn")
+    (1, 4)
+    """
+    if content.isascii():
+        return 0, len(content)
+    try:
+        return 0, len(content.decode())
+    except UnicodeDecodeError:
+        text = content.decode("utf-8", "replace")
+        return text.count("\ufffd") - content.count(b"\xef\xbf\xbd"), len(text)
 
 
 def tell_replaced(shares):

@@ -4,7 +4,7 @@ import codecs
 import json
 from collections.abc import Mapping
 
-from keras_seqlm.corpora.opening import CHUNK_SIZE, damage
+from keras_seqlm.corpora.unpacking import CHUNK_SIZE, damage
 
 MAX_LINE = 1 << 25  # A record is parsed whole, in up to eleven times its size; a longer line counts as broken.
 

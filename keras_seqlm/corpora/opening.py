@@ -1,21 +1,16 @@
 """Files opened as streams of UTF-8: unpacked where they are packed, decoded where a mark says UTF-16 or 32, refused where they are no text."""
 
-import bz2
 import codecs
-import gzip
-import importlib
 import io
-import lzma
 import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_seqlm.corpora.unpacking import CHUNK_SIZE, PACKINGS, Recoded, Unpacked, need, open_zstandard, unpack
+
 KINDS = {".txt": "text", ".md": "text", ".text": "text", ".jsonl": "lines", ".ndjson": "lines"}
 KINDS |= {".json": "json", ".parquet": "parquet"}
-PACKINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
-CHUNK_SIZE = 1 << 20
 HEAD_SIZE = 1 << 16  # Bytes of a file that tell what it is.
 MOST_PACKINGS = 3  # Files exist that unpack to themselves for ever.
 MOST_NULS = 0.1  # UTF-16 without a mark has 0.5 in English, programs and tables of numbers 0.2 to 0.4, text none.
@@ -64,120 +59,6 @@ class Source(NamedTuple):
     handle: io.BufferedReader
 
 
-class Unpacked(io.RawIOBase):
-    """What a packed stream holds, up to its end or to where it is damaged; `damage` is then the error.
-
-    Args:
-        packed: a binary stream; closed with this one.
-        content: a stream of what it holds, with `read1`.
-    """
-
-    def __init__(self, packed, content):
-        self._packed, self._content = packed, content
-        self._damage = None
-
-    @property
-    def damage(self):
-        return self._damage or damage(self._packed)
-
-    @classmethod
-    def lost(cls, error=None):
-        """An empty stream, which `error` is the reason of."""
-        stream = cls(io.BytesIO(), io.BytesIO())
-        stream.spoil(error)
-        return io.BufferedReader(stream)
-
-    def spoil(self, error):
-        """End the stream here, for this reason."""
-        self._damage = error
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        if self._damage is not None:
-            return 0
-        try:
-            content = self._content.read1(len(buffer))
-        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile, _ZstandardDamage) as error:
-            self._damage = error
-            return 0
-        except OSError as error:
-            if error.errno is not None:
-                raise  # The disk's trouble; bzip2's own has no number.
-            self._damage = error
-            return 0
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self):
-        self._content.close()
-        self._packed.close()
-        super().close()
-
-
-class _Recoded(io.RawIOBase):
-    """A stream in UTF-16 or UTF-32 as UTF-8; what is no character becomes U+FFFD."""
-
-    def __init__(self, handle, encoding):
-        self._handle = handle
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-        self._rest = b""
-
-    @property
-    def damage(self):
-        return damage(self._handle)
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        while not self._rest:
-            block = self._handle.read(CHUNK_SIZE)
-            # An encoded half of a surrogate pair decodes to U+FFFD, so that all can be written.
-            self._rest = self._decoder.decode(block, final=not block).encode()
-            if not block:
-                break
-        content, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self):
-        self._handle.close()
-        super().close()
-
-
-class _ZstandardDamage(Exception):
-    pass
-
-
-class _Zstandard(io.RawIOBase):
-    """The frames of a zstandard stream; unlike the library's own reader it tells an end that comes too early."""
-
-    def __init__(self, packed, module):
-        self._packed, self._module = packed, module
-        self._frame, self._rest, self._input = None, b"", b""
-
-    def read1(self, size):
-        while not self._rest:
-            # So little at a time because a few bytes may hold megabytes.
-            block = self._input or self._packed.read(4096)
-            if not block:
-                if self._frame is not None:
-                    raise EOFError("zstandard ends inside of a frame")
-                return b""
-            self._frame = self._frame or self._module.ZstdDecompressor().decompressobj()
-            try:
-                self._rest = self._frame.decompress(block)
-            except self._module.ZstdError as error:
-                raise _ZstandardDamage(str(error)) from error
-            self._input = b""
-            if self._frame.eof:
-                self._frame, self._input = None, self._frame.unused_data
-        content, self._rest = self._rest[:size], self._rest[size:]
-        return content
-
-
 def sources(path):
     """Open what a file holds, one stream after the other; each is closed when the next one is asked for.
 
@@ -200,11 +81,6 @@ def sources(path):
     source = _unwrap(path, str(path), path.name, lambda: open(path, "rb"))
     with source.handle:
         yield source
-
-
-def damage(handle):
-    """The error that cut a stream short, or None."""
-    return getattr(getattr(handle, "raw", handle), "damage", None)
 
 
 def kind_of(name):
@@ -240,26 +116,11 @@ def head_of(path):
     return b""
 
 
-def need(package, path, way_out):
-    """Import a package that one format needs.
-
-    Raises:
-        ImportError: if it is absent; it names the file, the package and the way out.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        package = package.split(".")[0]
-        raise ImportError(
-            f"Reading {path} needs the package {package}: pip install {package}, or {way_out}."
-        ) from error
-
-
 def check_readable(path):
     """Refuse at once, by its name, a file that a package is missing for."""
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     if ".zst" in endings[-1:]:
-        _open_zstandard(path)
+        open_zstandard(path)
     if ".parquet" in endings:
         parquet(path)
 
@@ -267,10 +128,6 @@ def check_readable(path):
 def parquet(path):
     """The module that reads Parquet files."""
     return need("pyarrow.parquet", path, "write it as .jsonl, as with pandas' `to_json(orient='records', lines=True)`")
-
-
-def _open_zstandard(name):
-    return need("zstandard", name, "unpack it first: zstd -d")
 
 
 def _unwrap(path, name, file_name, start, depth=0):
@@ -290,21 +147,13 @@ def _unwrap(path, name, file_name, start, depth=0):
         if depth == MOST_PACKINGS:
             raise ValueError(f"{name} is packed more than {MOST_PACKINGS} times: unpack it first.")
         inner = stem if ending.lower() in PACKINGS else file_name
-        return _unwrap(path, name, inner, lambda: _unpack(name, start(), packing), depth + 1)
+        return _unwrap(path, name, inner, lambda: unpack(name, start(), packing), depth + 1)
     _refuse_what_is_no_text(name, head)
     encoding = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
     handle = start()
     if encoding is not None:
-        handle = io.BufferedReader(_Recoded(handle, encoding), CHUNK_SIZE)
+        handle = io.BufferedReader(Recoded(handle, encoding), CHUNK_SIZE)
     return Source(name, kind_of(file_name), handle)
-
-
-def _unpack(name, packed, packing):
-    if packing == "zstandard":
-        content = _Zstandard(packed, _open_zstandard(name))
-    else:
-        content = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[packing](packed, "rb")
-    return io.BufferedReader(Unpacked(packed, content), CHUNK_SIZE)
 
 
 def _members(path):

@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 from keras_seqlm.corpora.json_text import shape_of
-from keras_seqlm.corpora.opening import KINDS, PACKINGS, check_readable, ending_of, head_of, text_members
+from keras_seqlm.corpora.opening import KINDS, check_readable, ending_of, head_of, text_members
+from keras_seqlm.corpora.unpacking import PACKINGS
 
 
 def find_files(files):

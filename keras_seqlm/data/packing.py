@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_seqlm.corpora import Corpus
-from keras_seqlm.corpora.corpus import TOLERANCE, num_replaced
+from keras_seqlm.corpora.corpus import TOLERANCE, count_characters
 from keras_seqlm.corpora.opening import is_packed, kind_of
 from keras_seqlm.data.cache_lock import CacheLock
 from keras_seqlm.data.content import content_hash, hash_files, kinds_of
@@ -98,7 +98,7 @@ def open_or_build(root, corpus, content, tokenizer, progress=None, shard_tokens=
 
     Args:
         root: folder of the cache.
-        corpus: has `chunks()`, as `Corpus`.
+        corpus: has `chunks()` and `check()`, as `Corpus`.
         content: its `content_hash`, and `files`, a list of dicts of each file's `kind` and `sha256`.
         tokenizer, progress, shard_tokens: see `pack`.
 
@@ -148,6 +148,7 @@ def _build(folder, identity, corpus, content, tokenizer, progress, lock):
     # Without a lock two processes may be here at once, and then neither may write into the other's files.
     partial = folder.with_suffix(".partial" if lock.alone else f".{uuid.uuid4().hex}.partial")
     partial.mkdir(exist_ok=True)
+    corpus.check()
     line = _ProgressLine(corpus)
     _tokenize(partial, corpus, tokenizer, identity["shard_tokens"], progress or line, lock.beat)
     line.finish()
@@ -233,7 +234,7 @@ def _counts(chunk, ids, tokenizer):
     unknown = 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
     if getattr(tokenizer, "keeps_bytes", False):
         return unknown, 0
-    return unknown, num_replaced(chunk.text, chunk.text.decode("utf-8", "replace"))
+    return unknown, count_characters(chunk.text)[0]
 
 
 class _Shard:

@@ -21,7 +21,7 @@ def split(store, fraction):
         `(train, validation)`, two `TokenStore`s that together hold each token once. Tokens of a part come in the order of
         the stream.
     """
-    starts = store.document_starts
+    starts = np.asarray(store.document_starts)  # still on disk, and without what a memory map costs at each look
     total = int(starts[-1])
     long = _long_documents(starts, fraction * total)
     borders = np.concatenate([[0], np.cumsum([file["num_documents"] for file in store.files])])

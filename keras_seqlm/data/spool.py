@@ -8,8 +8,8 @@ import struct
 import uuid
 from collections.abc import Iterable, Mapping, Set
 
-from keras_seqlm.corpora.corpus import REPLACED, TOLERANCE, Records, cut_chunks, num_replaced, tell_replaced
-from keras_seqlm.corpora.opening import CHUNK_SIZE
+from keras_seqlm.corpora.corpus import REPLACED, TOLERANCE, Records, count_characters, cut_chunks, tell_replaced
+from keras_seqlm.corpora.unpacking import CHUNK_SIZE
 from keras_seqlm.data.cache_lock import InUse
 
 _LENGTH = struct.Struct("<Q")
@@ -81,6 +81,9 @@ class Spool:
         content_hash = hashlib.sha256(f"documents {digest.hexdigest()}".encode()).hexdigest()
         self.content = {"content_hash": content_hash, "files": [file]}
 
+    def check(self):
+        """All of the text was checked when it was written."""
+
     def chunks(self):
         """Yield the chunks of every document in order."""
         self.num_documents, replaced, characters = [0], 0, 0
@@ -89,8 +92,8 @@ class Spool:
                 self.num_documents[0] += 1
                 document = io.BytesIO(handle.read(*_LENGTH.unpack(length)))
                 for chunk in cut_chunks(document, self.chunk_size):
-                    text = chunk.text.decode("utf-8", "replace")
-                    replaced, characters = replaced + num_replaced(chunk.text, text), characters + len(text)
+                    counts = count_characters(chunk.text)
+                    replaced, characters = replaced + counts[0], characters + counts[1]
                     yield chunk
         if replaced > REPLACED * characters:
             tell_replaced({self.name: replaced / characters})

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from corpora.test_corpus import documents, write
 
-from keras_seqlm.corpora import Corpus, json_text, opening, texts
+from keras_seqlm.corpora import Corpus, json_text, texts, unpacking
 
 TEXT = "Grüße an alle. 😀 漢字\r\n" * 3000
 LINES = "\n".join(json.dumps({"text": f"letter {number}"}) for number in range(2000)).encode()
@@ -118,7 +118,7 @@ def test_a_file_that_is_packed_for_ever_is_refused(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("ending", ["txt", "jsonl", "txt.gz"])
 def test_utf_16_and_32_are_read_by_their_marks(tmp_path, encoding, ending, monkeypatch):
-    monkeypatch.setattr(opening, "CHUNK_SIZE", 997)  # so that blocks end inside of characters
+    monkeypatch.setattr(unpacking, "CHUNK_SIZE", 997)  # so that blocks end inside of characters
     content = TEXT if "txt" in ending else LINES.decode()
     write(tmp_path / f"a.{ending}", ("\ufeff" + content).encode(encoding))
     expected = [TEXT.encode()] if "txt" in ending else LETTERS

@@ -157,6 +157,14 @@ def test_file_that_grows_meanwhile_is_refused(tmp_path, tokenizer):
     assert len(pack(folder, tokenizer, cache_dir=tmp_path / "cache")) == 14
 
 
+def test_what_is_no_text_is_refused_before_anything_is_tokenized(tmp_path, tokenizer):
+    folder = write(tmp_path / "text", a="Hello", z=b"%PDF-1.7 ...")
+    seen = []
+    with pytest.raises(ValueError, match="z.txt is a PDF"):
+        pack(folder, tokenizer, cache_dir=tmp_path / "cache", progress=lambda *counts: seen.append(counts))
+    assert not seen
+
+
 @pytest.mark.parametrize("damage", ["cut", "no meta", "half a meta"])
 def test_damaged_cache_is_made_anew(tmp_path, tokenizer, damage):
     folder = write(tmp_path / "text", a="Hello")
