@@ -52,7 +52,7 @@ def refused(capsys):
         ("pictures", "holds no text file"),
         ("short.txt", "give more text"),
         ("broken.jsonl", "broken.jsonl, line 2"),
-        ("cut.txt.gz", "cut.txt.gz is damaged or cut gzip"),
+        ("cut.txt.gz", "cut.txt.gz is damaged or cut ("),
     ],
 )
 def test_texts_that_cannot_be_trained_on(files, refused, text, message):

@@ -123,7 +123,7 @@ class Corpus:
         """Count a damaged file; how much it has lost cannot be known, so its whole size counts."""
         self.damaged_files.append(path)
         share = sum(one.stat().st_size for one in self.damaged_files) / sum(one.stat().st_size for one in self.files)
-        told = f"{path} is damaged or cut ({cut}), {100 * share:.2g}% of the corpus's bytes are in such files"
+        told = f"{path} is damaged or cut ({cut}), {100 * share:.3g}% of the corpus's bytes are in such files"
         if share > self.tolerance:
             raise ValueError(f"{told}, more than {self.tolerance:.1%}: make or fetch it again, or raise `tolerance`.")
         warnings.warn(f"{told}: read up to the damage.", stacklevel=3)

@@ -14,6 +14,7 @@ KINDS |= {".json": "json", ".parquet": "parquet"}
 HEAD_SIZE = 1 << 16  # Bytes of a file that tell what it is.
 MOST_PACKINGS = 3  # Files exist that unpack to themselves for ever.
 MOST_NULS = 0.1  # UTF-16 without a mark has 0.5 in English, programs and tables of numbers 0.2 to 0.4, text none.
+FEWEST_NULS = 64  # Of a few bytes it cannot be told.
 
 _PACKED = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _PACKED |= {b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)}
@@ -207,7 +208,7 @@ def _refuse_what_is_no_text(name, head):
         what = "sound or a picture", _PICTURE
     elif what is None and not any(head.startswith(mark) for mark in _MARKS):
         nuls = head.count(0)
-        if nuls >= 32 and nuls > MOST_NULS * len(head):
+        if nuls >= FEWEST_NULS and nuls > MOST_NULS * len(head):
             what = (
                 f"no text ({nuls / len(head):.0%} of its first bytes are 0)",
                 "if it is UTF-16, convert it with iconv",
