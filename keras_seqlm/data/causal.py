@@ -92,13 +92,13 @@ def causal_blocks(
     stores = [pack(corpus, tokenizer, **reading) for corpus in corpora]
     validation_tokens = None
     if validation is not None:
-        _warn_of_the_same([*corpora, validation], "both trained on and validated on")
+        _warn_of_the_same([corpora, [validation]], "both trained on and validated on")
         validation_tokens = pack(validation, tokenizer, **reading)
     elif validation_fraction:
         stores, kept = zip(*(split(store, validation_fraction) for store in stores), strict=True)
         validation_tokens = JoinedStore(kept) if weights else kept[0]
     if weights:
-        _warn_of_the_same(corpora, "in two of the corpora")
+        _warn_of_the_same([[corpus] for corpus in corpora], "in two of the corpora")
         train = MixedBlocks(dict(zip(weights, stores, strict=True)), weights, **shape, seed=seed, shuffle=shuffle)
     else:
         train = CausalBlocks(stores[0], **shape, seed=seed, contiguous=contiguous, shuffle=shuffle)
@@ -119,14 +119,21 @@ def _weights(files):
                 f"A dict of files gives each corpus a weight, a number above 0; {str(name)[:80]!r} has "
                 f"{type(weight).__name__} {str(weight)[:80]!r}. (Of a dict of data sets, give one of its values.)"
             )
-    return {str(name): float(weight) for name, weight in files.items()}
+    names = {}
+    for name, weight in files.items():
+        name, number = str(name), 2
+        while name in names:  # Data sets of one make may have one name.
+            name, number = f"{name.removesuffix(f' ({number - 1})')} ({number})", number + 1
+        names[name] = float(weight)
+    return names
 
 
-def _warn_of_the_same(corpora, what):
-    """Warn of a file that is in two of some corpora."""
+def _warn_of_the_same(groups, what):
+    """Warn of a file that is in two of some groups of corpora."""
     seen = {}
-    for number, corpus in enumerate(corpora):
-        for path in [] if are_documents(corpus) else find_files(corpus):
-            if seen.setdefault(path.resolve(), number) != number:
-                warnings.warn(f"{path} is {what}.", stacklevel=3)
-                return
+    for number, group in enumerate(groups):
+        for corpus in group:
+            for path in [] if are_documents(corpus) else find_files(corpus):
+                if seen.setdefault(path.resolve(), number) != number:
+                    warnings.warn(f"{path} is {what}.", stacklevel=3)
+                    return

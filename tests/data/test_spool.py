@@ -13,7 +13,14 @@ from keras_seqlm.tokenizers import ByteTokenizer
 TEXTS = [f"Document {number}: größer" for number in range(50)]
 
 
-class Streaming:
+class Named:
+    """All of one name, as data sets of Hugging Face of one make are."""
+
+    def __str__(self):
+        return "Streaming({features: [id, text]})"
+
+
+class Streaming(Named):
     """Stands for an `IterableDataset` of Hugging Face: rows as dicts, one after the other, and no length."""
 
     def __init__(self, field="text", texts=TEXTS):
@@ -119,10 +126,11 @@ def test_blocks_of_documents(tmp_path):
     )
     text = ByteTokenizer().decode(validation.tokens[:])
     assert text == "".join(TEXTS[40:]) and train.num_bytes + validation.num_bytes == sum(len(t.encode()) for t in TEXTS)
-    mixed, _ = causal_blocks(
-        {Streaming(): 1, Streaming(texts=TEXTS[:30]): 3}, ByteTokenizer(), 16, 4, cache_dir=tmp_path / "cache"
-    )
-    assert mixed.num_rows(400) == [100, 300]
+    several = {Streaming(): 1, Streaming(texts=TEXTS[:30]): 3, Streaming(texts=TEXTS[:20]): 4}
+    mixed, _ = causal_blocks(several, ByteTokenizer(), 16, 4, cache_dir=tmp_path / "cache")
+    assert mixed.num_rows(400) == [50, 150, 200]
+    name = str(Streaming())
+    assert list(mixed.epochs(7)) == [name, f"{name} (2)", f"{name} (3)"]
     assert (
         len(causal_blocks(Streaming(), ByteTokenizer(), 16, 4, validation=iter(TEXTS), cache_dir=tmp_path / "cache"))
         == 2
