@@ -5,13 +5,13 @@ import importlib
 import os
 import sys
 
-from seqlm_cli import demo, evaluate, export, generate, runs, train, verify
+from seqlm_cli import cache, demo, evaluate, export, generate, runs, train, verify
 from seqlm_cli.config import words_of
 from seqlm_cli.endings import INTERRUPTED, USAGE, exit_code
 from seqlm_cli.options import size_table
 
 VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
-VERBS |= {"verify": verify}
+VERBS |= {"verify": verify, "cache": cache}
 EPILOG = """`seqlm COMMAND --help` says more. Exit codes: 0 done, 1 an artifact disagrees with its model, 2 wrong use or input,
 3 a guard stopped training, 75 try again (memory, room on the disk, a process of the run was lost), 130 ^C, 143 told to
 end (SIGTERM, SIGUSR1); after 75, 130 and 143 the same command goes on from what was saved."""

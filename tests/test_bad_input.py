@@ -1,5 +1,6 @@
 """What a user can get wrong on the command line: one line that says what, exit code 2, and nothing left behind."""
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -52,7 +53,7 @@ def refused(capsys):
         ("pictures", "holds no text file"),
         ("short.txt", "give more text"),
         ("broken.jsonl", "broken.jsonl, line 2"),
-        ("cut.txt.gz", "cut.txt.gz is damaged or cut gzip"),
+        ("cut.txt.gz", "cut.txt.gz is damaged or cut ("),
     ],
 )
 def test_texts_that_cannot_be_trained_on(files, refused, text, message):
@@ -250,7 +251,8 @@ def test_odd_texts_are_evaluated(run_folder, tmp_path):
     odd = {"bom": b"\xef\xbb\xbfthe cat\r\n", "nul": b"\x00" * 50, "raw": bytes(range(256)), "dot": b".\n"}
     for name, content in odd.items():
         (tmp_path / f"{name}.txt").write_bytes(content)
-        result = evaluate(load(run_folder("lstm")), tmp_path / f"{name}.txt")
+        with pytest.warns(UserWarning, match="are no UTF-8") if name == "raw" else contextlib.nullcontext():
+            result = evaluate(load(run_folder("lstm")), tmp_path / f"{name}.txt")
         assert result["num_bytes"] == len(content) and result["num_tokens"] == len(content) + 1
         json.dumps(result, allow_nan=False)
 

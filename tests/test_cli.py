@@ -223,7 +223,8 @@ def test_invalid_utf8_trains_into_a_folder_that_is_replaced(tmp_path, capsys):
         "rnn",
         *SMALL,
     ]
-    assert seqlm_cli.main([*words, "--context", "16", "--steps", "3", "--carry-state"]) == 0
+    with pytest.warns(UserWarning, match="no UTF-8 .*raw.txt"):
+        assert seqlm_cli.main([*words, "--context", "16", "--steps", "3", "--carry-state"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
     shown = capsys.readouterr()
     assert "step 3, validation loss" in shown.out and "RecurrentLM" in shown.err

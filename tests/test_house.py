@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A room imports from lower floors alone; what stands beside it on its floor it does not know.
 FLOORS = {
     "nesting": -2,
+    "corpora": -1,
     **dict.fromkeys(("cache", "files", "half_precision", "products"), -1),
     **dict.fromkeys(("layers", "tokenizers", "generation", "losses", "metrics"), 0),
     **dict.fromkeys(("checkpoints", "data", "devices", "models"), 1),
@@ -26,6 +27,7 @@ LIGHT_ROOMS = (
     "products",
     "half_precision",
     "nesting",
+    "corpora",
     "files",
     "checkpoints",
     "devices",

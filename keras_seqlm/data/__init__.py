@@ -1,8 +1,22 @@
-"""Text files become token blocks for `fit`: read as a stream, tokenized once into a memory-mapped cache, cut anew in each epoch."""
+"""Text becomes token blocks for `fit`: read as a stream, tokenized once into a memory-mapped cache, cut anew in each epoch."""
 
-from keras_seqlm.data.causal import CausalBlocks, causal_blocks
-from keras_seqlm.data.corpora import Corpus, texts
+from keras_seqlm.corpora import Corpus, texts
+from keras_seqlm.data.blocks import CausalBlocks
+from keras_seqlm.data.cache_folder import list_cache, prune_cache
+from keras_seqlm.data.causal import causal_blocks
+from keras_seqlm.data.mixtures import MixedBlocks
 from keras_seqlm.data.packing import TokenStore, pack
 from keras_seqlm.data.permutation import permute
 
-__all__ = ["CausalBlocks", "Corpus", "TokenStore", "causal_blocks", "pack", "permute", "texts"]
+__all__ = [
+    "CausalBlocks",
+    "Corpus",
+    "MixedBlocks",
+    "TokenStore",
+    "causal_blocks",
+    "list_cache",
+    "pack",
+    "permute",
+    "prune_cache",
+    "texts",
+]

@@ -17,6 +17,7 @@ class CacheLock:
 
     Args:
         path: the lock file; it stays.
+        doing: what the process that has it does, for the message to those that wait.
 
     Attributes:
         alone: whether this process has the lock. False where the file system knows no locks.
@@ -32,8 +33,8 @@ class CacheLock:
     True
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, doing="tokenizes the same files"):
+        self.path, self.doing = Path(path), doing
         self.alone = False
         self._next_beat = 0.0
 
@@ -75,7 +76,7 @@ class CacheLock:
                 return False
             # What counts is that the time changes: the clock of a file server need not be this machine's.
             if last is None:
-                print(f"waiting for {self._owner()}, which tokenizes the same files", file=sys.stderr)
+                print(f"waiting for {self._owner()}, which {self.doing}", file=sys.stderr)
             if beat != last:
                 last, since = beat, time.perf_counter()
             elif time.perf_counter() - since > PATIENCE:
@@ -88,3 +89,29 @@ class CacheLock:
     def _owner(self):
         self._handle.seek(0)
         return self._handle.read() or "another process"
+
+
+class InUse:
+    """Says, as long as it lives, that this process reads a file of the cache; pruning lets such a one alone.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if the file is not there, or is deleted just now.
+    """
+
+    def __init__(self, path):
+        self._number = os.open(path, os.O_RDONLY)
+        try:
+            import fcntl
+
+            fcntl.flock(self._number, fcntl.LOCK_SH)  # Waits for one that looks whether it is in use, or deletes it.
+        except (ImportError, OSError):
+            return  # No locks here: pruning sees that, too, and deletes nothing.
+        if os.fstat(self._number).st_nlink == 0:
+            raise FileNotFoundError(f"{path} was pruned just now.")
+
+    def __del__(self):
+        if hasattr(self, "_number"):
+            os.close(self._number)

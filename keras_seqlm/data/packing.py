@@ -1,6 +1,7 @@
 """A corpus tokenized once, into memory-mapped files that later runs open at once."""
 
 import array
+import contextlib
 import hashlib
 import json
 import os
@@ -13,10 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_seqlm.corpora import Corpus
+from keras_seqlm.corpora.corpus import TOLERANCE, count_characters
+from keras_seqlm.corpora.opening import is_packed, kind_of
 from keras_seqlm.data.cache_lock import CacheLock
-from keras_seqlm.data.corpora import TOLERANCE, Corpus
+from keras_seqlm.data.content import content_hash, hash_files, kinds_of
+from keras_seqlm.data.spool import Spool, are_documents
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
-from keras_seqlm.files import flush
+from keras_seqlm.files import flush, write_json
 
 SHARD_TOKENS = 1 << 24
 
@@ -31,19 +36,22 @@ def pack(
     progress=None,
     shard_tokens=SHARD_TOKENS,
 ):
-    """Tokenize text files into one stream of ids, or open the stream that an earlier call made of them.
+    """Tokenize text into one stream of ids, or open the stream that an earlier call made of them.
 
     Each document becomes `bos + ids + eos`. The stream lies in a folder of the cache whose name depends on the tokenizer
-    and on the path, size and time of every file. A killed call goes on where its last finished shard ends; of two
-    calls at once one waits for the other, and gives up where that one hangs. `TokenStore.statistics` counts what was
-    skipped on the way.
+    and on the content of every file and their order: it is found again when files were touched, moved, renamed or copied,
+    and a changed byte makes another (see `content.hash_files` for when a file is read for that). A killed call goes on
+    where its last finished shard ends; of two calls at once one waits for the other, and gives up where that one hangs.
+    `TokenStore.statistics` counts what was skipped on the way, `TokenStore.content_hash` says whether a text is the same.
 
     Args:
-        files: a path, a glob pattern, a directory, or a list of these (see `Corpus`).
+        files: a path, a glob pattern, a directory, or a list of these (see `Corpus`). Or an iterable of documents: str,
+            bytes, or mappings with a `text_field`, as a generator or a Hugging Face data set, streaming or not. It is read to
+            its end in each call, through a file of the cache; the same documents in the same order are tokenized once.
         tokenizer: has `encode(bytes)`, `decode_bytes(ids)`, `vocabulary_size`, `bos_id`, `eos_id` and `hash`; for
             the statistics also `unk_id`, and `keeps_bytes` if it reads bytes that are no UTF-8 as they are.
         cache_dir: folder of the cache; None takes `$KERAS_SEQLM_CACHE`, else `~/.cache/keras_seqlm/tokens`.
-        text_field: the field of a `.jsonl` line that holds the text.
+        text_field: the field of a record that holds the text.
         tolerance: the fraction of the corpus that may be broken and is skipped (see `Corpus`).
         progress: called as `progress(num_bytes, num_tokens)` after each chunk. None writes a line to stderr now and then
             when the work takes more than two seconds.
@@ -54,6 +62,7 @@ def pack(
 
     Raises:
         FileNotFoundError: if a named file is absent.
+        ImportError: if the package is absent that reads one of the files.
         ValueError: if there is no text, a file is empty or changes meanwhile, too much is broken, or the tokenizer gives an
             id outside its vocabulary.
         TimeoutError: if another process that builds the same folder hangs.
@@ -68,63 +77,103 @@ def pack(
     >>> len(store), store.num_bytes, store[:3].tolist()
     (22, 20, [1, 77, 120])
     """
+    root = cache_root(cache_dir)
+    if are_documents(files):
+        spool = Spool(files, root, text_field, tolerance)
+        try:
+            return open_or_build(root, spool, spool.content, tokenizer, progress, shard_tokens)
+        finally:
+            spool.close()
     corpus = Corpus(files, text_field, tolerance=tolerance)
-    identity = _identity(corpus, tokenizer, shard_tokens)
-    root = Path(cache_dir or os.environ.get("KERAS_SEQLM_CACHE") or "~/.cache/keras_seqlm/tokens").expanduser()
+    return open_or_build(root, corpus, _content(corpus, root), tokenizer, progress, shard_tokens)
+
+
+def cache_root(cache_dir=None):
+    """The folder of the cache: `cache_dir`, else `$KERAS_SEQLM_CACHE`, else `~/.cache/keras_seqlm/tokens`."""
+    return Path(cache_dir or os.environ.get("KERAS_SEQLM_CACHE") or "~/.cache/keras_seqlm/tokens").expanduser()
+
+
+def open_or_build(root, corpus, content, tokenizer, progress=None, shard_tokens=SHARD_TOKENS):
+    """Open the stream of a corpus in the cache, after making it where it is not there.
+
+    Args:
+        root: folder of the cache.
+        corpus: has `chunks()` and `check()`, as `Corpus`.
+        content: its `content_hash`, and `files`, a list of dicts of each file's `kind` and `sha256`.
+        tokenizer, progress, shard_tokens: see `pack`.
+
+    Returns:
+        A `TokenStore`.
+    """
+    identity = _identity(corpus, content["content_hash"], tokenizer, shard_tokens)
     folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    if not is_complete(folder):
-        root.mkdir(parents=True, exist_ok=True)
-        with CacheLock(root / f"{folder.name}.lock") as lock:
-            if not is_complete(folder):
-                _build(folder, identity, corpus, tokenizer, progress, lock)
-    return TokenStore(folder, tokenizer)
+    for _ in range(3):
+        if not is_complete(folder):
+            root.mkdir(parents=True, exist_ok=True)
+            with CacheLock(root / f"{folder.name}.lock") as lock:
+                if not is_complete(folder):
+                    _build(folder, identity, corpus, content, tokenizer, progress, lock)
+        try:
+            store = TokenStore(folder, tokenizer)
+        except FileNotFoundError:
+            continue  # It was pruned between the two.
+        with contextlib.suppress(PermissionError):  # A cache may be shared, and not ours to write in.
+            os.utime(folder / "meta.json")  # When it was last used, for pruning.
+        return store
+    raise FileNotFoundError(f"{folder} is deleted as fast as it is made: who prunes the cache?")
 
 
-def _identity(corpus, tokenizer, shard_tokens):
-    """Everything that the bytes of the cache depend on."""
+def _content(corpus, root):
+    kinds, hashes = kinds_of(corpus.files), hash_files(corpus.files, root)
+    files = [{"kind": kind, "sha256": one} for kind, one in zip(kinds, hashes, strict=True)]
+    return {"content_hash": content_hash(kinds, hashes, corpus.text_field), "files": files}
+
+
+def _identity(corpus, content_hash, tokenizer, shard_tokens):
+    """Everything that the bytes of the cache depend on, and `tolerance`, which says whether they are made."""
     return {
         "format": FORMAT,
         "tokenizer_hash": tokenizer.hash,
         "vocabulary_size": int(tokenizer.vocabulary_size),
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
-        "text_field": corpus.text_field,
         "tolerance": corpus.tolerance,
         "chunk_size": corpus.chunk_size,
         "shard_tokens": shard_tokens,
-        "files": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in corpus.files],
+        "content_hash": content_hash,
     }
 
 
-def _build(folder, identity, corpus, tokenizer, progress, lock):
+def _build(folder, identity, corpus, content, tokenizer, progress, lock):
     # Without a lock two processes may be here at once, and then neither may write into the other's files.
     partial = folder.with_suffix(".partial" if lock.alone else f".{uuid.uuid4().hex}.partial")
     partial.mkdir(exist_ok=True)
+    corpus.check()
     line = _ProgressLine(corpus)
     _tokenize(partial, corpus, tokenizer, identity["shard_tokens"], progress or line, lock.beat)
     line.finish()
-    again = Corpus(corpus.files, corpus.text_field, tolerance=corpus.tolerance)
-    if _identity(again, tokenizer, identity["shard_tokens"]) != identity:
+    if isinstance(corpus, Corpus) and _content(corpus, folder.parent) != content:
         shutil.rmtree(partial)
         raise ValueError("A file of the corpus changed while it was tokenized: call again when it is written.")
     _index_documents(partial, lock.beat)
     sums = [shard.sum(axis=0).tolist() for shard in _finished(partial)]
     names = ("num_tokens", "num_bytes", "num_documents", "num_unknown", "num_replaced")
+    files = zip(content["files"], corpus.num_documents, strict=True)
     meta = {
         **identity,
         "dtype": _token_dtype(tokenizer).str,
         "shards": [{"num_tokens": num_tokens, "num_bytes": num_bytes} for num_tokens, num_bytes, *_ in sums],
+        "files": [{**file, "num_documents": count} for file, count in files],
         "statistics": {
             **dict(zip(names, map(sum, zip(*sums, strict=True)), strict=True)),
             "num_skipped_lines": corpus.skipped,
             "damaged_files": [str(path) for path in corpus.damaged_files],
         },
     }
-    (partial / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
-    for path in (partial / "meta.json", partial):
-        flush(path)
+    write_json(partial / "meta.json", meta)
+    flush(partial)
     if folder.exists() and not is_complete(folder):
-        warnings.warn(f"The token cache {folder} was damaged and has been made anew.", stacklevel=3)
+        warnings.warn(f"The token cache {folder} was damaged and has been made anew.", stacklevel=4)
         shutil.rmtree(folder)
     try:
         os.rename(partial, folder)
@@ -185,7 +234,7 @@ def _counts(chunk, ids, tokenizer):
     unknown = 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
     if getattr(tokenizer, "keeps_bytes", False):
         return unknown, 0
-    return unknown, chunk.text.decode("utf-8", "replace").count("\ufffd") - chunk.text.count("\ufffd".encode())
+    return unknown, count_characters(chunk.text)[0]
 
 
 class _Shard:
@@ -258,7 +307,7 @@ class _ProgressLine:
 
     def __init__(self, corpus):
         self._total = None
-        if not any(path.name.lower().endswith((".gz", ".jsonl")) for path in corpus.files):
+        if corpus.files and not any(is_packed(path.name) or kind_of(path.name) != "text" for path in corpus.files):
             self._total = sum(path.stat().st_size for path in corpus.files)
         self._start = time.monotonic()
         self._next = self._start + 2

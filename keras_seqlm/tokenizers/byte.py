@@ -18,7 +18,7 @@ class ByteTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.ByteTokenizer):
     """
 
     @classmethod
-    def train(cls, files=None, vocabulary_size=None, *, texts=None):
+    def train(cls, files=None, vocabulary_size=None, *, texts=None, text_field="text"):
         """The byte tokenizer; there is nothing to learn, so the arguments are not read."""
         return cls()
 

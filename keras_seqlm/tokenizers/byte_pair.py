@@ -42,14 +42,16 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
     """
 
     @classmethod
-    def train(cls, files=None, vocabulary_size=8192, *, texts=None, max_word_bytes=256):
+    def train(cls, files=None, vocabulary_size=8192, *, texts=None, text_field="text", max_word_bytes=256):
         """Learns the merges of a text; the same text gives the same files, byte for byte.
 
         Args:
-            files: a path, a glob pattern or a list of them; read in blocks.
+            files: a path, a glob pattern, a directory or a list of them, read as training data are (`.jsonl`, packed files
+                and so on; see `data.Corpus`); read in blocks.
             vocabulary_size: number of ids: 4 special ones, 256 bytes and the merges. A text with fewer pairs that
                 occur twice gives a smaller vocabulary.
-            texts: instead of files, an iterable of str.
+            texts: instead of files, an iterable of str, or of mappings with such a field.
+            text_field: the field of a record that holds the text.
             max_word_bytes: longer words are cut, here and whenever the tokenizer encodes. In a language without spaces
                 a word is a whole phrase.
 
@@ -61,7 +63,9 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
             raise ValueError(f"Expected a vocabulary_size of at least {MIN_VOCABULARY_SIZE}, got {vocabulary_size}.")
         if max_word_bytes < 1:
             raise ValueError(f"Expected max_word_bytes of at least 1, got {max_word_bytes}.")
-        merges = learn_merges(text_blocks(files, texts), vocabulary_size - MIN_VOCABULARY_SIZE, max_word_bytes)
+        merges = learn_merges(
+            text_blocks(files, texts, text_field), vocabulary_size - MIN_VOCABULARY_SIZE, max_word_bytes
+        )
         tokens = BYTE_CHARACTERS + [left + right for left, right in merges]
         return cls(_files(SPECIAL_LINES + tokens, merges, STANDARD_SPECIAL_IDS, max_word_bytes))
 

@@ -28,13 +28,15 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
     """
 
     @classmethod
-    def train(cls, files=None, vocabulary_size=None, *, texts=None):
+    def train(cls, files=None, vocabulary_size=None, *, texts=None, text_field="text"):
         """Keeps the characters of a text, or the most frequent ones.
 
         Args:
-            files: a path, a glob pattern or a list of them.
+            files: a path, a glob pattern, a directory or a list of them, read as training data are (`.jsonl`, packed files
+                and so on; see `data.Corpus`).
             vocabulary_size: at most this many ids, the 4 special ones counted; None keeps every character.
-            texts: instead of files, an iterable of str.
+            texts: instead of files, an iterable of str, or of mappings with such a field.
+            text_field: the field of a record that holds the text.
 
         Raises:
             ValueError: there is no text, or `vocabulary_size` leaves no room for a character.
@@ -43,7 +45,7 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
         if vocabulary_size is not None and vocabulary_size <= NUM_SPECIAL_IDS:
             raise ValueError(f"Expected a vocabulary_size over {NUM_SPECIAL_IDS}, got {vocabulary_size}.")
         counts = np.zeros(NUM_CODE_POINTS, np.int64)
-        for block in text_blocks(files, texts):
+        for block in text_blocks(files, texts, text_field):
             points, repeats = np.unique(code_points(block.decode("utf-8", "replace")), return_counts=True)
             counts[points] += repeats
         points = np.flatnonzero(counts)

@@ -39,16 +39,27 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
     """
 
     @classmethod
-    def train(cls, files=None, vocabulary_size=8192, *, texts=None, algorithm="unigram", character_coverage=0.9995):
+    def train(
+        cls,
+        files=None,
+        vocabulary_size=8192,
+        *,
+        texts=None,
+        text_field="text",
+        algorithm="unigram",
+        character_coverage=0.9995,
+    ):
         """Learns the pieces of a text with the `sentencepiece` library; the same text gives the same files.
 
         The library keeps the whole text in memory, about twenty times its size for unigram.
 
         Args:
-            files: a path, a glob pattern or a list of them.
+            files: a path, a glob pattern, a directory or a list of them, read as training data are (`.jsonl`, packed files
+                and so on; see `data.Corpus`).
             vocabulary_size: number of ids: 4 special ones, 256 bytes, the characters and longer pieces. A small text
                 gives a smaller vocabulary.
-            texts: instead of files, an iterable of str.
+            texts: instead of files, an iterable of str, or of mappings with such a field.
+            text_field: the field of a record that holds the text.
             algorithm: `"unigram"` or `"bpe"`.
             character_coverage: share of the text whose characters get a piece; the rest is written in bytes.
 
@@ -63,7 +74,7 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
         data = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(text_blocks(files, texts)),
+                sentence_iterator=_lines(text_blocks(files, texts, text_field)),
                 model_writer=data,
                 model_type=algorithm,
                 vocab_size=vocabulary_size,

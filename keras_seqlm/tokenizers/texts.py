@@ -1,78 +1,37 @@
-"""Training text in blocks, so that a corpus never has to fit in memory."""
+"""Training text in blocks, so that a corpus never has to fit in memory; files are read as training data are."""
 
-import glob
-import os
-import pathlib
-
-BLOCK_BYTES = 1 << 20
+from keras_seqlm.corpora import texts as texts_of_files
+from keras_seqlm.corpora.json_text import text_of
 
 
-def text_blocks(files=None, texts=None):
-    """Yields the training text as bytes, in blocks of about a megabyte that end at a line where there is one.
+def text_blocks(files=None, texts=None, text_field="text"):
+    """Yields the training text as bytes, in blocks of at most about a megabyte of a file, or a text each.
 
     Args:
-        files: a path, a glob pattern or a list of them.
-        texts: instead of files, an iterable of str or bytes; each one is a block.
+        files: a path, a glob pattern, a directory or a list of these, as `corpora.Corpus` takes them: packed files,
+            records of JSON and UTF-16 are read as text.
+        texts: instead of files, an iterable of str or bytes, or of mappings with such a field; each one is a block.
+        text_field: the field of a record that holds the text.
 
     Raises:
         ValueError: neither or both are given, or there is no text in them.
-        FileNotFoundError: a path does not exist or a pattern matches nothing.
+        FileNotFoundError: a path does not exist.
     """
     if (files is None) == (texts is None):
         raise ValueError("Expected either files (a path, a pattern or a list of them) or texts (an iterable of str).")
     if isinstance(texts, (str, bytes)):
         raise ValueError("Expected texts as an iterable of str, got one str. Write texts=[...].")
     some = False
-    for block in _file_blocks(files) if texts is None else (_utf8(text) for text in texts):
+    blocks = texts_of_files(files, text_field) if texts is None else (_utf8(text, text_field) for text in texts)
+    for block in blocks:
         some = some or bool(block)
         yield block
     if not some:
         raise ValueError(f"There is no text to train on in {files if texts is None else 'texts'!r}.")
 
 
-def training_paths(files):
-    """The sorted paths of `files`, a path, a glob pattern or a list of them."""
-    paths = set()
-    for item in [files] if isinstance(files, (str, os.PathLike)) else files:
-        path = pathlib.Path(item)
-        if path.is_file():
-            paths.add(path)
-        else:
-            found = [pathlib.Path(name) for name in glob.glob(str(item), recursive=True) if os.path.isfile(name)]
-            if not found:
-                raise FileNotFoundError(f"There is no file {str(item)!r} and nothing matches it as a pattern.")
-            paths.update(found)
-    return sorted(paths)
-
-
-def _file_blocks(files):
-    for path in training_paths(files):
-        with open(path, "rb") as file:
-            rest = b""
-            while data := file.read(BLOCK_BYTES):
-                data = rest + data
-                end = _last_border(data)
-                yield data[:end]
-                rest = data[end:]
-            if rest:
-                yield rest
-
-
-def _last_border(data):
-    """Where `data` can end without cutting a line, else a word, else a character."""
-    for mark in (b"\n", b" "):
-        end = data.rfind(mark) + (mark == b"\n")  # a space belongs to the word after it
-        if end > 0:
-            return end
-    end = len(data)
-    while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:
-        end -= 1
-    return end - 1 if data[end - 1] >= 0xC0 and end > 1 else len(data)
-
-
-def _utf8(text):
-    if isinstance(text, str):
-        return text.encode("utf-8", "replace")
-    if isinstance(text, bytes):
-        return text
-    raise ValueError(f"Expected texts of str, got {type(text).__name__}.")
+def _utf8(text, text_field):
+    try:
+        return text_of(text, text_field)
+    except ValueError as error:
+        raise ValueError(f"Expected texts of str, got {type(text).__name__}: {error}.") from error

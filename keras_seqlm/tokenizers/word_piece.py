@@ -41,14 +41,16 @@ class WordPieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.WordPieceToken
     """
 
     @classmethod
-    def train(cls, files=None, vocabulary_size=8192, *, texts=None, lowercase=True):
+    def train(cls, files=None, vocabulary_size=8192, *, texts=None, text_field="text", lowercase=True):
         """Learns the pieces of a text; the same text gives the same files, byte for byte.
 
         Args:
-            files: a path, a glob pattern or a list of them; read in blocks, and only its different words are kept.
+            files: a path, a glob pattern, a directory or a list of them, read as training data are (`.jsonl`, packed files
+                and so on; see `data.Corpus`); read in blocks, and only its different words are kept.
             vocabulary_size: number of ids: 4 special ones, the characters (at most three quarters, the most frequent
                 ones) and pieces of several characters. A small text gives a smaller vocabulary.
-            texts: instead of files, an iterable of str.
+            texts: instead of files, an iterable of str, or of mappings with such a field.
+            text_field: the field of a record that holds the text.
             lowercase: whether capitals and accents are taken away.
 
         Raises:
@@ -59,7 +61,7 @@ class WordPieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.WordPieceToken
             raise ValueError(f"Expected a vocabulary_size of at least {len(SPECIAL_LINES) + 4}, got {vocabulary_size}.")
         normalizer = cls(_files(SPECIAL_LINES, STANDARD_SPECIAL_IDS, lowercase))
         words = collections.Counter()
-        for block in text_blocks(files, texts):
+        for block in text_blocks(files, texts, text_field):
             words.update(word for word in normalizer.normalize(block).split(" ") if word)
         pieces = learn_pieces(words, vocabulary_size - len(SPECIAL_LINES))
         return cls(_files(SPECIAL_LINES + pieces, STANDARD_SPECIAL_IDS, lowercase))

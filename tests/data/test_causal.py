@@ -29,7 +29,7 @@ def make(tmp_path, tokenizer):
     def make(num_tokens, sequence_length, batch_size, **arguments):
         arguments.setdefault("validation_fraction", 0)
         path = tmp_path / f"text{num_tokens}.txt"
-        path.write_bytes(bytes(i * 7 % 251 for i in range(num_tokens - 2)))
+        path.write_bytes(bytes(i * 7 % 127 for i in range(num_tokens - 2)))
         return causal_blocks(path, tokenizer, sequence_length, batch_size, cache_dir=tmp_path / "cache", **arguments)
 
     return make

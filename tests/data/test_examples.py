@@ -4,11 +4,11 @@ import doctest
 
 import pytest
 
-from keras_seqlm.data import cache_lock, causal, corpora, packing, permutation
+from keras_seqlm.data import cache_folder, cache_lock, causal, mixtures, packing, permutation
 
 
 @pytest.mark.parametrize(
-    "module", [cache_lock, causal, corpora, packing, permutation], ids=lambda module: module.__name__
+    "module", [cache_folder, cache_lock, causal, mixtures, packing, permutation], ids=lambda module: module.__name__
 )
 def test_examples(module):
     failed, tried = doctest.testmod(module)

@@ -34,7 +34,7 @@ def write(folder, **texts):
 
 
 def files_of(cache):
-    return {path.name: path.read_bytes() for path in sorted(next(cache.glob("*.lock")).with_suffix("").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(next(cache.glob("*/meta.json")).parent.iterdir())}
 
 
 def stream(tokenizer, *texts):
@@ -63,7 +63,7 @@ def test_documents_between_bos_and_eos(tmp_path, tokenizer):
 def test_parts_shards_and_chunks_agree(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("keras_seqlm.data.packing.Corpus.__init__.__defaults__", ("text", 100, 0.001))
     rng = np.random.default_rng(0)
-    texts = [bytes(rng.choice(list(b"abc \n"), size)) for size in (1, 99, 100, 101, 750, 3000)]
+    texts = [b"a" + bytes(rng.choice(list(b"abc \n"), size - 1).tolist()) for size in (1, 99, 100, 101, 750, 3000)]
     folder = write(tmp_path / "text", **{f"t{i}": text for i, text in enumerate(texts)})
     store = pack(folder, tokenizer, cache_dir=tmp_path / "cache", shard_tokens=400)
     assert len(list(store.folder.glob("*.tokens"))) > 5
@@ -139,13 +139,13 @@ def test_changed_file_or_tokenizer_makes_another_cache(tmp_path, tokenizer):
     cache = tmp_path / "cache"
     folder = write(tmp_path / "text", a="Hello")
     folders = {pack(folder, tokenizer, cache_dir=cache).folder}
-    os.utime(folder / "a.txt", (1, 1))
-    folders.add(pack(folder, tokenizer, cache_dir=cache).folder)
     other = Fixed(9, [5])
     folders.add(pack(folder, other, cache_dir=cache).folder)
     other.hash = "another"
     folders.add(pack(folder, other, cache_dir=cache).folder)
     write(folder, b="more")
+    folders.add(pack(folder, tokenizer, cache_dir=cache).folder)
+    write(folder, b="More")
     folders.add(pack(folder, tokenizer, cache_dir=cache).folder)
     assert len(folders) == 5
 
@@ -155,6 +155,14 @@ def test_file_that_grows_meanwhile_is_refused(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="changed while it was tokenized"):
         pack(folder, tokenizer, cache_dir=tmp_path / "cache", progress=lambda *_: write(folder, a="Hello, world"))
     assert len(pack(folder, tokenizer, cache_dir=tmp_path / "cache")) == 14
+
+
+def test_what_is_no_text_is_refused_before_anything_is_tokenized(tmp_path, tokenizer):
+    folder = write(tmp_path / "text", a="Hello", z=b"%PDF-1.7 ...")
+    seen = []
+    with pytest.raises(ValueError, match="z.txt is a PDF"):
+        pack(folder, tokenizer, cache_dir=tmp_path / "cache", progress=lambda *counts: seen.append(counts))
+    assert not seen
 
 
 @pytest.mark.parametrize("damage", ["cut", "no meta", "half a meta"])
@@ -186,7 +194,7 @@ ODD = {
     "crlf": b"one\r\ntwo\n\rthree\r",
     "surrogates": b"\xed\xa0\x80 \xed\xb0\x80 \xed\xa0\xbd\xed\xb8\x80",
     "bidi": "\u202eabc\u202c \u2067שלום\u2069 \u200f\u200e".encode(),
-    "invalid": b"\xff\xfe \xc3( \xf0\x9f \xbf",
+    "invalid": b" \xff\xfe \xc3( \xf0\x9f \xbf",  # that mark at the start would be UTF-16's
     "joined": "👩‍👩‍👧‍👦 e\u0301\u0302 \U0010ffff".encode(),
     "raw": bytes(range(256)),
 }
@@ -198,7 +206,8 @@ def test_odd_bytes_come_back_from_the_stream_as_they_were(tmp_path, kind):
     if kind == "byte pairs":
         tokenizer = BytePairTokenizer.train(texts=["some words of this text " * 20], vocabulary_size=300)
     folder = write(tmp_path / "text", **ODD, long=b"".join(ODD.values()) * 3000)
-    store = pack(folder, tokenizer, cache_dir=tmp_path / "cache")
+    with pytest.warns(UserWarning, match=r"Of 4 files .* no UTF-8"):
+        store = pack(folder, tokenizer, cache_dir=tmp_path / "cache")
     assert store.num_bytes == sum(path.stat().st_size for path in folder.iterdir()) > 1 << 20
     borders = store.document_starts.tolist()
     for number, path in enumerate(sorted(folder.iterdir())):
@@ -240,7 +249,8 @@ def test_characters_outside_the_vocabulary_are_counted_and_none_is_dropped(tmp_p
 def test_bytes_that_are_no_text_are_replaced_and_counted(tmp_path):
     tokenizer = CharacterTokenizer.train(texts=["abc \ufffd"])
     content = "a\ufffdb ".encode() + b"\xff c \xe6\xbc a\xed\xa0\x80"  # one, one and three of them
-    store = pack(write(tmp_path / "text", a=content), tokenizer, cache_dir=tmp_path / "cache")
+    with pytest.warns(UserWarning, match="a.txt .35.7%."):
+        store = pack(write(tmp_path / "text", a=content), tokenizer, cache_dir=tmp_path / "cache")
     assert tokenizer.decode(store[:]) == content.decode("utf-8", "replace")
     assert store.statistics["num_replaced"] == 5 and store.statistics["num_unknown"] == 0
     assert store.num_bytes == len(content)
@@ -275,7 +285,8 @@ def test_what_was_skipped_and_replaced_is_in_the_statistics(tmp_path, characters
     folder = faulty_corpus(tmp_path / "text")
     store = pack(folder, characters, cache_dir=tmp_path / "cache")
     told = sorted(str(one.message) for one in recwarn)
-    assert len(told) == 2 and "cut.txt.gz is damaged" in told[0] and "lines.jsonl: skipped 2 broken of 3000" in told[1]
+    assert len(told) == 3 and "cut.txt.gz is damaged" in told[0] and "lines.jsonl: skipped 2 broken of 3000" in told[1]
+    assert told[2].startswith("Of 1 file more than") or told[0].startswith("Of 1 file more than")
     assert store.statistics == {**FAULTS, "damaged_files": [str(folder / "cut.txt.gz")]}
     recwarn.clear()
     again = pack(folder, characters, cache_dir=tmp_path / "cache").part(3)
@@ -295,7 +306,7 @@ def test_statistics_after_an_interruption_are_those_of_the_whole(tmp_path, chara
     assert list((tmp_path / "cache").glob("*.partial/00002.npy"))
     beats = []
     monkeypatch.setattr("keras_seqlm.data.cache_lock.CacheLock.beat", lambda lock: beats.append(lock))
-    with pytest.warns(UserWarning, match="skipped 2 broken|cut.txt.gz"):
+    with pytest.warns(UserWarning, match="skipped 2 broken|cut.txt.gz|no UTF-8"):
         store = pack(folder, characters, cache_dir=tmp_path / "cache", shard_tokens=4000, progress=stop)
     assert store.statistics == {**FAULTS, "damaged_files": [str(folder / "cut.txt.gz")]}
     assert len(seen) < 2500 + 3100, "finished shards are not tokenized again"
@@ -345,7 +356,7 @@ def start_worker(folder, cache, delay, *more):
 
 def test_killed_and_started_again_gives_the_same_files(tmp_path, tokenizer):
     rng = np.random.default_rng(1)
-    folder = write(tmp_path / "text", **{f"t{i:02d}": bytes(rng.integers(32, 127, 5000)) for i in range(40)})
+    folder = write(tmp_path / "text", **{f"t{i:02d}": bytes(rng.integers(32, 127, 5000).tolist()) for i in range(40)})
     pack(folder, tokenizer, cache_dir=tmp_path / "whole", shard_tokens=20_000)
     cache = tmp_path / "killed"
     encoded = 0
@@ -388,7 +399,8 @@ def test_two_processes_at_once_where_there_are_no_locks(tmp_path, tokenizer):
     np.testing.assert_array_equal(
         pack(folder, tokenizer, cache_dir=cache, shard_tokens=20_000)[:], stream(tokenizer, *["word " * 3000] * 20)
     )
-    assert len(list(cache.iterdir())) == 2, "one folder and its lock file"
+    left = {path.name for path in cache.iterdir()} - {"files.index", "files.index.lock"}
+    assert len(left) == 2, "one folder and its lock file"
 
 
 def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path, tokenizer, monkeypatch):
@@ -415,5 +427,7 @@ def test_long_work_says_so(tmp_path, tokenizer, capsys, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     pack(write(tmp_path / "text", **{f"t{i}": "x" * 1000 for i in range(5)}), tokenizer, cache_dir=tmp_path / "cache")
     lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "reading the files for their hash: 0 of 0 MB"
+    lines = [line for line in lines if line.startswith("tokenizing")]
     assert lines[0] == "tokenizing: 0 MB (20%), 0.0 M tokens, 30 s"
     assert 2 <= len(lines) <= 3

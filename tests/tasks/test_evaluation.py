@@ -85,6 +85,7 @@ def test_a_carried_state_is_one_pass_over_the_whole(trained, written, name):
     assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.* no UTF-8")  # told by the first that reads the text, and not from the cache
 @pytest.mark.parametrize("name", ["gru", "transformer"])
 def test_figures_follow_from_the_loss(trained, written, name):
     documents = [b"the cat sat on the mat\xff\xfe\x00 \xc3", "Zoë paid 12 €".encode()]

@@ -1,0 +1,5 @@
+"""Text wherever it lies: files found, unpacked, decoded and read as a stream of documents; tokenizers and data read through it."""
+
+from keras_seqlm.corpora.corpus import Corpus, texts
+
+__all__ = ["Corpus", "texts"]
