@@ -11,7 +11,7 @@ Question: how do I train on many devices, and how do I know that they train what
 | `"auto"` | all | several GPUs: mirrored or data-parallel; else single | |
 
 Measured on two to four devices of a CPU, in one process with a SimpleRNN, a GRU, an LSTM and two Transformers, and on JAX
-in two processes with a GRU, an LSTM and a Transformer; `pytest tests/training/test_distribution.py` does it anew.
+in two processes with a GRU, an LSTM and a Transformer; `pytest tests/devices` does it anew.
 `batch_size` is that of all devices together.
 
 One machine: write the word. Several machines: set `KERAS_BACKEND=jax`, start the same script once on each, and it finds

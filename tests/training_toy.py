@@ -18,7 +18,7 @@ CASES = {
     "tied": ("tied", {}, {"validate": True}),
     "untied": ("untied", {"vocabulary_size": VOCABULARY + 1}, {"segment_ids": True}),
     "rnn": ("rnn", {}, {"segment_ids": True}),
-    "gru": ("gru", {}, {"tf_data": True}),
+    "gru": ("gru", {}, {"segment_ids": True, "tf_data": True}),
     "lstm": ("lstm", {"vocabulary_size": 260}, {"text": True}),
 }
 
@@ -87,7 +87,8 @@ def as_tf_data(batches):
     import tensorflow as tf
 
     spec = tf.TensorSpec((batches.rows, LENGTH), "int32")
-    return tf.data.Dataset.from_generator(batches.batches, output_signature=(spec, spec))
+    x = {"token_ids": spec, "segment_ids": spec} if batches.segment_ids else spec
+    return tf.data.Dataset.from_generator(batches.batches, output_signature=(x, spec))
 
 
 def blocks(rows):
@@ -165,11 +166,11 @@ def shards(recipe, name, by_hand=False):
     """Shape of each weight of a model, and of its slots, and the shape of what one device holds of it (JAX)."""
     import keras
 
-    from keras_seqlm.training import distribution
+    from keras_seqlm import devices
 
     scope = recipe.scope()
     if by_hand:
-        mesh = distribution.strategy(recipe.distribution)._distribution.device_mesh
+        mesh = devices.strategy(recipe.distribution)._distribution.device_mesh
         layout_map = new_model(name).layout_map(mesh)
         scope = keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch").scope()
     with scope:
@@ -190,9 +191,9 @@ def main(*distributions):
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     from keras_seqlm.training import Recipe
-    from keras_seqlm.training import distribution as strategies
+    from keras_seqlm import devices
 
-    replicas = {distribution: strategies.strategy(distribution).num_replicas for distribution in distributions}
+    replicas = {distribution: devices.strategy(distribution).num_replicas for distribution in distributions}
     # The clip bites at each step, so that one made before the sum would show.
     single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
     spread = [dataclasses.replace(single, distribution=distribution) for distribution in distributions]
