@@ -18,6 +18,29 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+# Whoever asks for one of these trains, exports or starts another process.
+SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out what is slow, exports or starts other processes")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Files with slow tests first, or one worker would be left with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if config.getoption("quick"):
+        left_out = [item for item in items if _is_not_quick(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not _is_not_quick(item)]
+
+
+def _is_not_quick(item):
+    marked = any(item.get_closest_marker(name) for name in ("slow", "soak", "alone", "shared_data"))
+    return marked or bool(SLOW_FIXTURES & set(item.fixturenames))
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     """Every test starts from one seed, so that none depends on those before it; keras is seeded where it is loaded."""

@@ -1,8 +1,8 @@
 """Exports in a process of their own, without the four seconds that importing TensorFlow takes each time.
 
 This file is also the program that imports what exports need and forks once for each request: each has a process that
-has traced nothing before it. What goes in and what comes back is all `clean_process`'s own. Its own tests, the README's
-and the guides' start a fresh Python instead.
+has traced nothing before it. What goes in and what comes back is all `clean_process`'s own. Its own tests, those of the
+command line and that of a model trained under JAX start a fresh Python instead.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 
 
 class Forks:
@@ -20,9 +21,14 @@ class Forks:
 
     def __init__(self):
         self._program = None
+        self._one_at_a_time = threading.Lock()
 
     def run(self, command, input, env, text, capture_output):
         assert command == [sys.executable, "-m", "keras_seqlm.export.clean_process"] and text and capture_output
+        with self._one_at_a_time:
+            return self._run(command, input, env)
+
+    def _run(self, command, input, env):
         if self._program is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self._program = subprocess.Popen([sys.executable, __file__], env=env, **pipes)

@@ -181,17 +181,23 @@ def shards(recipe, name, by_hand=False):
     return [[value.shape, value.sharding.shard_shape(value.shape)] for value in values]
 
 
-def main(*distributions):
-    """Print the losses and weights of each case on one device and by each distribution, and what is refused."""
+def main(*words):
+    """Print the losses and weights of each case on one device and by each distribution, and what is refused.
+
+    A word is a distribution; "data-parallel=tied" is one for that case alone.
+    """
     import dataclasses
+
+    distributions = [word.partition("=")[0] for word in words]
+    only = {distribution: word.partition("=")[2] for distribution, word in zip(distributions, words, strict=True)}
 
     if "mirrored" in distributions:
         import tensorflow as tf
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    from keras_seqlm.training import Recipe
     from keras_seqlm import devices
+    from keras_seqlm.training import Recipe
 
     replicas = {distribution: devices.strategy(distribution).num_replicas for distribution in distributions}
     # The clip bites at each step, so that one made before the sum would show.
@@ -200,8 +206,12 @@ def main(*distributions):
     losses, weights = {}, {}
     for case in os.environ.get("CASES", " ".join(CASES)).split():
         name, options, data = CASES[case]
-        (one, before), *others = [train(recipe, name, options, **data) for recipe in (single, *spread)]
-        for distribution, (all_, after) in zip(distributions, others, strict=True):
+        one, before = train(single, name, options, **data)
+        for recipe in spread:
+            distribution = recipe.distribution
+            if only[distribution] not in ("", case):
+                continue
+            all_, after = train(recipe, name, options, **data)
             losses[f"{distribution} {case}"] = [one, all_]
             differences = {path: float(abs(before[path] - after[path]).max()) for path in before}
             weights[f"{distribution} {case}"] = differences
