@@ -20,8 +20,8 @@ BACKENDS := tensorflow jax torch
 SAID := build/tests
 test: $(VENV)/.dev lint wheel-test
 	rm -rf $(SAID) && mkdir -p $(SAID)
-	KERAS_BACKEND=tensorflow $(PYTEST) -m alone
-	@code=0; $(MAKE) --no-print-directory -k -j2 $(BACKENDS:%=test-%) || code=$$?; \
+	@code=0; KERAS_BACKEND=tensorflow $(PYTEST) -m alone || code=$$?; \
+	$(MAKE) --no-print-directory -k -j2 $(BACKENDS:%=test-%) || code=$$?; \
 	for name in $(BACKENDS); do printf '\n===== %s\n' $$name; cat $(SAID)/$$name || code=1; done; \
 	printf '\n===== in all\n'; for name in $(BACKENDS); do echo "$$name: $$(tail -n 1 $(SAID)/$$name)"; done; \
 	exit $$code

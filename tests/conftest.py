@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+TESTS = pathlib.Path(__file__).parent
 # Whoever asks for one of these trains, exports or starts another process.
 SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python"}
 
@@ -31,14 +33,20 @@ def pytest_collection_modifyitems(config, items):
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if config.getoption("quick"):
-        left_out = [item for item in items if _is_not_quick(item)]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not _is_not_quick(item)]
+        named = set((TESTS / "not_quick.txt").read_text().splitlines())
+        left_out = {item for item in items if _is_slow(item) or _place(item) in named}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
 
 
-def _is_not_quick(item):
+def _is_slow(item):
     marked = any(item.get_closest_marker(name) for name in ("slow", "soak", "alone", "shared_data"))
     return marked or bool(SLOW_FIXTURES & set(item.fixturenames))
+
+
+def _place(item):
+    """As not_quick.txt names a test."""
+    return f"{item.path.relative_to(TESTS).as_posix()}::{item.originalname}"
 
 
 @pytest.fixture(autouse=True)

@@ -176,6 +176,13 @@ def test_the_layers_and_models_have_examples():
     assert found["layers"] >= 10 and found["models"] >= 4, found
 
 
+def test_what_quick_leaves_out_is_there():
+    for line in (ROOT / "tests" / "not_quick.txt").read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            file, _, name = line.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{line} of not_quick.txt is no more"
+
+
 def test_the_walk_over_imports_sees_both_kinds():
     assert "keras_seqlm.layers.positions" in imports("keras_seqlm.layers.attention")
     assert "torch" in imports("keras_seqlm.layers.recurrent")
