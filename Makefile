@@ -7,16 +7,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
+ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test quick test-tensorflow test-jax test-torch lint wheel-test soak clean
 
 demo: $(VENV)/.base
 	$(BIN)/seqlm demo
 
+# All that CI runs. First what measures time, with nothing beside it; then the backends side by side, each with the
+# output in a file of its own: all of them run whatever fails, and the files are shown at the end.
+BACKENDS := tensorflow jax torch
+SAID := build/tests
 test: $(VENV)/.dev lint wheel-test
-	KERAS_BACKEND=tensorflow $(PYTEST) -m "not soak" --durations=15
-	KERAS_BACKEND=jax $(PYTEST) -m "backends and not soak"
-	KERAS_BACKEND=torch $(PYTEST) -m "backends and not soak"
+	rm -rf $(SAID) && mkdir -p $(SAID)
+	@code=0; KERAS_BACKEND=tensorflow $(PYTEST) -m alone || code=$$?; \
+	$(MAKE) --no-print-directory -k -j2 $(BACKENDS:%=test-%) || code=$$?; \
+	for name in $(BACKENDS); do printf '\n===== %s\n' $$name; cat $(SAID)/$$name || code=1; done; \
+	printf '\n===== in all\n'; for name in $(BACKENDS); do echo "$$name: $$(tail -n 1 $(SAID)/$$name)"; done; \
+	exit $$code
+
+# Two workers keep two cores busy: more threads in each would only wait for each other.
+test-tensorflow test-jax test-torch: $(VENV)/.dev
+	@mkdir -p $(SAID); name=$(@:test-%=%); echo "tests on $$name begin; what they say is in $(SAID)/$$name"; \
+	case $$name in tensorflow) which="not soak and not alone" more="-n 2 --dist loadfile";; *) which="backends and not soak" more=;; esac; \
+	KERAS_BACKEND=$$name $(ONE_THREAD) $(PYTEST) -m "$$which" $$more --durations=10 > $(SAID)/$$name 2>&1; code=$$?; \
+	echo "tests on $$name end: $$(tail -n 1 $(SAID)/$$name)"; exit $$code
+
+# By hand, while you work: on TensorFlow alone, without what is slow, exports or starts other processes.
+quick: $(VENV)/.dev lint
+	KERAS_BACKEND=tensorflow $(ONE_THREAD) $(PYTEST) --quick -n 2 --dist loadfile --durations=10
 
 soak: $(VENV)/.dev
 	KERAS_BACKEND=tensorflow $(PYTEST) -m soak

@@ -1,8 +1,10 @@
 """`seqlm train`: from text files to a run folder."""
 
 import argparse
+import functools
 import math
 import pathlib
+import re
 import sys
 
 from seqlm_cli.config import as_toml
@@ -33,6 +35,8 @@ MAY_CHANGE = (  # between two starts of a run
     "stop_after_skipped",
     "roll_back",
     "early_stopping",
+    "text",  # these two are known by their content: see `_settings`
+    "validation",
     "out",
 )
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
@@ -55,7 +59,11 @@ def arguments(p):
     """Add what the verb takes to its parser."""
     p.epilog, p.formatter_class = size_table(), argparse.RawDescriptionHelpFormatter
     p.add_argument(
-        "--text", nargs="+", required=True, metavar="FILE", help="files, folders, globs; .txt .md .jsonl .gz"
+        "--text",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, folders, globs: text, .jsonl, .json, .parquet, packed or not; with weights: 'a/*.txt=0.7' b.jsonl=0.3",
     )
     p.add_argument("--out", required=True, metavar="runs/NAME", help="the run folder to write")
     p.add_argument("--model", choices=["transformer", "lstm", "gru", "rnn"], default="transformer")
@@ -86,6 +94,7 @@ def arguments(p):
     )
     group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
     group = p.add_argument_group("data")
+    group.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
     group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
     group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
     group.add_argument("--validation-fraction", type=float, default=0.1, help="else on the tail (default 0.1)")
@@ -163,7 +172,7 @@ def _train(args, folder, going_on, recipe, recurrent):
         model = _model(args, tokenizer, recurrent)
     context = args.context or model.max_length or 128
     train_blocks, validation = data.causal_blocks(
-        args.text,
+        corpora_of(args.text),
         tokenizer,
         sequence_length=context,
         batch_size=args.batch,
@@ -173,18 +182,25 @@ def _train(args, folder, going_on, recipe, recurrent):
         segment_ids=args.segment_ids or None,
         contiguous=args.carry_state,
         tolerance=args.tolerance,
+        text_field=args.text_field,
     )
     task = tasks.TextGeneration(model, tokenizer)
     prompts = prompts_from(train_blocks.tokens if validation is None else validation.tokens, tokenizer)
-    training.chief_decides(lambda: _begin(args, folder, going_on, recipe, task, prompts))
+    begin = functools.partial(_begin, args, folder, going_on, recipe, task, prompts)
+    if not going_on:
+        training.chief_decides(begin)
     resume = training.Resume(
         folder.path / training.CHECKPOINTS,
         every=args.checkpoint_every,
         keep=args.keep,
-        settings=_settings(train_blocks, validation, tokenizer),
+        settings=_settings(args, train_blocks, validation, tokenizer),
         allow_changes=args.allow_changes,
     )
     try:
+        if going_on:  # only now: what is refused leaves the folder as it was
+            training.chief_decides(begin)
+        for name, times in train_blocks.epochs(args.steps).items() if hasattr(train_blocks, "epochs") else ():
+            print(f"{name} is read {times:.2f} times in {args.steps} steps", file=sys.stderr)
         print(
             f"{type(model).__name__}: {model.count_params():,} parameters, vocabulary {tokenizer.vocabulary_size:,}; "
             f"{train_blocks.num_tokens:,} tokens to train on"
@@ -285,10 +301,36 @@ def _begin(args, folder, going_on, recipe, task, prompts):
     folder.begin({"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()})
 
 
-def _settings(train, validation, tokenizer):
+def _settings(args, train, validation, tokenizer):
     """What must not change between two starts, by its content: a copy of a text is the text."""
-    of_validation = None if validation is None else validation.tokens.folder.name
-    return {"text": train.tokens.folder.name, "validation text": of_validation, "tokenizer": tokenizer.hash}
+    return {
+        "text": train.content_hash,
+        "weights of the texts": list(getattr(train, "weights", {}).values()),
+        "validation text": None if validation is None else validation.content_hash,
+        "tokenizer": tokenizer.hash,
+    }
+
+
+def corpora_of(words):
+    """What `--text` names: a list of paths, or a dict of paths to weights.
+
+    >>> corpora_of(["a/*.txt", "b.jsonl"]), corpora_of(["a/*.txt=0.7", "b.jsonl=0.3"])
+    (['a/*.txt', 'b.jsonl'], {'a/*.txt': 0.7, 'b.jsonl': 0.3})
+
+    Raises:
+        ValueError: some have a weight and some have none, or one is named twice.
+    """
+    weighed = [re.fullmatch(r"(.+)=([0-9]*\.?[0-9]+)", word) for word in words]
+    weighed = [None if pathlib.Path(word).exists() else match for word, match in zip(words, weighed, strict=True)]
+    if not any(weighed):
+        return words
+    if not all(weighed):
+        plain = next(word for word, match in zip(words, weighed, strict=True) if match is None)
+        raise ValueError(f"--text gives a weight to some texts and none to {plain}; give each one, as {plain}=1")
+    weights = {match[1]: float(match[2]) for match in weighed}
+    if len(weights) < len(words):
+        raise ValueError(f"--text names one text twice: {' '.join(words)}")
+    return weights
 
 
 def _check_options(args):
@@ -354,7 +396,8 @@ def _tokenizer(args):
         return tokenizers.load(args.tokenizer)
     kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
     size = args.vocabulary_size or (None if args.tokenizer in ("byte", "character") else 8192)
-    return kind.train(texts=data.texts(args.text), vocabulary_size=size)
+    texts = data.texts(list(corpora_of(args.text)), args.text_field, tolerance=args.tolerance)
+    return kind.train(texts=texts, vocabulary_size=size)
 
 
 def _model(args, tokenizer, recurrent):

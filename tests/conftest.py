@@ -1,18 +1,52 @@
 """Fixtures of the rooms that need trained models and their artifacts: each is made once, when a test first asks for it."""
 
+import contextlib
+import fcntl
 import functools
 import gc
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from forked import Forks
 from sentences import PROMPTS, SENTENCES, train_on_sentences
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+TESTS = pathlib.Path(__file__).parent
+# Whoever asks for one of these trains, exports or starts another process.
+SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out what is slow, exports or starts other processes")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Files with slow tests first, or one worker would be left with them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if config.getoption("quick"):
+        named = set((TESTS / "not_quick.txt").read_text().splitlines())
+        left_out = {item for item in items if _is_slow(item) or _place(item) in named}
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_slow(item):
+    marked = any(item.get_closest_marker(name) for name in ("slow", "soak", "alone", "shared_data"))
+    return marked or bool(SLOW_FIXTURES & set(item.fixturenames))
+
+
+def _place(item):
+    """As not_quick.txt names a test."""
+    return f"{item.path.relative_to(TESTS).as_posix()}::{item.originalname}"
 
 
 @pytest.fixture(autouse=True)
@@ -68,58 +102,91 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def trained(corpus):
-    """`trained(name)` is a `TextGeneration` of that architecture which has learned the sentences a little."""
-    made = {}
+def once(tmp_path_factory):
+    """`once(name, make)` is a path that `make(path)` fills: made by the worker that asks first, the others wait for it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of the whole run
+    (root / "once").mkdir(exist_ok=True)
 
-    def get(name, dtype="float32"):
-        if (name, dtype) not in made:
-            made[name, dtype] = train_on_sentences(corpus, name, dtype)
-        return made[name, dtype]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def run_folder(trained, tmp_path_factory):
-    """`run_folder(name)` is the run folder of `trained(name)`, with its prompts."""
-    root = tmp_path_factory.mktemp("trained") / "runs"
-
-    made = {}
-
-    def get(name, dtype="float32"):
-        if (name, dtype) not in made:
-            made[name, dtype] = folder = root / f"{name}-{dtype}"
-            trained(name, dtype).save(folder)
-            (folder / "prompts.json").write_text(json.dumps({"prompts": PROMPTS}), encoding="utf-8")
-        return made[name, dtype]
+    def get(name, make, lock=None):
+        path, marks = root / "once" / name, root / "once" / (lock or name).replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = marks.with_name(f"{name.replace('/', '-')}.made")
+        with open(f"{marks}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not made.exists():
+                make(path)
+                made.touch()
+        return path
 
     return get
 
 
 @pytest.fixture(scope="session")
-def saved_model(run_folder, tmp_path_factory):
+def run_folder(once, corpus):
+    """`run_folder(name)` is the run folder of a model of that architecture, with its prompts."""
+
+    def make(folder, name, dtype):
+        train_on_sentences(corpus, name, dtype).save(folder)
+        (folder / "prompts.json").write_text(json.dumps({"prompts": PROMPTS}), encoding="utf-8")
+
+    return lambda name, dtype="float32": once(f"runs/{name}-{dtype}", lambda folder: make(folder, name, dtype))
+
+
+@pytest.fixture(scope="session")
+def trained(run_folder):
+    """`trained(name)` is the `TextGeneration` of that run folder, which has learned the sentences a little."""
+    from keras_seqlm import tasks
+
+    return functools.cache(lambda name, dtype="float32": tasks.load(run_folder(name, dtype)))
+
+
+@pytest.fixture(scope="session")
+def forks():
+    program = Forks()
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="session")
+def fast_exports(forks):
+    """`with fast_exports():` exports and verifications fork a process that has TensorFlow in memory."""
+    from keras_seqlm.export import clean_process
+
+    @contextlib.contextmanager
+    def patched():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(clean_process, "subprocess", forks)
+            yield
+
+    return patched
+
+
+@pytest.fixture(scope="session")
+def saved_model(once, run_folder, fast_exports):
     """`saved_model(name)` is the path of the exported SavedModel."""
     from keras_seqlm import export
 
-    root = tmp_path_factory.mktemp("saved_models")
-    return functools.cache(
-        lambda name: str(export.saved_model(run_folder(name), root / name / "1", max_new_tokens_limit=80))
-    )
+    def make(path, name):
+        with fast_exports():
+            export.saved_model(run_folder(name), path, max_new_tokens_limit=80)
+
+    return lambda name: str(once(f"saved_models/{name}/1", lambda path: make(path, name)))
 
 
 @pytest.fixture(scope="session")
-def litert(run_folder, tmp_path_factory):
-    """`litert(name, quantize)` is the path of the exported LiteRT file; all lie in one folder."""
+def litert(once, run_folder, fast_exports):
+    """`litert(name, quantize)` is the path of the exported LiteRT file; those of a name share its tokenizer."""
     from keras_seqlm import export
 
-    root = tmp_path_factory.mktemp("litert")
-    made = {}
+    def make(path, name, quantize):
+        with fast_exports():
+            assert export.litert(run_folder(name), path.with_name(f"{name}.tflite"), quantize) == path
 
     def get(name, quantize="none"):
-        if (name, quantize) not in made:
-            made[name, quantize] = str(export.litert(run_folder(name), root / f"{name}.tflite", quantize))
-        return made[name, quantize]
+        file = f"litert/{name}.tflite" if quantize == "none" else f"litert/{name}-{quantize}.tflite"
+        return str(once(file, lambda path: make(path, name, quantize), lock=f"litert/{name}"))
 
     return get
 

@@ -158,18 +158,31 @@ def test_modules_have_docstrings():
 WITH_EXAMPLES = [module for module, path in MODULES.items() if ">>> " in path.read_text("utf-8")]
 
 
+SHOWN_ONLY = {"keras_seqlm.tasks.task"}  # it loads a run folder that the reader has
+
+
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    failed, _ = doctest.testmod(importlib.import_module(module))
+    failed, tried = doctest.testmod(importlib.import_module(module))
     assert not failed
+    assert tried or module in SHOWN_ONLY, "its examples are skipped, all of them"
 
 
 def test_the_layers_and_models_have_examples():
-    tried = sum(
-        doctest.testmod(importlib.import_module(name)).attempted for name in WITH_EXAMPLES if room(name) == "layers"
-    )
-    assert tried >= 10
+    finder = doctest.DocTestFinder()
+    found = {"layers": 0, "models": 0}
+    for name in WITH_EXAMPLES:
+        if room(name) in found:
+            found[room(name)] += sum(len(test.examples) for test in finder.find(importlib.import_module(name)))
+    assert found["layers"] >= 10 and found["models"] >= 4, found
+
+
+def test_what_quick_leaves_out_is_there():
+    for line in (ROOT / "tests" / "not_quick.txt").read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            file, _, name = line.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{line} of not_quick.txt is no more"
 
 
 def test_the_walk_over_imports_sees_both_kinds():

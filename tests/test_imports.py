@@ -55,6 +55,7 @@ def test_help_comes_without_keras():
     assert not {name.split(".")[0] for name in loaded} & {"keras", "numpy", "keras_seqlm", *HEAVY}
 
 
+@pytest.mark.alone
 def test_help_takes_less_than_a_third_of_a_second():
     seconds = []
     for _ in range(5):
@@ -67,6 +68,7 @@ def test_help_takes_less_than_a_third_of_a_second():
     assert min(seconds) < 0.3, seconds
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_import_keras_seqlm_costs_little_more_than_keras():
     """Differences of single pairs swing with the load of the machine, so their median counts.

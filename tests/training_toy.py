@@ -18,7 +18,7 @@ CASES = {
     "tied": ("tied", {}, {"validate": True}),
     "untied": ("untied", {"vocabulary_size": VOCABULARY + 1}, {"segment_ids": True}),
     "rnn": ("rnn", {}, {"segment_ids": True}),
-    "gru": ("gru", {}, {"tf_data": True}),
+    "gru": ("gru", {}, {"segment_ids": True, "tf_data": True}),
     "lstm": ("lstm", {"vocabulary_size": 260}, {"text": True}),
 }
 
@@ -87,7 +87,8 @@ def as_tf_data(batches):
     import tensorflow as tf
 
     spec = tf.TensorSpec((batches.rows, LENGTH), "int32")
-    return tf.data.Dataset.from_generator(batches.batches, output_signature=(spec, spec))
+    x = {"token_ids": spec, "segment_ids": spec} if batches.segment_ids else spec
+    return tf.data.Dataset.from_generator(batches.batches, output_signature=(x, spec))
 
 
 def blocks(rows):
@@ -180,9 +181,15 @@ def shards(recipe, name, by_hand=False):
     return [[value.shape, value.sharding.shard_shape(value.shape)] for value in values]
 
 
-def main(*distributions):
-    """Print the losses and weights of each case on one device and by each distribution, and what is refused."""
+def main(*words):
+    """Print the losses and weights of each case on one device and by each distribution, and what is refused.
+
+    A word is a distribution; "data-parallel=tied" is one for that case alone.
+    """
     import dataclasses
+
+    distributions = [word.partition("=")[0] for word in words]
+    only = {distribution: word.partition("=")[2] for distribution, word in zip(distributions, words, strict=True)}
 
     if "mirrored" in distributions:
         import tensorflow as tf
@@ -199,8 +206,12 @@ def main(*distributions):
     losses, weights = {}, {}
     for case in os.environ.get("CASES", " ".join(CASES)).split():
         name, options, data = CASES[case]
-        (one, before), *others = [train(recipe, name, options, **data) for recipe in (single, *spread)]
-        for distribution, (all_, after) in zip(distributions, others, strict=True):
+        one, before = train(single, name, options, **data)
+        for recipe in spread:
+            distribution = recipe.distribution
+            if only[distribution] not in ("", case):
+                continue
+            all_, after = train(recipe, name, options, **data)
             losses[f"{distribution} {case}"] = [one, all_]
             differences = {path: float(abs(before[path] - after[path]).max()) for path in before}
             weights[f"{distribution} {case}"] = differences

@@ -12,7 +12,7 @@ from keras_seqlm.generation.score import of_targets
 CARRIED_TOKENS = 1024  # tokens of one call where the state is carried
 
 
-def evaluate(task, files, stride=None, batch_size=32, cache_dir=None):
+def evaluate(task, files, stride=None, batch_size=32, cache_dir=None, text_field="text"):
     """Loss of the whole of some text files, each token predicted once from all the context that the model reads.
 
     A recurrent model reads the stream from end to end with its state carried. A Transformer reads windows of its
@@ -25,6 +25,7 @@ def evaluate(task, files, stride=None, batch_size=32, cache_dir=None):
         stride: tokens between windows, 1 to the context; default the context.
         batch_size: windows of a batch.
         cache_dir: where tokens are kept; see `data.pack`.
+        text_field: of a record that holds the text.
 
     Returns:
         dict with `loss` (nats a token), `bits_per_byte` (of the files' own bytes), `perplexity`, `num_tokens` and
@@ -35,7 +36,7 @@ def evaluate(task, files, stride=None, batch_size=32, cache_dir=None):
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    store = data.pack(files, task.tokenizer, cache_dir=cache_dir)
+    store = data.pack(files, task.tokenizer, cache_dir=cache_dir, text_field=text_field)
     context = task.model.max_length
     if stride is not None and (context is None or not 1 <= stride <= context):
         wanted = "a Transformer; this model carries its state" if context is None else f"1 to {context}, the context"

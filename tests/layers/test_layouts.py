@@ -1,4 +1,4 @@
-"""Where weights are cut, by their paths alone; that they train so is tested in tests/training/test_distribution.py."""
+"""Where weights are cut, by their paths alone; that they train so is tested in tests/devices/test_strategies.py."""
 
 import keras
 import numpy as np

@@ -5,7 +5,8 @@ import copy
 import keras
 import numpy as np
 import pytest
-from helpers import MODELS, VOCABULARY, array, ids_of, new_model
+from helpers import MODELS, VOCABULARY, array, ids_of
+from helpers import new_model as model_of
 from keras import ops
 
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
@@ -17,6 +18,11 @@ WEIGHTS = np.random.default_rng(0).random((4, 8)).astype("float32")
 KERAS = keras.losses.SparseCategoricalCrossentropy
 ON_ALL_BACKENDS = ("untied", "lstm")
 TIED, BRIDGED, UNTIED = ("learned", "rnn"), ("lstm",), ("untied", "gru")
+
+
+def new_model(name, **options):
+    """Of one layer: what lies below the projection has no part in its loss."""
+    return model_of(name, **{"num_layers": 1, **options})
 
 
 def compiled(model, loss, **options):
