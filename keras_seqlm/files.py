@@ -4,6 +4,7 @@ A process that is killed, or a machine that loses power, leaves the file of befo
 """
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -36,6 +37,8 @@ def replacing(path):
     _remove(beside)
     try:
         yield beside
+        if path.is_dir() and not beside.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "there is a folder where a file is to be written", str(path))
         for file in [*beside.rglob("*"), beside]:
             flush(file)
         if path.is_dir():  # which no system replaces at once

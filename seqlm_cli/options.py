@@ -1,5 +1,6 @@
 """What several verbs share: their common options, the table of sizes, and the answer as JSON."""
 
+import errno
 import importlib.util
 import pathlib
 
@@ -32,6 +33,9 @@ def write_answer(args, content):
     from keras_seqlm.files import write_json
 
     if args.json:
+        folder = pathlib.Path(args.json).absolute().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "--json names a folder that is not there", str(folder))
         write_json(args.json, content)
 
 

@@ -32,9 +32,10 @@ def run(args):
 def source(args):
     """What is exported and compared: the run folder, or the task of a checkpoint of it."""
     from keras_seqlm import tasks
-    from keras_seqlm.tasks.task import MODEL
+    from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL
 
-    if args.checkpoint is None and (pathlib.Path(args.run) / MODEL).is_file():
+    finished = (pathlib.Path(args.run) / MODEL).is_file()
+    if args.checkpoint is None and (finished or not (pathlib.Path(args.run) / CHECKPOINTS).is_dir()):
         return args.run
     for module in args.imports:
         importlib.import_module(module)

@@ -29,6 +29,14 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "years").mkdir()
+    (tmp_path / "years" / "work.txt").write_text("of work")
+    with pytest.raises(IsADirectoryError, match="there is a folder where a file is to be written"):
+        write_json(tmp_path / "years", {})
+    assert [one.name for one in tmp_path.rglob("*")] == ["years", "work.txt"]
+
+
 def test_all_is_flushed_before_the_rename_and_the_name_after_it(tmp_path, monkeypatch):
     order, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(
