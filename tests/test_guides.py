@@ -52,3 +52,14 @@ def test_resume_exactly(tmp_path, capsys):
     assert gone_on["loss"][-1] == whole["loss"][-1] and gone_on["val_loss"][-1] == whole["val_loss"][-1]
     lines = capsys.readouterr().out.splitlines()
     assert "weights equal: True" in lines and "killed at step 9" in lines
+
+
+@pytest.mark.slow
+def test_mix_corpora(tmp_path, capsys):
+    mix = guide("mix_corpora")
+    mix.STEPS = 10
+    rows, history, code = mix.main(tmp_path)
+    assert list(rows.values()) == [60, 20, 20] and history["val_loss"][-1] > 0 and code == 0
+    shown = capsys.readouterr()
+    assert "letters.jsonl.gz: 20% of the rows, 20 of 100" in shown.out and 'text-field = "content"' in shown.out
+    assert "is read" in shown.err and "times in 20 steps" in shown.err
