@@ -2,6 +2,9 @@
 """Kill a training run again and again by SIGKILL, at random moments, and compare its losses with those of a run left alone.
 
 usage: kill_resume.py [--kills 20] [--steps 400] [--model transformer|lstm] [--backend tensorflow|jax|torch] [--seed 0]
+                      [--validations 20] [--all]
+
+`--all` is a stateful LSTM with accumulated gradients, averaged weights, `EarlyStopping` and `RollBack`.
 
 Both runs are the same `seqlm train` command, with dropout, shuffled and packed blocks, a warm-up and a cosine schedule; the
 killed one is started again until it ends. Printed: where it was killed, the share of time that checkpoints took, and the
@@ -28,7 +31,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         text = folder / "text.txt"
-        text.write_text("".join(f"{a} times {b} is {a * b}.\n" for a in range(200) for b in range(100)))
+        text.write_text("".join(f"{a} times {b} is {a * b}.\n" for a in range(args.lines) for b in range(100)))
         print(f"{args.backend}, {args.model}, {args.steps} steps")
         finish(command(args, text, folder / "alone"))
         places = kill_again_and_again(args, command(args, text, folder / "killed"), folder / "killed")
@@ -40,7 +43,10 @@ def main():
 
 def command(args, text, out):
     words = f"train --model {args.model} --layers 2 --hidden-dim 64 --dropout 0.1 --batch 8 --context 32 --size nano"
-    words += f" --steps {args.steps} --validate-every {args.steps // 20} --checkpoint-every 7 --backend {args.backend}"
+    words += f" --steps {args.steps} --validate-every {args.steps // args.validations} --checkpoint-every 7"
+    words += f" --backend {args.backend} --sample-every {args.steps}"
+    if args.all:
+        words += " --carry-state --accumulate 2 --ema 0.9 --early-stopping 4 --roll-back 1.5 --learning-rate 2e-2"
     words += " --heads 4" if args.model == "transformer" else ""
     return [sys.executable, "-m", "seqlm_cli", *words.split(), "--text", str(text), "--out", str(out)]
 
@@ -104,8 +110,13 @@ def arguments():
     parser.add_argument("--model", default="transformer")
     parser.add_argument("--backend", default="tensorflow")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--validations", type=int, default=20)
+    parser.add_argument("--lines", type=int, default=200, help="hundreds of lines of text")
+    parser.add_argument("--all", action="store_true", help="everything that remembers, on a stateful LSTM")
     parser.add_argument("--longest", type=float, default=1.5, help="seconds before a kill, at most")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.model = "lstm" if args.all else args.model
+    return args
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def test_runs_are_listed(run, capsys, tmp_path):
 def test_a_run_killed_by_sigkill_ends_as_the_one_left_alone():
     """Real processes, killed at random moments; `benchmarks/kill_resume.py` does it twenty times."""
     script = pathlib.Path(__file__).parents[1] / "benchmarks" / "kill_resume.py"
-    words = ["--kills", "1", "--steps", "60", "--longest", "0.8", "--seed", "1"]
+    words = ["--kills", "1", "--steps", "60", "--longest", "0.8", "--seed", "1", "--validations", "4", "--lines", "20"]
     result = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "max |loss difference| = 0, max |weight difference| = 0" in result.stdout

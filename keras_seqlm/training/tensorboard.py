@@ -3,6 +3,7 @@
 import pathlib
 import threading
 import time
+import warnings
 
 from keras_seqlm.training.callbacks import RunCallback
 
@@ -41,7 +42,7 @@ class TensorBoardScalars(RunCallback):
         import tensorflow as tf
 
         # Its file format alone: nothing runs on a device, so that no GPU is taken away from another backend.
-        self._v1 = tf.compat.v1
+        self._v1, self._disk_errors, self._warned = tf.compat.v1, tf.errors.OpError, False
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = tf.io.TFRecordWriter(str(self.folder / f"events.out.tfevents.{time.time_ns()}"))
         self._append(file_version="brain.Event:2")
@@ -106,5 +107,13 @@ class TensorBoardScalars(RunCallback):
 
     def _append(self, **event):
         with self._lock:
-            self._file.write(self._v1.Event(wall_time=time.time(), **event).SerializeToString())
-            self._file.flush()
+            try:
+                self._file.write(self._v1.Event(wall_time=time.time(), **event).SerializeToString())
+                self._file.flush()
+            except (OSError, self._disk_errors) as error:
+                if not self._warned:
+                    self._warned = True
+                    warnings.warn(
+                        f"{self.folder} could not be written ({error}); training goes on, and points are missing there",
+                        stacklevel=2,
+                    )

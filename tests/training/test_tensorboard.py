@@ -98,3 +98,23 @@ def test_a_process_that_is_not_the_first_writes_nothing(tmp_path, monkeypatch):
     board = TensorBoardScalars(tmp_path / "board")
     RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=[board], progress=False)
     assert not (tmp_path / "board").exists()
+
+
+def test_a_full_disk_ends_no_run(tmp_path):
+    import tensorflow as tf
+
+    class Full:
+        def write(self, record):
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+        close = flush = lambda self: None
+
+    class Fills(TensorBoardScalars):
+        def on_epoch_begin(self, epoch, logs=None):
+            super().on_epoch_begin(epoch, logs)
+            self._file = Full()
+
+    model = compiled(Recipe(steps=4, batch_size=4, validate_every=2), "bigram")
+    with pytest.warns(UserWarning, match="could not be written.*No space left.*training goes on") as said:
+        model.fit(*Batches(4).batch(0), batch_size=4, epochs=2, verbose=0, callbacks=[Fills(tmp_path, every=1)])
+    assert len([one for one in said if "could not be written" in str(one.message)]) == 1
