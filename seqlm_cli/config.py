@@ -49,6 +49,11 @@ def _words(name, value, action):
     return [f"--{name}={values[0]}"]  # so that a value may begin with a dash
 
 
+def flag_of(name):
+    """The flag, without its dashes, that an argument comes from."""
+    return {"start": "from"}.get(name, name).replace("_", "-")
+
+
 def as_toml(settings):
     """Settings, name -> value, as TOML; those that are None are left out, as the flags not given.
 
@@ -57,9 +62,8 @@ def as_toml(settings):
     text = ["a.txt"]
     untied = true
     """
-    names = {"start": "from"}
     lines = [
-        f"{names.get(name, name).replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}"
+        f"{flag_of(name)} = {json.dumps(value, ensure_ascii=False)}"
         for name, value in settings.items()
         if value is not None and value != []
     ]

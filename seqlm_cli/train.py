@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 
-from seqlm_cli.config import as_toml
+from seqlm_cli.config import as_toml, flag_of
 from seqlm_cli.options import add_backend, size_table
 
 HELP = "train a language model on text files"
@@ -269,7 +269,7 @@ def _open(folder, args):
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
     changed = [
-        f"--{name.replace('_', '-')} was {before[name]} and is {getattr(args, name)}"
+        f"--{flag_of(name)} was {before[name]} and is {getattr(args, name)}"
         for name in sorted(before)
         if name not in MAY_CHANGE and hasattr(args, name) and getattr(args, name) != before[name]
     ]

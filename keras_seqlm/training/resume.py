@@ -189,8 +189,9 @@ class Resume(RunCallback):
                 f"{self.checkpoints.folder} is of a run with steps_per_epoch={self._steps_per_epoch}, and fit was given "
                 f"{self.params['steps']}; give the same, or call resume.divide({self.params['steps']}) first"
             )
-        if self._within_piece:
+        if self._done or self._within_piece:
             self._build_metrics()
+        if self._within_piece:
             self._metrics = state.read(self.model, self._checkpoint, ("metrics",))
         super().on_train_begin(logs)
         if self.chief:
@@ -240,9 +241,8 @@ class Resume(RunCallback):
             self._done = 0
             self._replay.end()
             self._restore_random()
-        if (
-            whole and self._validates and not self._several
-        ):  # several processes end after a step, and not within a validation
+        # Several processes end after a step, and not within a validation.
+        if whole and self._validates and not self._several:
             self._before_test = state.arrays_of(self.model)
         if self._told_to_end(step_is_over=True):
             self._save({"epoch": self._current, "done": done})
@@ -303,7 +303,7 @@ class Resume(RunCallback):
 
         def decide():
             self.checkpoints.open(in_use=self._is_fitting)
-            found = self.checkpoints.newest()
+            found, self._seen = self.checkpoints.newest(), self.checkpoints.steps()
             if found is not None and not allow_changes:
                 self._check_settings(found)
             return None if found is None else [found.step, found.sha256]
@@ -345,11 +345,10 @@ class Resume(RunCallback):
         if not processes.is_chief():
             return
         self.checkpoints.open(in_use=self._is_fitting)
-        steps = self.checkpoints.steps()
-        if steps and steps[-1] > self.step_before and self._checkpoint is None:
+        if self.checkpoints.steps() != self._seen:
             raise OSError(
                 errno.EBUSY,
-                f"another run has saved step {steps[-1]} since this Resume was made; make a new one",
+                f"another run saved checkpoints since this Resume was made (now {self.checkpoints.steps()}); make a new one",
                 str(self.checkpoints.folder),
             )
 

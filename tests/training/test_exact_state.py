@@ -356,3 +356,35 @@ def test_a_new_model_of_another_count_is_the_same_model(tmp_path):
     again = compiled(RUN, "bigram")
     Resume(tmp_path / "checkpoints").restore(again)
     assert int(array(again.optimizer.iterations)) == 20
+
+
+def test_two_of_one_process_do_not_mix(tmp_path):
+    """The second one has the folder while it trains; the first one, made before, does not go on from what is no more."""
+    first, second = Resume(tmp_path), Resume(tmp_path)
+    model, fit = compiled(RUN, "bigram"), {"steps_per_epoch": 2, "verbose": 0}
+    model.fit(second.data(Batches(4)), callbacks=[second], **fit, **second.fit_arguments())
+    other = compiled(RUN, "bigram")
+    with pytest.raises(OSError, match=r"another run saved checkpoints since this Resume was made \(now \[2\]\)"):
+        other.fit(first.data(Batches(4)), callbacks=[first], **fit, **first.fit_arguments())
+
+    class Opens(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            with pytest.raises(OSError, match="this process itself trains there"):
+                Resume(tmp_path)
+
+    third = Resume(tmp_path)
+    again = compiled(RUN, "bigram")
+    again.fit(third.data(Batches(4)), epochs=2, callbacks=[Opens(), third], **fit, **third.fit_arguments())
+    assert Checkpoints(tmp_path).newest().step == 4
+
+
+def test_metrics_of_a_longer_run_that_begins_within_a_piece(tmp_path):
+    for epochs, steps in ((2, 4), (3, 3)):
+        model = new_model("bigram")
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, metrics=["accuracy"])
+        resume = Resume(tmp_path)
+        resume.divide(steps)
+        fit = {"steps_per_epoch": steps, "epochs": epochs, "verbose": 0, **resume.fit_arguments()}
+        model.fit(resume.data(Batches(4)), callbacks=[resume], **fit)
+    assert Checkpoints(tmp_path).newest().step == 9
