@@ -216,7 +216,10 @@ def _train(args, folder, going_on, recipe, recurrent):
         task = tasks.load(folder.path, "best")
     if training.is_chief():
         task.save(folder.path)
-        last = training.read_history(folder.path / "history.csv")[-1]
+        rows = training.read_history(folder.path / "history.csv")
+        validated = [row for row in rows if row["validation_loss"] is not None]
+        best = args.early_stopping and validated
+        last = min(validated, key=lambda row: row["validation_loss"]) if best else rows[-1]
         loss = (
             "" if last["validation_loss"] is None else f", validation loss {last['validation_loss']:.4f} nats a token"
         )

@@ -6,10 +6,11 @@ import pathlib
 import shutil
 
 from keras_seqlm.checkpoints.lock import NAME, FolderLock, is_locked
-from keras_seqlm.files import flush, read_json, rename, write_json
+from keras_seqlm.files import flush, read_json, rename, write_json, write_text
 
 CHECKPOINTS, RECIPE, MODEL = "checkpoints", "recipe.json", "model.keras"
 REPLACED = ".replaced"  # where a run lies while another one takes its place
+COMPLETE = ".complete"  # in there: all of the run is
 _BEFORE_IT_BEGAN = ("tokenizer", "prompts.json", "task.json", "model.json", CHECKPOINTS)
 
 
@@ -95,7 +96,7 @@ class RunFolder:
         # The recipe first: without it, what is aside is the run.
         for path in sorted(self._entries(), key=lambda path: path.name != RECIPE):
             os.rename(path, aside / path.name)
-        flush(aside)
+        write_text(aside / COMPLETE, "")
         flush(self.path)
 
     def begin(self, content):
@@ -108,8 +109,12 @@ class RunFolder:
         if not aside.exists():
             return
         if not self.holds_run:
-            for path in aside.iterdir():
-                _remove(self.path / path.name)
+            if (aside / COMPLETE).exists():  # what is here is of the run that did not begin
+                for path in self._entries():
+                    _remove(path)
+                (aside / COMPLETE).unlink()
+            # The recipe last: with it, what is here is the run, and what is aside goes.
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == RECIPE):
                 rename(path, self.path / path.name)
         shutil.rmtree(aside)
 
@@ -121,6 +126,13 @@ class RunFolder:
         return [
             path for path in self.path.iterdir() if path.name not in (NAME, REPLACED) and not _is_half_written(path)
         ]
+
+
+def is_older_than_checkpoints(folder):
+    """Whether the finished model of a run is that of a shorter one, which was made longer and is not finished again."""
+    folder = pathlib.Path(folder)
+    saved = [path.stat().st_mtime_ns for path in (folder / CHECKPOINTS).glob("step-*/manifest.json")]
+    return bool(saved) and (folder / MODEL).is_file() and (folder / MODEL).stat().st_mtime_ns < max(saved)
 
 
 def _is_half_written(path):

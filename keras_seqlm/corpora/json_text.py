@@ -85,6 +85,7 @@ def elements_of(name, handle):
     cursor = _Cursor(name, handle)
     if cursor.mark() != "[":
         yield "the object", _no_table(name, cursor.value("the object"))
+        _refuse_more(name, cursor, "its object")
         return
     cursor.place += 1
     number = 0
@@ -101,6 +102,18 @@ def elements_of(name, handle):
             raise ValueError(f"{name} is no JSON: after {place} a comma was expected, and there is {cursor.mark()!r}.")
     if cursor.mark() == "" and damage(handle) is None:
         raise ValueError(f"{name} is no JSON: it ends before its array does. Make or fetch it again.")
+    if cursor.mark() == "]":
+        cursor.place += 1
+        _refuse_more(name, cursor, "its array")
+
+
+def _refuse_more(name, cursor, what):
+    """Two files of JSON, one after the other, are no JSON, and the second one must not be lost without a word."""
+    if cursor.mark() != "":
+        raise ValueError(
+            f"{name} is no JSON: after {what} there is more, {cursor.mark()!r} and so on. Files that were joined are taken one "
+            "by one; records of one line each are a .jsonl file."
+        )
 
 
 _TORN = object()

@@ -11,7 +11,7 @@ import keras
 
 from keras_seqlm import tokenizers
 from keras_seqlm.checkpoints import Checkpoints
-from keras_seqlm.checkpoints.run_folder import CHECKPOINTS
+from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, is_older_than_checkpoints
 from keras_seqlm.checkpoints.state import model_of
 from keras_seqlm.files import read_json, replacing, write_json
 from keras_seqlm.models import LanguageModel
@@ -72,7 +72,7 @@ def load(folder, checkpoint=None):
     """The task in a run folder: the model and its tokenizer, ready to use.
 
     A run that is not finished, or runs at this moment, has no `model.keras` yet: its newest checkpoint is read, which a
-    warning says.
+    warning says. One that was finished and made longer has that of before until it is finished again: a warning, too.
 
     Args:
         folder: what `task.save` or `seqlm train` wrote.
@@ -97,6 +97,12 @@ def load(folder, checkpoint=None):
         checkpoint = "newest"
         warnings.warn(
             f"the run in {folder} is not finished: this is its checkpoint of step {checkpoints.steps()[-1]}",
+            stacklevel=2,
+        )
+    if checkpoint is None and is_older_than_checkpoints(folder):
+        warnings.warn(
+            f"the run in {folder} went on after its {MODEL} was written, to step {checkpoints.steps()[-1]}: this is the model of "
+            "before; checkpoint='newest' (--checkpoint newest) reads the later one",
             stacklevel=2,
         )
     if checkpoint is None and not (folder / MODEL).is_file():

@@ -5,7 +5,7 @@ import pathlib
 
 from keras_seqlm.checkpoints import Checkpoints
 from keras_seqlm.checkpoints.lock import is_locked
-from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL, RECIPE
+from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL, RECIPE, REPLACED, is_older_than_checkpoints
 from keras_seqlm.training.history import read_history
 
 
@@ -27,7 +27,7 @@ def list_runs(folder="runs"):
     root = pathlib.Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    return [_run(path.parent, root) for path in sorted(root.rglob(RECIPE))]
+    return [_run(path.parent, root) for path in sorted(root.rglob(RECIPE)) if REPLACED not in path.parts]
 
 
 def _run(folder, root):
@@ -63,5 +63,10 @@ def _state(folder, saved, step, steps):
     if is_locked(folder) or is_locked(folder / CHECKPOINTS):
         return "running"
     ended = bool(saved.steps()) and saved.meta(saved.steps()[-1]).get("ended")
-    whole = (folder / MODEL).exists() and steps is not None and (step >= steps or ended)
+    whole = (
+        (folder / MODEL).exists()
+        and not is_older_than_checkpoints(folder)
+        and steps is not None
+        and (step >= steps or ended)
+    )
     return "finished" if whole else "stopped"

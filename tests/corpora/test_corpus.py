@@ -312,3 +312,20 @@ def test_a_long_line_of_json_takes_less_than_half_a_gigabyte(tmp_path, megabytes
     start, end = '{"text": "😀'.encode(), b'"}\n' + b'{"text": "next"}\n' * 2000
     total, _, growth = stream(tmp_path / "long.jsonl", megabytes, start, end)
     assert total == 8000 + (4 + (megabytes << 20) if megabytes == 31 else 0) and growth < 512
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a"}]\n[{"text": "b"}]\n',
+        '[{"text": "a"}][{"text": "b"}]',
+        '[\n{"text": "a"}\n]\n[\n{"text": "b"}\n]\n',
+        '[{"text": "a"}] xx',
+        '{"text": "a"}{"text": "b"}\n',
+        '{\n"text": "a"\n}\n{\n"text": "b"\n}\n',
+    ],
+)
+def test_two_values_in_one_json_file_are_refused(tmp_path, content):
+    (tmp_path / "joined.json").write_text(content)
+    with pytest.raises(ValueError, match="joined.json is no JSON: after its (array|object) there is more.*jsonl"):
+        list(Corpus(tmp_path / "joined.json").chunks())

@@ -125,3 +125,14 @@ def test_early_stopping_ends_the_run_with_its_best_model(text, tmp_path, capsys)
     capsys.readouterr()
     train(text, folder, *words)
     assert "nothing is left to do" in capsys.readouterr().err and read_history(folder / "history.csv") == rows
+
+
+def test_a_run_that_was_made_longer_and_stopped_says_that_its_model_is_old(run, tmp_path):
+    longer = tmp_path / "runs" / "longer"
+    shutil.copytree(run, longer)
+    assert list_runs(longer.parent)[0]["state"] == "finished"
+    found = Checkpoints(longer / "checkpoints").newest()
+    Checkpoints(longer / "checkpoints", keep=9).save(16, found.arrays(), found.meta)
+    assert list_runs(longer.parent)[0]["state"] == "stopped"
+    with pytest.warns(UserWarning, match="went on after its model.keras was written, to step 16"):
+        tasks.load(longer)
