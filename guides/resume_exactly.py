@@ -75,6 +75,12 @@ class KillAt(keras.callbacks.Callback):
         super().__init__()
         self.step = step
 
+    def get_state(self):
+        return {}  # a callback that remembers gives it here, and finds it in set_state when the run goes on
+
+    def set_state(self, state):
+        assert state == {}
+
     def on_epoch_begin(self, epoch, logs=None):
         self.before = epoch * STEPS_PER_EPOCH
 
