@@ -19,8 +19,11 @@ def replacing(path):
     Args:
         path: of the file or folder; the folder that it lies in is made if it is not there.
 
+    A folder that is there goes aside first, as no system replaces one at once: a process that is killed between the two
+    renames leaves it under `.old-PID-NAME`.
+
     Raises:
-        OSError: it could not be written; what was there before stands as it was.
+        OSError: it could not be written; a file that was there before stands as it was.
 
     Example:
 

@@ -1,6 +1,7 @@
 """What several verbs share: their common options, the table of sizes, and the answer as JSON."""
 
 import errno
+import functools
 import importlib.util
 import pathlib
 
@@ -39,6 +40,7 @@ def write_answer(args, content):
         write_json(args.json, content)
 
 
+@functools.cache  # of several parsers in one start
 def size_table():
     """The table of `--size`, read from `keras_seqlm/models/presets.py` without importing Keras."""
     package = importlib.util.find_spec("keras_seqlm").submodule_search_locations[0]

@@ -97,7 +97,9 @@ def arguments(p):
     group.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
     group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
     group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
-    group.add_argument("--validation-fraction", type=float, default=0.1, help="else on the tail (default 0.1)")
+    group.add_argument(
+        "--validation-fraction", type=float, default=0.1, help="else on the last documents of each file (default 0.1)"
+    )
     group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
     group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
     group = p.add_argument_group("parts of the model (override the size)")
@@ -216,14 +218,18 @@ def _train(args, folder, going_on, recipe, recurrent):
         task = tasks.load(folder.path, "best")
     if training.is_chief():
         task.save(folder.path)
-        rows = training.read_history(folder.path / "history.csv")
-        validated = [row for row in rows if row["validation_loss"] is not None]
-        best = args.early_stopping and validated
-        last = min(validated, key=lambda row: row["validation_loss"]) if best else rows[-1]
-        loss = (
-            "" if last["validation_loss"] is None else f", validation loss {last['validation_loss']:.4f} nats a token"
-        )
-        print(f"{folder.path}: step {last['step']}{loss}")
+        print(f"{folder.path}: {_last_words(folder.path, args.early_stopping)}")
+
+
+def _last_words(folder, best):
+    """The step and the validation loss of the model that was saved: the last one, or the best one."""
+    from keras_seqlm import training
+
+    rows = training.read_history(folder / "history.csv")
+    validated = [row for row in rows if row["validation_loss"] is not None]
+    row = min(validated, key=lambda row: row["validation_loss"]) if best and validated else rows[-1]
+    loss = row["validation_loss"]
+    return f"step {row['step']}" + ("" if loss is None else f", validation loss {loss:.4f} nats a token")
 
 
 def _callbacks(args, folder, task, prompts):

@@ -233,7 +233,7 @@ class Checkpoints:
         return None
 
     def best(self):
-        """The checkpoint with the lowest validation loss; of those that are whole.
+        """The checkpoint with the lowest validation loss, whatever text each was validated on.
 
         Raises:
             CheckpointError: none was validated, or it is damaged.

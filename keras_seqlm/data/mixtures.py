@@ -8,11 +8,12 @@ import numpy as np
 
 from keras_seqlm.data.blocks import CausalBlocks
 from keras_seqlm.data.permutation import stream_key
+from keras_seqlm.data.token_store import TokenStream
 
 UNITS = 1 << 32  # Weights are whole numbers of these, so that a row's place is exact however far a run goes.
 
 
-class JoinedStore:
+class JoinedStore(TokenStream):
     """Several `TokenStore`s, of the same tokenizer, one after the other.
 
     Args:
@@ -33,26 +34,8 @@ class JoinedStore:
         hashes = "".join(store.content_hash for store in stores)
         self.content_hash = hashlib.sha256(hashes.encode()).hexdigest()
 
-    def __len__(self):
-        return self._offsets[-1]
-
-    def __getitem__(self, index):
-        """Read one id (int) or a slice without a step (int32 array)."""
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step != 1:
-                raise ValueError(
-                    f"A token stream is sliced without a step, received step {step}: slice the array it gives."
-                )
-            pieces = [store[first:last] for store, first, last in self._pieces(start, stop)]
-            return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.int32), *pieces])
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"Token {index} of a stream of {len(self)} tokens.")
-        return int(self[place : place + 1][0])
-
-    def __array__(self, dtype=None, copy=None):
-        return self[:].astype(dtype or np.int32, copy=False)
+    def _ids(self, start, stop):
+        return [store[first:last] for store, first, last in self._pieces(start, stop)]
 
     def _pieces(self, start, stop):
         number = bisect.bisect_right(self._offsets, start) - 1

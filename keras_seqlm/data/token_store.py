@@ -16,7 +16,36 @@ FORMAT = 3
 MOST_MAPS = 1024  # Shards that a store keeps open; Linux allows a process 65,530 maps in all.
 
 
-class TokenStore:
+class TokenStream:
+    """A stream of token ids that is sliced like an array.
+
+    A subclass has `_offsets`, the first token of each of its parts and the end of the last, and `_ids(start, stop)`, a list
+    of int32 arrays that follow each other.
+    """
+
+    def __len__(self):
+        return self._offsets[-1]
+
+    def __getitem__(self, index):
+        """Read one id (int) or a slice without a step (int32 array)."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError(
+                    f"A token stream is sliced without a step, received step {step}: slice the array it gives."
+                )
+            pieces = self._ids(start, max(start, stop))
+            return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.int32), *pieces])
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"Token {index} of a stream of {len(self)} tokens.")
+        return int(self[place : place + 1][0])
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or np.int32, copy=False)
+
+
+class TokenStore(TokenStream):
     """A stream of token ids on disk, or of some parts of one, that is sliced like an array.
 
     Every id that is read is held against the vocabulary, so that a damaged file stops a run in place of training it.
@@ -63,26 +92,8 @@ class TokenStore:
         # First token of each part in this store, and the end of the last.
         self._offsets = [0, *accumulate((self.ranges[:, 1] - self.ranges[:, 0]).tolist())]
 
-    def __len__(self):
-        return self._offsets[-1]
-
-    def __getitem__(self, index):
-        """Read one id (int) or a slice without a step (int32 array)."""
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step != 1:
-                raise ValueError(
-                    f"A token stream is sliced without a step, received step {step}: slice the array it gives."
-                )
-            pieces = [self._read(first, last) for first, last in self._pieces(start, max(start, stop))]
-            return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.int32), *pieces])
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"Token {index} of a stream of {len(self)} tokens.")
-        return int(self[place : place + 1][0])
-
-    def __array__(self, dtype=None, copy=None):
-        return self[:].astype(dtype or np.int32, copy=False)
+    def _ids(self, start, stop):
+        return [self._read(first, last) for first, last in self._pieces(start, stop)]
 
     def __getstate__(self):
         # Memory maps would be pickled as their whole content; the other process opens its own.

@@ -17,8 +17,9 @@ _PLAIN = (bool, int, float, str, type(None), np.ndarray, np.generic)
 class CallbackStates:
     """The states of the callbacks of one `fit`: those that have `get_state()` and `set_state(state)`, and Keras's own.
 
-    A state is a dict of numbers, texts, None, NumPy arrays and lists of these. A callback whose attributes change while
-    training, and which has no such methods, is named in a warning.
+    A state is a dict of numbers, texts, None, NumPy arrays and lists of these. A callback of another's whose numbers, texts,
+    arrays or lists change while training, and which has no such methods, is named in a warning; other attributes (dicts,
+    sets) and what a subclass of Keras's adds are not looked at. Several callbacks of one class are told apart by their order.
 
     Args:
         callbacks: all of them.

@@ -61,6 +61,9 @@ class RollBack(RunCallback):
     Steps are counted on: the updates since the checkpoint are undone, their batches are not read again, and learning
     rates go on as they were planned.
 
+    A batch that `SafeOptimizer` left out is not in the mean that `fit` shows, so that in the rest of its piece a loss is taken
+    for more or less than it was.
+
     Args:
         resume: the `Resume` of this run, which saves the checkpoints.
         factor: a step's loss that is so many times the median of the `window` before is a jump.

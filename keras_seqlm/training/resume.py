@@ -1,6 +1,5 @@
 """Exact resume: a run that was killed goes on with the losses it would have had."""
 
-import concurrent.futures
 import errno
 import math
 import sys
@@ -10,19 +9,17 @@ import keras
 import numpy as np
 
 from keras_seqlm.checkpoints import CheckpointError, Checkpoints, state
-from keras_seqlm.checkpoints.lock import LockError
 from keras_seqlm.checkpoints.shards import Shards
 from keras_seqlm.devices import Single, processes
-from keras_seqlm.devices.cluster import started_as_several
 from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.nesting import innermost
+from keras_seqlm.training.agreement import agreed_checkpoint
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback
 from keras_seqlm.training.replay import InNameOnly
 from keras_seqlm.training.running import callbacks_of, is_fitting
 from keras_seqlm.training.signals import EndSignals
-
-FAILURES = 3  # of saving, in a row, until training stops
+from keras_seqlm.training.writer import CheckpointWriter, warn_of_numbers
 
 
 class Resume(RunCallback):
@@ -46,7 +43,10 @@ class Resume(RunCallback):
     its own parts of what lies spread over them.
 
     The folder belongs to this process from here on, until `fit` ends, `close()` is called or this object is gone. An
-    object serves one `fit`.
+    object serves one `fit`. Give it as the last callback: what those after it do at an epoch's end is not in the checkpoint
+    of that epoch. `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` does not go with it (`training.ValidateAverage`
+    does), and data, batch size, seed and the optimizer's numbers are held against those of before only as far as `settings`
+    names them.
 
     Args:
         folder: of the checkpoints.
@@ -94,7 +94,8 @@ class Resume(RunCallback):
         self.background = background
         self.settings = settings or {}
         self._model = None  # until `fit` gives it
-        self._checkpoint = self._agreed(allow_changes)
+        self._checkpoint = agreed_checkpoint(self.checkpoints, self.settings, allow_changes, self._is_fitting)
+        self._seen = self.checkpoints.steps()
         meta = {} if self._checkpoint is None else self._checkpoint.meta
         self.step_before = 0 if self._checkpoint is None else self._checkpoint.step
         self.ended = bool(meta.get("ended")) and not allow_changes
@@ -196,8 +197,7 @@ class Resume(RunCallback):
         super().on_train_begin(logs)
         if self.chief:
             self.checkpoints.check_room(state.size_of(self.model))
-        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint") if self.background else None
-        self._writing, self._failures, self._written = None, 0, self.step_before
+        self._writer = CheckpointWriter(self.checkpoints, self.background)
         self._saved = self.step_before if self._checkpoint is not None else None
         self._best = self.checkpoints.best_loss() if self.chief else math.inf
         self._validates, self._before_test, self._several = True, {}, processes.are_several()
@@ -276,7 +276,7 @@ class Resume(RunCallback):
             self._restore_callbacks()  # no epoch was left to make; `EarlyStopping` then has its best weights
         elif self.model.stop_training and not self._ended and not self._is_last(self._current):
             self._save({"epoch": self._current + 1, "done": 0, "validation_loss": self._loss, "ended": True})
-        self._wait()
+        self._writer.wait()
         self.close()
 
     def close(self):
@@ -284,7 +284,7 @@ class Resume(RunCallback):
         if self._signals is not None:
             self._signals.stop()
         if self._writer is not None:
-            self._writer.shutdown()
+            self._writer.close()
         self.checkpoints.close()
 
     def save(self):
@@ -293,52 +293,10 @@ class Resume(RunCallback):
 
     def finished(self):
         """The newest checkpoint that is whole by now, or None."""
-        self._wait()
+        self._writer.wait()
         if self._several:
             processes.wait_for_all("checkpoint")
         return self.checkpoints.newest()
-
-    def _agreed(self, allow_changes):
-        """The checkpoint to go on from: the first process decides, and all of them read the same one or leave."""
-
-        def decide():
-            self.checkpoints.open(in_use=self._is_fitting)
-            found, self._seen = self.checkpoints.newest(), self.checkpoints.steps()
-            if found is not None and not allow_changes:
-                self._check_settings(found)
-            return None if found is None else [found.step, found.sha256]
-
-        try:
-            return self._read(processes.chief_decides(decide))
-        except LockError as error:
-            if processes.are_several() or not started_as_several():
-                raise
-            raise LockError(
-                error.errno,
-                f"{error.strerror}; or, if this is one of the processes of one run, have them joined before a Resume is "
-                "made: enter recipe.scope(), or call training.strategy(name)",
-                error.filename,
-            ) from error
-        except BaseException:
-            self.checkpoints.close()
-            raise
-
-    def _read(self, decided):
-        if decided is None:
-            return None
-        step, sha256 = decided
-        found = []
-
-        def read():
-            one = self.checkpoints.read(step)
-            if one.sha256 != sha256:
-                raise CheckpointError(
-                    f"{one.folder} is another one here than in the first process; is the folder shared?"
-                )
-            found.append(one)
-
-        processes.all_do(read)
-        return found[0]
 
     def _take_again(self):
         """Have the folder as `fit` begins, also where another `Resume` of this process had it meanwhile."""
@@ -376,7 +334,7 @@ class Resume(RunCallback):
             self._states.set(self._checkpoint.meta.get("callbacks", {}), self._others or {})
 
     def _save(self, meta, before_test=None):
-        self._wait()
+        self._writer.wait()
         arrays = before_test or state.arrays_of(self.model)  # validation writes to metrics, averaged weights, seeds
         self._saved = self.step
         remembered, more = self._states.get()
@@ -385,12 +343,12 @@ class Resume(RunCallback):
         spread = {name: array for name, array in arrays.items() if not isinstance(array, np.ndarray)}
         if spread:  # over several processes, each of which writes its own
             if not state.is_finite(arrays):
-                return _warn_of_numbers(self.step)
+                return warn_of_numbers(self.step)
             parts = Shards(self.checkpoints.part(self.step).with_suffix(".shards"), spread)
             arrays = {name: array for name, array in arrays.items() if name not in spread}
         if not self.chief:
             if parts is not None:
-                self._in_background(parts.wait)
+                self._writer.run(parts.wait)
             return
         meta = {
             "backend": keras.backend.backend(),
@@ -403,43 +361,15 @@ class Resume(RunCallback):
             **state.identity_of(self.model),
             **meta,
         }
-        self._in_background(self._write, self.step, arrays, meta, parts)
-
-    def _in_background(self, function, *arguments):
-        if self._writer is None:
-            function(*arguments)
-        else:
-            self._writing = self._writer.submit(function, *arguments)
-
-    def _write(self, step, arrays, meta, parts):
-        if parts is None and not state.is_finite(arrays):
-            return _warn_of_numbers(step)
-        try:
-            if parts is not None:
-                parts.wait()
-            self.checkpoints.save(step, arrays, meta, parts)
-            self._failures, self._written = 0, step
-        except OSError as error:
-            self._failures += 1
-            if self._failures >= FAILURES:
-                raise
-            warnings.warn(
-                f"the checkpoint of step {step} could not be saved ({error}); those before are as they were, and training "
-                f"goes on. After {FAILURES} in a row it stops",
-                stacklevel=2,
-            )
-
-    def _wait(self):
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
+        self._writer.write(self.step, arrays, meta, parts)
 
     def _end(self):
-        self._wait()
+        self._writer.wait()
         if self.chief:
-            lost = "" if self._written == self.step else f" (step {self.step} could not be saved)"
+            written = self._writer.written or self.step_before
+            lost = "" if written == self.step else f" (step {self.step} could not be saved)"
             print(
-                f"told to end: step {self._written} is saved{lost}, the same command goes on from there",
+                f"told to end: step {written} is saved{lost}, the same command goes on from there",
                 file=sys.stderr,
             )
         signals = self._signals
@@ -461,19 +391,6 @@ class Resume(RunCallback):
             self.model.compute_metrics(x, y, self.model(x, training=False), sample_weight)
             self.model.reset_metrics()
 
-    def _check_settings(self, checkpoint):
-        before = checkpoint.meta.get("settings", {})
-        changed = [
-            f"{name} was {before[name]!r} and is {self.settings[name]!r}"
-            for name in sorted(before.keys() & self.settings.keys())
-            if before[name] != self.settings[name]
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
-                "folder, or go on all the same with allow_changes=True"
-            )
-
 
 def _refuse_updates(model, folder):
     """A run that starts at step 0 with updates behind it would save the state of 12 of them under the name of step 8."""
@@ -485,7 +402,3 @@ def _refuse_updates(model, folder):
             f"the model's optimizer has made {made} steps, and {folder} has no checkpoint, so that steps would be counted "
             "wrongly; compile the model anew (its weights stay), or go on in the folder of the run that made them"
         )
-
-
-def _warn_of_numbers(step):
-    warnings.warn(f"step {step} has weights that are not finite; no checkpoint of it is kept", stacklevel=3)

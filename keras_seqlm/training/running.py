@@ -29,13 +29,17 @@ def is_fitting(model):
 
 def callbacks_of(model):
     """All callbacks of the `fit` that runs, Keras's own among them once training has begun."""
-    frame = fit_of(model, sys._getframe(1))
-    found = None if frame is None else frame.f_locals.get("callbacks")
-    return list(getattr(found, "callbacks", None) or keras.tree.flatten(found) if found is not None else [])
+    given = _callbacks(model)
+    return list(getattr(given, "callbacks", None) or keras.tree.flatten(given) if given is not None else [])
 
 
 def callback_list(model):
     """Keras's `CallbackList` of the `fit` that runs, or None where it cannot be found."""
-    frame = fit_of(model, sys._getframe(1))
-    found = None if frame is None else frame.f_locals.get("callbacks")
-    return found if hasattr(found, "callbacks") else None
+    given = _callbacks(model)
+    return given if hasattr(given, "callbacks") else None
+
+
+def _callbacks(model):
+    """What `fit` calls its callbacks: those given, and from the begin of training Keras's list of them."""
+    frame = fit_of(model)
+    return None if frame is None else frame.f_locals.get("callbacks")

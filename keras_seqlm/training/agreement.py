@@ -1,0 +1,76 @@
+"""From which checkpoint a run goes on: the first process decides, and all of them read the same one or leave."""
+
+from keras_seqlm.checkpoints import CheckpointError
+from keras_seqlm.checkpoints.lock import LockError
+from keras_seqlm.devices import processes
+from keras_seqlm.devices.cluster import started_as_several
+
+
+def agreed_checkpoint(checkpoints, settings, allow_changes, in_use):
+    """Take the folder of `checkpoints`, in the first process, and read the newest one, in all of them.
+
+    Args:
+        checkpoints: `Checkpoints`.
+        settings: what must not have changed.
+        allow_changes: go on although it has.
+        in_use: see `FolderLock`.
+
+    Returns:
+        The `Checkpoint`, or None where there is none.
+
+    Raises:
+        CheckpointError: none is whole, it is of other settings, or another one is seen here than in the first process.
+        OSError: the folder is another's, cannot be written or locked.
+    """
+
+    def decide():
+        checkpoints.open(in_use)
+        found = checkpoints.newest()
+        if found is not None and not allow_changes:
+            _check_settings(found, settings)
+        return None if found is None else [found.step, found.sha256]
+
+    try:
+        return _read(checkpoints, processes.chief_decides(decide))
+    except LockError as error:
+        if processes.are_several() or not started_as_several():
+            raise
+        raise LockError(
+            error.errno,
+            f"{error.strerror}; or, if this is one of the processes of one run, have them joined before a Resume is "
+            "made: enter recipe.scope(), or call training.strategy(name)",
+            error.filename,
+        ) from error
+    except BaseException:
+        checkpoints.close()
+        raise
+
+
+def _read(checkpoints, decided):
+    if decided is None:
+        return None
+    step, sha256 = decided
+    found = []
+
+    def read():
+        one = checkpoints.read(step)
+        if one.sha256 != sha256:
+            raise CheckpointError(f"{one.folder} is another one here than in the first process; is the folder shared?")
+        found.append(one)
+
+    processes.all_do(read)
+    return found[0]
+
+
+def _check_settings(checkpoint, settings):
+    before = checkpoint.meta.get("settings", {})
+    changed = [
+        f"{name} was {before[name]!r} and is {settings[name]!r}"
+        for name in sorted(before.keys() & settings.keys())
+        if before[name] != settings[name]
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
+            "folder, or go on all the same with allow_changes=True"
+        )
