@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_seqlm.checkpoints import copies
 from keras_seqlm.checkpoints.checkpoint import CheckpointError
 from keras_seqlm.nesting import innermost
 
@@ -105,17 +106,27 @@ def size_of(model):
 
 
 def arrays_of(model, groups=GROUPS):
-    """Copies of the variables of these groups, as NumPy arrays under the names of `variables_of`.
+    """Copies of the variables of these groups under the names of `variables_of`: NumPy arrays after `copies.to_host`.
 
+    Until then those of an accelerator with room for them lie there, since training would wait for their way to the host.
     "random" are the generators that belong to no model: Keras's global one, Python's, NumPy's and torch's.
 
-    What lies spread over several JAX processes comes as it is: a `jax.Array` that the next step overwrites.
+    What lies spread over several JAX processes comes as it is (see `is_spread`): the next step overwrites it.
     """
     if keras.backend.backend() == "jax":
         model.jax_state_sync()  # while `fit` runs, the numbers are away
     named = {name: variable for name, variable in variables_of(model).items() if name.split("/")[0] in groups}
-    arrays = {name: _to_numpy(variable.value) for name, variable in named.items()}
-    return arrays | _random() if "random" in groups else arrays
+    values = {name: _of_this_process(variable.value) for name, variable in named.items()}
+    spread = {name: value for name, value in values.items() if is_spread(value)}
+    whole = {name: value for name, value in values.items() if name not in spread}
+    whole = copies.beside(whole) or {name: _to_numpy(value) for name, value in whole.items()}
+    random_numbers = _random() if "random" in groups else {}
+    return {**{name: spread.get(name, whole.get(name)) for name in values}, **random_numbers}
+
+
+def is_spread(array):
+    """Whether an array lies in several JAX processes, none of which has all of it."""
+    return not getattr(array, "is_fully_addressable", True)
 
 
 def read(model, checkpoint, groups=("model", "optimizer")):
@@ -290,14 +301,11 @@ def _fits(variable, dtype, shape):
     return tuple(variable.shape) == shape and (both_whole or dtype == keras.backend.standardize_dtype(variable.dtype))
 
 
-def _to_numpy(value):
-    if keras.backend.backend() == "jax":
-        import jax
+def _of_this_process(value):
+    return value.addressable_data(0) if is_spread(value) and value.is_fully_replicated else value
 
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:  # of several processes
-            if not value.is_fully_replicated:
-                return value
-            value = value.addressable_data(0)
+
+def _to_numpy(value):
     # A copy: on a CPU the array may be a view of memory that the next step writes to.
     return np.array(keras.ops.convert_to_numpy(value))
 

@@ -6,7 +6,6 @@ import sys
 import warnings
 
 import keras
-import numpy as np
 
 from keras_seqlm.checkpoints import CheckpointError, Checkpoints, state
 from keras_seqlm.checkpoints.shards import Shards
@@ -26,7 +25,8 @@ class Resume(RunCallback):
     """Saves the whole state of training as it goes, and goes on from the newest whole checkpoint.
 
     Three lines make a script's own `fit` resumable; started again with the same command after a kill at any instant, it
-    has the same losses, bit for bit on a CPU:
+    has the same losses, bit for bit on a CPU (on a GPU with `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, or on torch with
+    `torch.use_deterministic_algorithms(True)`; without, sums there are rounded otherwise each time):
 
         resume = Resume("runs/books/checkpoints")
         model.fit(resume.data(make_batch), epochs=10, steps_per_epoch=100, callbacks=[resume], **resume.fit_arguments())
@@ -340,7 +340,7 @@ class Resume(RunCallback):
         remembered, more = self._states.get()
         arrays = {**arrays, **more}
         parts = None
-        spread = {name: array for name, array in arrays.items() if not isinstance(array, np.ndarray)}
+        spread = {name: array for name, array in arrays.items() if state.is_spread(array)}
         if spread:  # over several processes, each of which writes its own
             if not state.is_finite(arrays):
                 return warn_of_numbers(self.step)

@@ -3,7 +3,7 @@
 import concurrent.futures
 import warnings
 
-from keras_seqlm.checkpoints import state
+from keras_seqlm.checkpoints import copies, state
 
 FAILURES = 3  # of saving, in a row, until training stops
 
@@ -53,6 +53,7 @@ class CheckpointWriter:
             self._thread.shutdown()
 
     def _write(self, step, arrays, meta, parts):
+        arrays = copies.to_host(arrays)
         if parts is None and not state.is_finite(arrays):
             return warn_of_numbers(step)
         try:
