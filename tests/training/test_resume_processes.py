@@ -1,5 +1,6 @@
 """Two JAX processes that are killed, or told to end, go on together as if nothing had happened."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_seqlm.training import Checkpoints
+import seqlm_cli
+from keras_seqlm.training import Checkpoints, RunFolder
 
 TESTS = pathlib.Path(__file__).parents[1]
 pytestmark = [
@@ -62,48 +64,60 @@ def run_two(folder, distribution, kill_at=-1, number=signal.SIGKILL, words=None,
     return codes, said
 
 
+def losses(folder, distribution):
+    """The step that both processes went on from, and the losses of the epochs that they ran."""
+    codes, said = run_two(folder, distribution)
+    assert codes == [0, 0], said
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    assert first == second
+    return first
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The checkpoints and the losses of a run of that distribution that nobody stops."""
+
+    @functools.cache
+    def run(distribution):
+        folder = tmp_path_factory.mktemp("left_alone") / "run"
+        return folder, *losses(folder, distribution)
+
+    return run
+
+
 @pytest.mark.parametrize(
     "distribution, number", [("data-parallel", signal.SIGTERM), ("model-parallel:4", signal.SIGKILL)]
 )
-def test_two_processes_go_on_with_the_losses_they_would_have_had(tmp_path, distribution, number):
+def test_two_processes_go_on_with_the_losses_they_would_have_had(tmp_path, left_alone, distribution, number):
     """One of the two is told to end, and both end after the same step; or one is killed, and a supervisor the other."""
-
-    def losses(folder):
-        codes, said = run_two(tmp_path / folder, distribution)
-        assert codes == [0, 0], said
-        first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
-        assert first == second
-        return first
-
-    before, whole = losses("alone")
+    folder, before, whole = left_alone(distribution)
     assert before == 0 and len(whole) == 12
     codes, said = run_two(tmp_path / "ended", distribution, kill_at=5, number=number)
     assert codes == [143, 143] if number == signal.SIGTERM else codes[1] == -signal.SIGKILL, said
     in_parts = [path.parent.name for path in (tmp_path / "ended").glob("step-*/shards")]
     assert bool(in_parts) == distribution.startswith("model-parallel")  # data-parallel: both hold all of it
-    before, rest = losses("ended")
+    before, rest = losses(tmp_path / "ended", distribution)
     if number == signal.SIGTERM:
         assert before >= 5
         assert rest == whole[before - 1 :]  # the step is read out again, as its epoch, with a validation, was not done
     else:
         assert before in (1, 3)  # the one of step 3 is written in the background
         assert rest == whole[before:]
-    alone, ended = (Checkpoints(tmp_path / name).newest() for name in ("alone", "ended"))  # one process reads it all
+    alone, ended = (Checkpoints(place).newest() for place in (folder, tmp_path / "ended"))  # one process reads it all
     assert alone.step == ended.step == 12 and set(alone.arrays()) == set(alone.shapes)
     for name, array in alone.arrays().items():
         np.testing.assert_array_equal(array, ended.arrays()[name], err_msg=name)
 
 
-def test_a_process_that_sees_other_checkpoints_ends_both(tmp_path):
+def test_a_process_that_sees_other_checkpoints_ends_both(tmp_path, left_alone):
     """Today's storage shows a folder late, or not at all: one went on from 0 beside one at 12, and then both hung."""
-    codes, said = run_two(tmp_path / "run", "data-parallel")
-    assert codes == [0, 0], said
+    folder, *_ = left_alone("data-parallel")
     (tmp_path / "late").mkdir()
-    codes, said = run_two(tmp_path / "run", "data-parallel", second=tmp_path / "late")
+    codes, said = run_two(folder, "data-parallel", second=tmp_path / "late")
     assert codes == [1, 1], said
     for _, errors in said:
         assert "late/step-00000012 is incomplete: it has no manifest.json" in errors
-    assert Checkpoints(tmp_path / "run").newest().step == 12 and not list((tmp_path / "late").iterdir())
+    assert Checkpoints(folder).newest().step == 12 and not list((tmp_path / "late").iterdir())
 
 
 def test_two_processes_replace_a_run_and_a_third_is_refused(tmp_path):
@@ -111,15 +125,15 @@ def test_two_processes_replace_a_run_and_a_third_is_refused(tmp_path):
     text.write_text("It was a dark night, and the wind was loud. " * 60)
     run = tmp_path / "runs" / "two"
     words = ["-m", "seqlm_cli", "train", "--text", str(text), "--out", str(run), "--model", "gru", "--size", "nano"]
-    words += ["--context", "16", "--batch", "4", "--steps", "4", "--distribution", "data-parallel"]
-    for more, wanted in (([], 0), (["--overwrite"], 0), (["--dropout", "0.5"], 2)):
-        codes, said = run_two(tmp_path / "out", "", words=[*words, *more])
+    words += ["--context", "16", "--batch", "4", "--steps", "4"]
+    assert seqlm_cli.main([*words[2:], "--distribution", "single", "--seed", "9"]) == 0  # what they replace
+    together = [*words, "--distribution", "data-parallel"]
+    for more, wanted in ((["--overwrite"], 0), (["--dropout", "0.5"], 2)):
+        codes, said = run_two(tmp_path / "out", "", words=[*together, *more])
         assert codes == [wanted, wanted], said
     assert all("--dropout was 0.0 and is 0.5" in errors for _, errors in said)
     assert Checkpoints(run / "checkpoints").newest().step == 4
-    from keras_seqlm.training import RunFolder
-
     with RunFolder(run):  # as another run would hold it
-        codes, said = run_two(tmp_path / "out", "", words=[*words, "--overwrite"])
+        codes, said = run_two(tmp_path / "out", "", words=[*together, "--overwrite"])
     assert codes == [2, 2] and all("trains there; stop it" in errors for _, errors in said), said
     assert Checkpoints(run / "checkpoints").newest().step == 4
