@@ -11,7 +11,6 @@ import pathlib
 import shutil
 import warnings
 
-
 # What storage itself refuses, so that an error that names no file is of the one that is being written.
 _OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
@@ -69,7 +68,9 @@ def replacing(path):
         try:
             remove(old)
         except OSError as error:
-            warnings.warn(f"{path} is written; what stood there before lies in {old}: delete it ({error})", stacklevel=3)
+            warnings.warn(
+                f"{path} is written; what stood there before lies in {old}: delete it ({error})", stacklevel=3
+            )
 
 
 def _is_of(error, beside):

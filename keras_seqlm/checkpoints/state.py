@@ -298,6 +298,10 @@ def _to_numpy(value):
             if not value.is_fully_replicated:
                 return value
             value = value.addressable_data(0)
+    if keras.backend.backend() == "tensorflow" and hasattr(
+        value, "values"
+    ):  # of several replicas: NumPy cannot read a scalar of theirs
+        value = ops.copy(value)
     # A copy: on a CPU the array may be a view of memory that the next step writes to.
     return np.array(keras.ops.convert_to_numpy(value))
 

@@ -102,7 +102,9 @@ def test_a_disk_that_is_full_at_the_end_of_a_run_is_named(tmp_path, monkeypatch)
     with small_disk(tmp_path / "disk", 1 << 14) as mounted:
         if not mounted:
             monkeypatch.setattr(zipfile.ZipFile, "open", full)
-        with pytest.raises(OSError, match="No space left on device, .*free some room, and give the same command") as said:
+        with pytest.raises(
+            OSError, match="No space left on device, .*free some room, and give the same command"
+        ) as said:
             TextGeneration(small_model(), ByteTokenizer()).save(tmp_path / "disk" / "run")
         assert (said.value.errno, said.value.filename) == (errno.ENOSPC, str(tmp_path / "disk" / "run" / "model.keras"))
         assert list((tmp_path / "disk" / "run").iterdir()) == []
