@@ -1,6 +1,7 @@
 """How a file of ours appears, and what a disk that refuses does not end."""
 
 import errno
+import io
 import os
 
 import pytest
@@ -176,6 +177,27 @@ def test_a_log_is_completed_when_the_disk_has_room_again(tmp_path, monkeypatch):
     log.add("row 4\n")
     assert (tmp_path / "history.csv").read_text() == "head\nrow 1\nrow 2\nrow 3\nrow 4\n"
     assert [one.name for one in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_a_row_that_was_half_written_is_whole_in_the_next_file(tmp_path, monkeypatch):
+    log, path = Log(tmp_path / "history.csv", "head\n"), tmp_path / "history.csv"
+    log.add("row 1\n")
+
+    class Half(io.TextIOWrapper):
+        def write(self, text):
+            super().write(text[: len(text) // 2])
+            self.flush()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", lambda path, how, **_: Half(io.FileIO(path, how)), raising=False)
+        with pytest.warns(UserWarning, match=r"could not be written \(No space left on device\)"):
+            log.add("row 2\n")
+    assert path.read_text() == "head\nrow 1\nrow"
+    log.add("row 3\n")
+    assert path.read_text() == "head\nrow 1\nrow 2\nrow 3\n"
+    log.add("row 4\n")
+    assert path.read_text() == "head\nrow 1\nrow 2\nrow 3\nrow 4\n"
 
 
 def test_what_holds_no_object_is_named(tmp_path):

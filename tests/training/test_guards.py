@@ -265,6 +265,27 @@ def test_the_mean_leaves_out_what_is_not_finite_and_tells_where_nothing_is_left(
     assert np.isnan(history["val_loss"]).all()
 
 
+def test_going_back_is_counted_over_starts():
+    class Fake:
+        """In place of a `Resume` that has a checkpoint."""
+
+        def finished(self):
+            return object()
+
+    first, second = RollBack(Fake(), limit=2), RollBack(Fake(), limit=2)
+    for guard in (first, second):
+        guard.set_model(new_model("bigram"))
+        guard.set_params({})
+        guard.model.compile("sgd")
+        guard.on_train_begin()
+    first._losses.extend([1.0, 2.0])
+    first._times = 2
+    second.set_state(first.get_state())
+    assert list(second._losses) == [1.0, 2.0] and second._losses.maxlen == 50
+    with pytest.raises(TrainingStopped, match="it is jump 3 of this run"):
+        second._go_back(9.0)
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="limit must be at least 1"):
         StopAfterSkipped(0)
