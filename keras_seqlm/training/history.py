@@ -29,8 +29,8 @@ class HistoryCSV(RunCallback):
     Columns: `step`; `loss`, the mean over the steps since the row before, in nats a token; `validation_loss`;
     `validation_bits_per_byte`; `learning_rate` of that step; `tokens_per_second`, validation and the first step left
     out; `seconds` since the start, those of a run before it went on included; `gradient_norm` of that step, before
-    clipping, and `skipped_steps` so far, where the optimizer keeps them. What is unknown stays empty, and so do the bits per byte of a loss with label smoothing or
-    z-loss. A run that goes on from step n keeps the rows up to n.
+    clipping, and `skipped_steps` so far, where the optimizer keeps them. What is unknown stays empty, and so do the bits
+    per byte of a loss with label smoothing or z-loss. A run that goes on from step n keeps the rows up to n.
 
     Args:
         path: of the file.

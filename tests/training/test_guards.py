@@ -259,8 +259,17 @@ def test_the_mean_leaves_out_what_is_not_finite_and_tells_where_nothing_is_left(
     model = compiled(recipe, "bigram")
     wanted = losses_of(model, Spoilt({}), range(6))
     model.make_train_function()
-    bad = Spoilt({7}).batch(7)
-    history = recipe.fit(model, Spoilt({1, 2, 3}), bad, progress=False).history
+
+    class Held(keras.utils.PyDataset):
+        """A batch that has a NaN, and one that has none."""
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return Spoilt({6}).batch(6 + index)
+
+    history = recipe.fit(model, Spoilt({1, 2, 3}), Held(), progress=False).history
     np.testing.assert_allclose(history["loss"], [wanted[0], np.nan, np.mean(wanted[4:])], rtol=1e-4)
     assert np.isnan(history["val_loss"]).all()
 
