@@ -11,19 +11,22 @@ import pathlib
 import shutil
 import warnings
 
+# What storage itself refuses, so that an error that names no file is of the one that is being written.
+_OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+
 
 @contextlib.contextmanager
 def replacing(path):
     """The path of a new file (or folder) beside `path`, to be written inside of the `with`; it then takes its place.
 
+    A folder that is there goes aside first, as no system replaces one at once: a process that is killed between the two
+    renames leaves it under `.old-PID-NAME`. A link stays, and what it leads to is written: so a run may lie on another disk.
+
     Args:
         path: of the file or folder; the folder that it lies in is made if it is not there.
 
-    A folder that is there goes aside first, as no system replaces one at once: a process that is killed between the two
-    renames leaves it under `.old-PID-NAME`.
-
     Raises:
-        OSError: it could not be written; a file that was there before stands as it was.
+        OSError: it could not be written; what was there before stands as it was.
 
     Example:
 
@@ -35,9 +38,13 @@ def replacing(path):
     '1 2 3'
     """
     path = pathlib.Path(path)
+    if path.is_symlink():
+        path = pathlib.Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".part-{os.getpid()}-{path.name}")  # Keras goes by the ending
-    _remove(beside)
+    old = path.with_name(f".old-{os.getpid()}-{path.name}")
+    replaces = False  # a folder
+    remove(beside)
     try:
         yield beside
         if path.is_dir() and not beside.is_dir():
@@ -45,20 +52,55 @@ def replacing(path):
         for file in [*beside.rglob("*"), beside]:
             flush(file)
         if path.is_dir():  # which no system replaces at once
-            old = path.with_name(f".old-{os.getpid()}-{path.name}")
+            remove(old)  # of a process of the same number, which was killed
+            replaces = True
             os.rename(path, old)
-            os.rename(beside, path)
-            _remove(old)
-        else:
-            os.replace(beside, path)
-    except BaseException:
-        _remove(beside)
+        os.replace(beside, path)
+    except BaseException as error:
+        if replaces and not path.exists():
+            os.rename(old, path)
+        remove(beside)
+        if isinstance(error, OSError) and _is_of(error, beside):
+            raise refused(error, path) from error
         raise
     flush(path.parent)
+    if replaces:
+        try:
+            remove(old)
+        except OSError as error:
+            warnings.warn(
+                f"{path} is written; what stood there before lies in {old}: delete it ({error})", stacklevel=3
+            )
 
 
-def _remove(path):
-    if path.is_dir():
+def _is_of(error, beside):
+    """Whether an error is of the file that is being written, which it need not name."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return error.errno in _OF_STORAGE
+    return pathlib.Path(os.fsdecode(error.filename)).is_relative_to(beside)
+
+
+def refused(error, path):
+    """The OSError of a write that failed, with the file that was to appear in it, and what helps.
+
+    Args:
+        error: that of the system or of a library, which often names no file, or one that is gone.
+        path: of the file or folder.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some room, and give the same command again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "see that it may be written to, or name another place"
+    else:
+        advice = "look at the disk, or name another place"
+    cause = str(error) if error.errno is None else os.strerror(error.errno)
+    reason = f"{cause}, so that this is not written; what stood there before is as it was: {advice}"
+    return OSError(error.errno, reason, str(path))
+
+
+def remove(path):
+    """Delete a file, or a folder and all in it; of a link: the link. What is not there is no error."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -107,7 +149,8 @@ class Log:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{self.path} could not be written ({error}); training goes on, and it is completed when that works again",
+                    f"{self.path} could not be written ({error.strerror or error}); training goes on, and it is completed when "
+                    "that works again",
                     stacklevel=3,
                 )
 

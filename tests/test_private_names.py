@@ -16,6 +16,7 @@ OF_OPTIMIZERS = {
     "_model_variables_moving_average",
     "_iterations",
     "_learning_rate",
+    "_accumulated_gradients",
 }
 OF_BACKENDS = {
     "_all_reduce_sum_gradients": "tensorflow",  # of an optimizer
@@ -51,7 +52,7 @@ def test_every_private_name_is_listed():
 @pytest.mark.backends
 def test_keras_has_them():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(1)])
-    optimizer = keras.optimizers.Adam(0.1, use_ema=True)
+    optimizer = keras.optimizers.Adam(0.1, use_ema=True, gradient_accumulation_steps=2)
     model.compile(optimizer, "mse")
     model.train_on_batch(keras.ops.ones((2, 3)), keras.ops.ones((2, 1)))
     assert all(hasattr(model, name) for name in OF_MODELS - {"_seed_generators"})

@@ -15,10 +15,11 @@ import warnings
 import numpy as np
 
 from keras_seqlm.checkpoints.lock import FolderLock, LockError
-from keras_seqlm.files import flush, rename
+from keras_seqlm.files import flush, refused, remove, rename
 
 FORMAT = 1
 STATE, SHARDS, MANIFEST = "state.safetensors", "shards", "manifest.json"
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # errors of storage that no second attempt mends
 ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
 
 
@@ -162,24 +163,26 @@ class Checkpoints:
             OSError: it could not be written; those before are as they were.
         """
         folder = self.folder / f"step-{step:08d}"
-        part = self.part(step)
+        part, old = self.part(step), folder.with_name(f".old-{folder.name}")
         for attempt in range(ATTEMPTS):
             try:
                 self._write(part, step, arrays, meta or {}, parts)
-                old = folder.with_name(f".old-{folder.name}")
                 if folder.exists():  # of a run that was damaged here and came by again
+                    remove(old)
                     os.rename(folder, old)
                 rename(part, folder)
                 shutil.rmtree(old, ignore_errors=True)
                 break
             except OSError as error:
+                if old.exists() and not folder.exists():
+                    rename(old, folder)
                 if parts is not None:
                     parts.move_back()
                 shutil.rmtree(part, ignore_errors=True)
-                if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES) or attempt == ATTEMPTS - 1:
+                if error.errno in HOPELESS or attempt == ATTEMPTS - 1:
                     if parts is not None:
                         parts.delete()
-                    raise
+                    raise refused(error, folder) from error
                 time.sleep(FIRST_WAIT * 2**attempt)
         self._purge(step)
         return folder

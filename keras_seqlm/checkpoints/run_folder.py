@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 from keras_seqlm.checkpoints.lock import NAME, FolderLock, is_locked
-from keras_seqlm.files import flush, read_json, rename, write_json, write_text
+from keras_seqlm.files import flush, read_json, remove, rename, write_json, write_text
 
 CHECKPOINTS, RECIPE, MODEL = "checkpoints", "recipe.json", "model.keras"
 REPLACED = ".replaced"  # where a run lies while another one takes its place
@@ -111,7 +111,7 @@ class RunFolder:
         if not self.holds_run:
             if (aside / COMPLETE).exists():  # what is here is of the run that did not begin
                 for path in self._entries():
-                    _remove(path)
+                    remove(path)
                 (aside / COMPLETE).unlink()
             # The recipe last: with it, what is here is the run, and what is aside goes.
             for path in sorted(aside.iterdir(), key=lambda path: path.name == RECIPE):
@@ -137,10 +137,3 @@ def is_older_than_checkpoints(folder):
 
 def _is_half_written(path):
     return path.name.startswith((".part-", ".old-"))
-
-
-def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

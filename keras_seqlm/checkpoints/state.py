@@ -306,6 +306,8 @@ def _of_this_process(value):
 
 
 def _to_numpy(value):
+    if keras.backend.backend() == "tensorflow" and hasattr(value, "values"):
+        value = ops.copy(value)  # of several replicas: NumPy cannot read a scalar of theirs
     # A copy: on a CPU the array may be a view of memory that the next step writes to.
     return np.array(keras.ops.convert_to_numpy(value))
 

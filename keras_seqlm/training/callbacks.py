@@ -100,15 +100,25 @@ class RunCallback(keras.callbacks.Callback):
         while not hasattr(optimizer, name):
             if (optimizer := getattr(optimizer, "inner_optimizer", None)) is None:
                 return None
-        variable = getattr(optimizer, name)
-        value = variable.value
-        if keras.backend.backend() == "jax" and not getattr(self.model, "_jax_state_synced", True):
-            # Within a piece the numbers are in the state that goes from step to step, and the variables are empty.
-            index = [other is variable for other in self.model.optimizer.variables].index(True)
-            value = self.model._jax_state["optimizer_variables"][index]
-        return float(
-            keras.ops.convert_to_numpy(keras.ops.copy(value))
-        )  # a copy, since NumPy cannot read a mirrored one
+        return self.number(getattr(optimizer, name))
+
+    def number(self, variable):
+        """What a scalar variable of the optimizer, or of a metric, holds; when it may be asked for: see `of_optimizer`."""
+        value = self._within_piece(variable) if keras.backend.backend() == "jax" else None
+        # A copy, since NumPy cannot read a mirrored one.
+        return float(keras.ops.convert_to_numpy(keras.ops.copy(variable.value if value is None else value)))
+
+    def _within_piece(self, variable):
+        """On JAX numbers are in a state that goes from step to step, and the variables are empty meanwhile."""
+        if getattr(self.model, "_jax_state_synced", True):
+            return None
+        places = {"optimizer_variables": self.model.optimizer.variables}
+        places["metrics_variables"] = self.model.metrics_variables
+        for group, variables in places.items():
+            for place, other in enumerate(variables):
+                if other is variable:
+                    return self.model._jax_state[group][place]
+        return None
 
     def steps_per_second(self):
         """In this piece, validation left out; None before its second step."""

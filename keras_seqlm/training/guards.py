@@ -1,14 +1,16 @@
 """What watches over a run: losses that are not finite, updates that were left out, losses that jump."""
 
 import collections
+import math
 import statistics
 import sys
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_seqlm.checkpoints import state
-from keras_seqlm.nesting import innermost
+from keras_seqlm.nesting import nested
 from keras_seqlm.training.callbacks import RunCallback
 
 
@@ -58,11 +60,13 @@ class StopAfterSkipped(RunCallback):
 class RollBack(RunCallback):
     """Goes back to the last checkpoint when the loss jumps, and on with the batches after those that made it jump.
 
-    Steps are counted on: the updates since the checkpoint are undone, their batches are not read again, and learning
-    rates go on as they were planned.
+    Steps are counted on: the updates since the checkpoint are undone (weights, slots, averages; gradients that wait for an
+    accumulated update are let go of), their batches are not read again, and learning rates go on as they were planned.
 
-    A batch that `SafeOptimizer` left out is not in the mean that `fit` shows, so that in the rest of its piece a loss is taken
-    for more or less than it was.
+    A step's loss is what it adds to the mean that `fit` shows: with `steps_per_execution` the mean over the steps that run
+    as one. A loss that is not finite is a jump, too, however few steps were made; that mean then leaves it out, or it
+    would be of no use until the epoch ends. A batch that a `SafeOptimizer` left out changed nothing, so it is no jump,
+    and no loss in the window.
 
     Args:
         resume: the `Resume` of this run, which saves the checkpoints.
@@ -72,6 +76,7 @@ class RollBack(RunCallback):
 
     Raises:
         TrainingStopped: from `fit`.
+        ValueError: from `fit`: the model's own `train_step` tells no mean called "loss" of its losses.
 
     Reference: Chowdhery et al. 2022 (PaLM), section 5.1, arXiv:2204.02311.
     """
@@ -88,37 +93,71 @@ class RollBack(RunCallback):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._losses, self._times = collections.deque(maxlen=self.window), 0
-        self._mean, self._count, self._next_mean = 0.0, 0, None
+        self._before = None
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
-        if self._next_mean is not None:  # of the epoch in which the run goes on
-            self._mean, self._count = self._next_mean
-            self._next_mean = None
-        else:
-            self._mean, self._count = 0.0, 0
+        self._before = None
 
     def get_state(self):
         """What `Resume` saves of it: the losses in its window, and how often it went back."""
-        losses = np.array(self._losses, "float64")
-        return {"losses": losses, "times": self._times, "mean": self._mean, "count": self._count}
+        return {"losses": np.array(self._losses, "float64"), "times": self._times}
 
     def set_state(self, state):
         """Give back what `get_state` gave."""
         self._losses, self._times = collections.deque(state["losses"].tolist(), maxlen=self.window), state["times"]
-        self._next_mean = (state["mean"], state["count"]) if self.run.mean_since < self.run.step_before else None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._before is None:  # `Resume` has written what the epoch's mean held by now
+            self._means = [one for one in self.model.metrics if one.name == "loss" and hasattr(one, "total")]
+            self._before, self._skipped = self._sums(), self.of_optimizer("skipped") or 0
+            if not all(map(math.isfinite, self._before)):
+                self._before = [0.0] * len(self._before)
+                self._set_sums(self._before)
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
         if self.step <= self.run.step_before:
             return
-        mean, count = float(logs["loss"]), self.steps_in_mean()  # over the epoch so far
-        loss = (mean * count - self._mean * self._count) / (count - self._count)
-        self._mean, self._count = mean, count
-        if len(self._losses) == self.window and loss > self.factor * statistics.median(self._losses):
+        loss = self._loss_of_step(logs or {})
+        if loss is None:
+            return
+        full = len(self._losses) == self.window
+        if not math.isfinite(loss) or (full and loss > self.factor * statistics.median(self._losses)):
             self._go_back(loss)
         else:
             self._losses.append(loss)
+
+    def _sums(self):
+        """The numbers behind the mean that `fit` shows: each one's total and count, so far in this epoch."""
+        return [self.number(variable) for one in self._means for variable in (one.total, one.count)]
+
+    def _set_sums(self, sums):
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        variables = [variable for one in self._means for variable in (one.total, one.count)]
+        for variable, value in zip(variables, sums, strict=True):
+            variable.assign(value)
+
+    def _loss_of_step(self, logs):
+        """The loss of the step that was just made; None where it was left out."""
+        sums, before = self._sums(), self._before
+        skipped, skipped_before = self.of_optimizer("skipped") or 0, self._skipped
+        self._before, self._skipped = sums, skipped
+        total, count = (sum(sums[i::2]) - sum(before[i::2]) for i in (0, 1))
+        if not math.isfinite(total):
+            self._before = before
+            self._set_sums(before)
+            return None if skipped > skipped_before else total
+        if count:
+            return total / count
+        if not any(sums[1::2]) and math.isfinite(logs.get("loss", 0.0)):
+            raise ValueError(
+                "RollBack knows the loss of a step from the mean of losses that Keras keeps, and this model's train_step tells "
+                'it nothing; call update_state(loss) of a keras.metrics.Mean(name="loss") there that the model\'s metrics list, '
+                "or leave RollBack out"
+            )
+        return None
 
     def _go_back(self, loss):
         checkpoint = self.resume.finished()
@@ -128,37 +167,57 @@ class RollBack(RunCallback):
                 f"the loss jumped to {loss:.4g} at step {self.step}, and {reason}; look at the batches"
             )
         self._times += 1
-        counts = innermost(self.model.optimizer)._iterations
-        names = {name for name, variable in state.variables_of(self.model).items() if variable is counts}
-        kept = {
-            name: array
-            for name, array in state.read(self.model, checkpoint).items()
-            if name not in names and name.startswith(("model/", "optimizer/"))
+        state.assign(self.model, self._undone(state.read(self.model, checkpoint)))
+        if self.chief:
+            print(
+                f"step {self.step}: the loss jumped to {loss:.4g}; the updates since step {checkpoint.step} are undone",
+                file=sys.stderr,
+            )
+
+    def _undone(self, arrays):
+        """Of a checkpoint's arrays those that undo updates: not what counts steps or says their size."""
+        optimizers = list(nested(self.model.optimizer))
+        # Slots lie in lists; a number that an optimizer has by itself is of the course of the run.
+        numbers = {
+            id(value) for one in optimizers for value in vars(one).values() if getattr(value, "shape", None) == ()
         }
-        state.assign(self.model, kept)
-        print(
-            f"step {self.step}: the loss jumped to {loss:.4g}; the updates since step {checkpoint.step} are undone",
-            file=sys.stderr,
-        )
+        waiting = {id(value) for value in getattr(optimizers[-1], "_accumulated_gradients", ())}
+        variables = state.variables_of(self.model)
+        return {
+            name: np.zeros_like(array) if id(variables[name]) in waiting else array
+            for name, array in arrays.items()
+            if id(variables[name]) not in numbers
+        }
 
 
 def average_finite_losses(model):
-    """Let the loss that a compiled model shows be the mean over the batches whose loss is finite.
+    """Let the loss that a compiled model shows while it trains be the mean over the batches whose loss is finite.
 
-    One NaN would otherwise stay in the mean until the epoch ends.
+    One NaN would otherwise stay in the mean until the epoch ends. Where no batch of an epoch is left, the mean is NaN, as
+    the loss of a validation is that has a NaN in it.
     """
     tracker = model._loss_tracker
     if getattr(tracker, "leaves_out", False):
         return
-    update_state = tracker.update_state
+    update_state, result, train_step = tracker.update_state, tracker.result, model.train_step
 
     def update_where_finite(values, sample_weight=None):
-        finite = keras.ops.isfinite(values)
-        weight = keras.ops.cast(1.0 if sample_weight is None else sample_weight, "float32")
-        update_state(keras.ops.where(finite, values, 0.0), keras.ops.where(finite, weight, 0.0))
+        finite = ops.isfinite(values)
+        weight = ops.cast(1.0 if sample_weight is None else sample_weight, "float32")
+        update_state(ops.where(finite, values, 0.0), ops.where(finite, weight, 0.0))
 
-    tracker.update_state = update_where_finite
+    def step_where_finite(*state_and_data):
+        tracker.update_state = update_where_finite
+        try:
+            return train_step(*state_and_data)
+        finally:
+            tracker.update_state = update_state
+
+    model.train_step = step_where_finite
+    tracker.result = lambda: ops.where(ops.greater(tracker.count, 0), result(), float("nan"))
     tracker.leaves_out = True
+    if model.train_function is not None:
+        model.make_train_function(force=True)  # the traced one has the other mean in it
 
 
 def is_out_of_memory(error):

@@ -28,9 +28,9 @@ class HistoryCSV(RunCallback):
 
     Columns: `step`; `loss`, the mean over the steps since the row before, in nats a token; `validation_loss`;
     `validation_bits_per_byte`; `learning_rate` of that step; `tokens_per_second`, validation and the first step left
-    out; `seconds` since the start; `gradient_norm` of that step, before clipping, and `skipped_steps` so far, where the
-    optimizer keeps them. What is unknown stays empty, and so do the bits per byte of a loss with label smoothing or
-    z-loss. A run that goes on from step n keeps the rows up to n.
+    out; `seconds` since the start, those of a run before it went on included; `gradient_norm` of that step, before
+    clipping, and `skipped_steps` so far, where the optimizer keeps them. What is unknown stays empty, and so do the bits
+    per byte of a loss with label smoothing or z-loss. A run that goes on from step n keeps the rows up to n.
 
     Args:
         path: of the file.
@@ -51,7 +51,7 @@ class HistoryCSV(RunCallback):
         kept = []
         if self.run.step_before and self.path.exists():
             kept = [row for row in read_history(self.path) if row["step"] <= self.run.step_before]
-        self._seconds_before = (kept[-1]["seconds"] or 0.0) if kept else 0.0
+        self._seconds_before = max((row["seconds"] or 0.0 for row in kept), default=0.0)  # the last row may lack it
         self._log = Log(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
 
     def on_epoch_end(self, epoch, logs=None):

@@ -9,8 +9,9 @@ class SafeOptimizer(keras.optimizers.LossScaleOptimizer):
     """Wraps an optimizer: an update with a NaN or an infinity in its gradient is skipped, and counted.
 
     Weights and slots then stay as they are, bit for bit, while `iterations` counts on, so that learning rate and data
-    keep their step. In half precision it scales the loss as Keras's `LossScaleOptimizer` does, too; under
-    `MirroredStrategy` it asks every replica, which Keras's does not.
+    keep their step. Where gradients are accumulated, a bad one is left out of the sum; if it is the last of its update,
+    the others go with it, or the next update would hold more than its own. In half precision it scales the loss as
+    Keras's `LossScaleOptimizer` does, too; under `MirroredStrategy` it asks every replica, which Keras's does not.
 
     Args:
         inner_optimizer: any Keras optimizer.
@@ -108,6 +109,10 @@ class SafeOptimizer(keras.optimizers.LossScaleOptimizer):
         self.skipped_in_a_row.assign_add(1)
         batches = self.inner_optimizer._iterations  # `iterations` is fewer where gradients are accumulated
         self.last_skipped.assign(ops.cast(batches, "int32"))
+        if steps := self.inner_optimizer.gradient_accumulation_steps:
+            is_last = ops.equal((ops.convert_to_tensor(batches) + 1) % steps, 0)
+            for gradient in self.inner_optimizer._accumulated_gradients:
+                gradient.assign(ops.where(is_last, 0.0, ops.convert_to_tensor(gradient)))
         batches.assign_add(1)
         if self.scales:
             self.step_counter.assign(0)

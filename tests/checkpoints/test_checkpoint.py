@@ -15,6 +15,7 @@ import warnings
 
 import numpy as np
 import pytest
+from small_disk import small_disk
 
 from keras_seqlm.checkpoints import checkpoint as rooms_file
 from keras_seqlm.checkpoints.checkpoint import MANIFEST, STATE, CheckpointError, Checkpoints
@@ -71,6 +72,69 @@ def test_the_newest_and_the_best_stay(tmp_path):
     for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5)):
         checkpoints.save(step, ARRAYS, {"validation_loss": loss})
     assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_no_more_than_the_newest_stay_where_none_was_validated(tmp_path):
+    checkpoints = saved(tmp_path, steps=range(1, 7), keep=3)
+    assert checkpoints.steps() == [4, 5, 6] and sorted(path.name for path in tmp_path.iterdir()) == [
+        f"step-{step:08d}" for step in (4, 5, 6)
+    ]
+    assert saved(tmp_path, steps=[7], keep=1).steps() == [7]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(2, [1, 2]), (3, [1, 2, 3])])
+def test_what_is_later_than_the_one_just_saved_goes(tmp_path, step, kept):
+    """The third was damaged, so the run went on from the second; the best of what is gone counts no more."""
+    checkpoints = saved(tmp_path, steps=[1, 2, 3, 4], keep=4, validation_loss=2.0)
+    checkpoints.save(4, ARRAYS, {"validation_loss": 1.0})
+    for damaged in (3, 4):
+        os.truncate(tmp_path / f"step-{damaged:08d}" / STATE, 10)
+    with pytest.warns(UserWarning, match="going on from step-00000002"):
+        assert checkpoints.newest().step == 2
+    checkpoints.save(step, ARRAYS, {"validation_loss": 3.0})
+    assert checkpoints.steps() == kept and checkpoints.best_loss() == 2.0
+    assert checkpoints.newest().meta == {"validation_loss": 3.0}
+
+
+def test_one_that_was_written_again_comes_back_when_the_folder_is_opened(tmp_path):
+    """Killed between the two renames of a step that came by again, and after them."""
+    checkpoints = saved(tmp_path, steps=[1, 2, 3])
+    (tmp_path / "step-00000003").rename(tmp_path / ".old-step-00000003")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".old-step-00000002")
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.open()
+    checkpoints.close()
+    assert [checkpoints.read(step).meta["step"] for step in checkpoints.steps()] == [1, 2, 3]
+    assert not list(tmp_path.glob(".old-*"))
+
+
+@pytest.mark.parametrize("times", [1, rooms_file.ATTEMPTS])
+def test_a_step_that_is_there_stands_until_the_new_one_has_its_name(tmp_path, monkeypatch, times):
+    checkpoints = saved(tmp_path, steps=[1, 2])
+    rename, left = os.rename, [times]
+
+    def failing(source, target):
+        if pathlib.Path(source).name.startswith(".part-") and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    monkeypatch.setattr(rooms_file, "FIRST_WAIT", 0.0)
+    if times == 1:
+        checkpoints.save(2, ARRAYS, {"step": "again"})
+    else:
+        with pytest.raises(OSError, match="what stood there before is as it was.*step-00000002"):
+            checkpoints.save(2, ARRAYS, {"step": "again"})
+    assert checkpoints.read(2).meta["step"] == ("again" if times == 1 else 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_what_was_left_aside_is_in_no_steps_way(tmp_path):
+    checkpoints = saved(tmp_path, steps=[1])
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / ".old-step-00000001")
+    checkpoints.save(1, ARRAYS, {"step": "again"})
+    assert checkpoints.read(1).meta["step"] == "again" and not list(tmp_path.glob(".old-*"))
 
 
 def kill_while_saving(folder, trials, seed):
@@ -156,26 +220,15 @@ def test_row_6_all_damaged(tmp_path):
 def test_row_7_a_full_disk_leaves_what_was_there(tmp_path):
     """On a real small file system where one may be mounted, else with the error that it would give."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
-        ).returncode
-    )
-    try:
+    with small_disk(disk, 1 << 18) as mounted, pytest.MonkeyPatch.context() as patch:
         checkpoints = saved(disk, steps=[1])
-        large = {"w": np.zeros(200_000 if mounted else 2000, "float32")}
-        with pytest.MonkeyPatch.context() as patch:
-            if not mounted:
-                patch.setattr(rooms_file, "flush", raise_error(errno.ENOSPC))
-            with pytest.raises(OSError, match="(?i)space"):
-                checkpoints.save(2, large)
+        if not mounted:
+            patch.setattr(rooms_file, "flush", raise_error(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left .* free some room.*step-00000002") as raised:
+            checkpoints.save(2, {"w": np.zeros(200_000, "float32")})
+        assert raised.value.errno == errno.ENOSPC
         assert sorted(path.name for path in disk.iterdir()) == ["step-00000001"]
         assert checkpoints.newest().step == 1
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(disk)], check=True)
 
 
 def raise_error(number):

@@ -86,6 +86,29 @@ def test_a_lock_holds_though_the_folder_is_renamed_or_deleted(tmp_path):
     assert other.held and not lock.held and is_locked(tmp_path / "a")
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_lock_is_on_the_folder_that_is_there(tmp_path, monkeypatch, comes_back):
+    """Another process, as `--overwrite` of an older version, may delete the file between its opening and its locking."""
+    folder, flock = tmp_path / "a", fcntl.flock
+    folder.mkdir()
+
+    def late(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (folder / ".lock").unlink()
+        if comes_back:
+            (folder / ".lock").write_text("of another process")
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock = FolderLock(folder)
+    lock.take()
+    assert is_locked(folder)
+    with open(folder / ".lock") as file, pytest.raises(OSError):
+        flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.release()
+    assert not is_locked(folder)
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
     def no_locks(*_):
@@ -106,6 +129,44 @@ def test_what_is_no_run_folder_is_left_alone(tmp_path):
         with pytest.raises(FileExistsError, match="no run folder"):
             RunFolder(tmp_path / place).open()
     assert sorted(path.name for path in (tmp_path / "thesis").iterdir()) == ["chapter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("names", "ours"),
+    [
+        ([], True),
+        (["tokenizer", "prompts.json"], True),  # a run that was killed before it began
+        (["tokenizer", "chapter.txt"], False),
+        (["checkpoints", "tokenizer", "prompts.json", "task.json", "model.json", "chapter.txt"], False),
+        (["recipe.json", "notes.txt"], True),
+        ([".part-1-model.keras"], True),
+    ],
+)
+def test_a_folder_is_a_runs_by_all_that_lies_in_it(tmp_path, names, ours):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    if ours:
+        with RunFolder(tmp_path):
+            pass
+    else:
+        with pytest.raises(FileExistsError, match="no run folder, so --overwrite does not delete it"):
+            RunFolder(tmp_path).open()
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_what_was_replaced_is_there_until_the_next_one_has_its_recipe(tmp_path, monkeypatch):
+    run = begun(tmp_path / "run")
+    before = files(run)
+
+    def full(path, content):
+        assert (run / run_folder.REPLACED / "model.keras").exists()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"), RunFolder(run) as folder:
+        folder.replace()
+        patch.setattr(run_folder, "write_json", full)
+        folder.begin({"recipe": {"steps": 9}})
+    assert files(run) == before
 
 
 def test_a_run_is_replaced_when_the_next_one_has_begun(tmp_path):

@@ -1,12 +1,15 @@
 """A task: model and tokenizer belong together, and a run folder holds both or says what is wrong with it."""
 
+import errno
 import json
+import os
 import shutil
 import zipfile
 
 import keras
 import pytest
 from helpers import randomize
+from small_disk import small_disk
 
 from keras_seqlm.files import read_json, write_json
 from keras_seqlm.models import RecurrentLM
@@ -90,6 +93,23 @@ def test_no_folder_and_no_run_folder(tmp_path):
         load(tmp_path)
 
 
+def test_a_disk_that_is_full_at_the_end_of_a_run_is_named(tmp_path, monkeypatch):
+    """Keras and h5py name no file; here a real one says so, where it may be mounted."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with small_disk(tmp_path / "disk", 1 << 14) as mounted:
+        if not mounted:
+            monkeypatch.setattr(zipfile.ZipFile, "open", full)
+        with pytest.raises(
+            OSError, match="No space left on device, .*free some room, and give the same command"
+        ) as said:
+            TextGeneration(small_model(), ByteTokenizer()).save(tmp_path / "disk" / "run")
+        assert (said.value.errno, said.value.filename) == (errno.ENOSPC, str(tmp_path / "disk" / "run" / "model.keras"))
+        assert list((tmp_path / "disk" / "run").iterdir()) == []
+
+
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9, 0.99])
 def test_a_cut_model_file(folder, part):
     content = (folder / "model.keras").read_bytes()
@@ -130,6 +150,20 @@ def rewritten(path, change):
 def test_a_whole_file_of_another_version_is_not_called_damaged(folder, change, reason):
     rewritten(folder / "model.keras", lambda config: config.update(change))
     with pytest.raises(ValueError, match=rf"model\.keras is whole, but no model .*{reason}.* written with Keras \d"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5"])
+def test_a_model_that_cannot_be_made_is_called_damaged_where_a_byte_of_any_member_changed(folder, name):
+    path = folder / "model.keras"
+    rewritten(path, lambda config: config.update(warp_drive=True))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist()[0] == "metadata.json"
+        member = archive.getinfo(name)
+    content = bytearray(path.read_bytes())
+    content[member.header_offset + 30 + len(name) + member.file_size // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"model\.keras is damaged: {name} does not match its checksum"):
         load(folder)
 
 

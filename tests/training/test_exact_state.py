@@ -15,6 +15,7 @@ from helpers import array
 from training_toy import LENGTH, Batches, compiled, new_model
 
 from keras_seqlm.checkpoints import state
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training import Checkpoints, HistoryCSV, Recipe, Resume, RollBack, read_history
 from keras_seqlm.training.callback_state import CallbackStates
 
@@ -388,3 +389,19 @@ def test_metrics_of_a_longer_run_that_begins_within_a_piece(tmp_path):
         fit = {"steps_per_epoch": steps, "epochs": epochs, "verbose": 0, **resume.fit_arguments()}
         model.fit(resume.data(Batches(4)), callbacks=[resume], **fit)
     assert Checkpoints(tmp_path).newest().step == 9
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+def test_a_mirrored_run_is_saved_and_restored(tmp_path):
+    """One replica has the kinds of variables that several have."""
+    recipe = dataclasses.replace(RUN, distribution="mirrored", steps=3, validate_every=3)
+    model = compiled(recipe, "bigram")
+    recipe.fit(model, Batches(4), progress=False, resume=Resume(tmp_path, every=2))
+    again = compiled(recipe, "bigram")
+    with recipe.scope():
+        Resume(tmp_path).restore(again)
+    for left, right in zip(
+        model.variables + model.optimizer.variables, again.variables + again.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(array(left), array(right), err_msg=left.path)
+    assert int(array(innermost(again.optimizer)._iterations)) == 3

@@ -1,12 +1,13 @@
 """What watches over a run: updates that are left out, losses that jump."""
 
+import contextlib
 import dataclasses
 
 import keras
 import numpy as np
 import pytest
 from helpers import array
-from training_toy import Batches, compiled
+from training_toy import Batches, compiled, new_model
 
 from keras_seqlm.training import Recipe, Resume, RollBack, SafeOptimizer, StopAfterSkipped, TrainingStopped
 
@@ -83,6 +84,215 @@ def test_row_28_a_jump_of_the_loss_is_undone(tmp_path, capsys):
     ]
     assert "the updates since step 60 are undone" in capsys.readouterr().err
     assert saved == pytest.approx(clean, rel=0.02) and ruined > 2 * clean
+
+
+STILL = Recipe(optimizer="sgd", learning_rate=1e-9, clip_norm=None, steps=12, batch_size=4, validate_every=12)
+
+
+def losses_of(model, data, steps):
+    """The loss of each batch, which a model that stands still has at any step; NaN where a weight is."""
+    return [float(array(model.test_on_batch(*data.batch(step)))) for step in steps]
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"steps_per_execution": 2}])
+def test_a_roll_back_knows_the_loss_of_each_step(tmp_path, options):
+    """Also after batches that were left out, the first of a piece among them, and where the run goes on within a piece."""
+    if "steps_per_execution" in options and keras.backend.backend() == "torch":
+        pytest.skip("Keras on torch makes one step at a time")
+    recipe = dataclasses.replace(STILL, **options)
+    spoilt = Spoilt({0, 5, 8})
+    model = compiled(recipe, "bigram")
+    wanted = losses_of(model, Spoilt({}), range(12))
+    assert np.std(wanted) > 0.01
+    together = recipe.steps_per_execution
+    pieces = [[wanted[i] for i in range(j, j + together) if i not in spoilt.steps] for j in range(0, 12, together)]
+    guards = []
+    for last in (8, 12):  # killed at 8 of 12, and gone on from 6
+        resume = Resume(tmp_path, every=6, background=False)
+        guards.append(RollBack(resume, window=50))
+        stop = [StopAt(last)] if last < 12 else []
+        again = compiled(recipe, "bigram") if guards[1:] else model
+        with pytest.raises(Killed) if stop else contextlib.nullcontext():
+            recipe.fit(again, spoilt, callbacks=[guards[-1], *stop], resume=resume, progress=False)
+        expected = [np.mean(piece) for piece in pieces[: last // together] if piece]
+        np.testing.assert_allclose(list(guards[-1]._losses), expected, rtol=1e-4)
+
+
+class Killed(Exception):
+    """In place of a `kill -9`."""
+
+
+class StopAt(keras.callbacks.Callback):
+    """Ends the run as a kill does."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.step:
+            raise Killed
+
+
+@pytest.mark.backends
+def test_a_loss_that_is_not_finite_is_a_jump_where_nothing_else_guards(tmp_path, capsys):
+    recipe = dataclasses.replace(RUN, stop_after_skipped=0, steps=8, validate_every=8)
+    resume = Resume(tmp_path, every=3)
+    model = compiled(recipe, "bigram")
+    guard = RollBack(resume)
+    losses = recipe.fit(model, Spoilt({4, 6}), callbacks=[guard], resume=resume, progress=False).history["loss"]
+    said = capsys.readouterr().err
+    assert "step 5: the loss jumped to nan; the updates since step 3 are undone" in said
+    assert "step 7: the loss jumped to nan; the updates since step " in said and guard._times == 2
+    assert all(np.isfinite(array(variable)).all() for variable in (*model.variables, *model.optimizer.variables))
+    # And the mean of the piece is that of the six others.
+    assert losses[0] == pytest.approx(np.mean(guard._losses), rel=1e-5) and len(guard._losses) == 6
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_ends_the_run(tmp_path):
+    recipe = dataclasses.replace(RUN, stop_after_skipped=0, roll_back_factor=2.0)
+    with pytest.raises(TrainingStopped, match="the loss jumped to nan at step 3, and there is no checkpoint yet"):
+        recipe.fit(compiled(recipe, "bigram"), Spoilt({2}), resume=Resume(tmp_path, every=100), progress=False)
+
+
+@pytest.mark.backends
+def test_what_a_safe_optimizer_left_out_in_a_plain_fit_is_no_jump(tmp_path, capsys):
+    model, resume = new_model("bigram"), Resume(tmp_path, every=2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(SafeOptimizer(keras.optimizers.SGD(1e-9)), loss, jit_compile=keras.backend.backend() == "jax")
+    wanted = losses_of(model, Spoilt({}), (0, 1, 2, 5))
+    guard, fit = RollBack(resume), {"steps_per_epoch": 6, "verbose": 0, **resume.fit_arguments()}
+    history = model.fit(resume.data(Spoilt({3, 4})), callbacks=[guard, resume], **fit).history
+    assert guard._times == 0 and capsys.readouterr().err == ""
+    np.testing.assert_allclose(list(guard._losses), wanted, rtol=1e-4)
+    assert history["loss"] == [pytest.approx(np.mean(wanted), rel=1e-4)]
+
+
+@pytest.mark.backends
+def test_going_back_undoes_the_slots_and_nothing_that_counts(tmp_path):
+    class Look(keras.callbacks.Callback):
+        """What the optimizer holds when its steps 4 and 6 are over; the rate is lowered as a callback may."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()
+            self.seen[batch + 1] = {one.path: array(one).copy() for one in self.model.optimizer.variables}
+            if batch == 4:
+                self.model.optimizer.learning_rate = 0.001
+
+        seen = {}
+
+    look, resume = Look(), Resume(tmp_path, every=4, background=False)
+    model = new_model("bigram")
+    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(SafeOptimizer(optimizer), loss, jit_compile=keras.backend.backend() == "jax")
+    guard = RollBack(resume, factor=3.0, window=2)
+    fit = {"steps_per_epoch": 6, "verbose": 0, **resume.fit_arguments()}
+    model.fit(resume.data(Jump({5}, nan={4})), callbacks=[guard, look, resume], **fit)
+    assert guard._times == 1
+    before, after = look.seen[4], look.seen[6]
+    for path, value in after.items():
+        name = path.rpartition("/")[2]
+        if value.ndim and "accumulator" in name:
+            assert before[path].any() and not value.any()  # else an update could have seven gradients of three
+        elif value.ndim:
+            assert before[path].any() and (before[path] == value).all(), path
+        elif name == "iteration":
+            assert value in (0, before[path] + 2)
+    found = {path.rpartition("/")[2]: value for path, value in after.items()}
+    assert found["skipped"] == 1 and found["last_skipped"] == 4 and found["learning_rate"] == np.float32(0.001)
+
+
+class Jump(Spoilt):
+    """Batches of which some have a loss a thousand times the size, and some a NaN."""
+
+    def __init__(self, steps, nan):
+        super().__init__(steps, 1000.0)
+        self.nan = nan
+
+    def batch(self, step):
+        x, y, weights = super().batch(step)
+        return x, y, weights * np.float32(np.nan) if step in self.nan else weights
+
+
+def test_a_train_step_of_ones_own_tells_its_losses_or_is_refused(tmp_path):
+    class Own(keras.Model):
+        tells = True
+
+        def __init__(self):
+            super().__init__()
+            self.dense, self.mean = keras.layers.Dense(1), keras.metrics.Mean(name="loss")
+
+        def call(self, x):
+            return self.dense(x)
+
+        @property
+        def metrics(self):
+            return [self.mean] if self.tells else []
+
+        def train_step(self, data):
+            loss = keras.ops.mean(self(data[0]) ** 2)
+            self.mean.update_state(loss)
+            return {"loss": self.mean.result() if self.tells else loss}
+
+    def fit(tells, folder):
+        model, resume = Own(), Resume(folder)
+        model.tells = tells
+        model.compile("sgd")
+        guard = RollBack(resume)
+        batch = (np.ones((2, 3), "float32"), np.ones((2, 1), "float32"))
+        fit = {"steps_per_epoch": 3, "verbose": 0, **resume.fit_arguments()}
+        model.fit(resume.data(lambda step: batch), callbacks=[guard, resume], **fit)
+        return list(guard._losses)
+
+    assert len(fit(True, tmp_path / "a")) == 3
+    with pytest.raises(ValueError, match="this model's train_step tells it nothing; call update_state"):
+        fit(False, tmp_path / "b")
+
+
+@pytest.mark.backends
+def test_the_mean_leaves_out_what_is_not_finite_and_tells_where_nothing_is_left(tmp_path):
+    """In training; a model that has made a step before learns of it, too. A validation says what it found."""
+    recipe = dataclasses.replace(STILL, steps=6, validate_every=2)
+    model = compiled(recipe, "bigram")
+    wanted = losses_of(model, Spoilt({}), range(6))
+    model.make_train_function()
+
+    class Held(keras.utils.PyDataset):
+        """A batch that has a NaN, and one that has none."""
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return Spoilt({6}).batch(6 + index)
+
+    history = recipe.fit(model, Spoilt({1, 2, 3}), Held(), progress=False).history
+    np.testing.assert_allclose(history["loss"], [wanted[0], np.nan, np.mean(wanted[4:])], rtol=1e-4)
+    assert np.isnan(history["val_loss"]).all()
+
+
+def test_going_back_is_counted_over_starts():
+    class Fake:
+        """In place of a `Resume` that has a checkpoint."""
+
+        def finished(self):
+            return object()
+
+    first, second = RollBack(Fake(), limit=2), RollBack(Fake(), limit=2)
+    for guard in (first, second):
+        guard.set_model(new_model("bigram"))
+        guard.set_params({})
+        guard.model.compile("sgd")
+        guard.on_train_begin()
+    first._losses.extend([1.0, 2.0])
+    first._times = 2
+    second.set_state(first.get_state())
+    assert list(second._losses) == [1.0, 2.0] and second._losses.maxlen == 50
+    with pytest.raises(TrainingStopped, match="it is jump 3 of this run"):
+        second._go_back(9.0)
 
 
 def test_what_cannot_be_is_refused(tmp_path):

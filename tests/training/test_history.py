@@ -1,6 +1,8 @@
 """The CSV file of a run, and the curves of it."""
 
+import contextlib
 import csv
+import dataclasses
 import struct
 
 import keras
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from training_toy import Batches, compiled, new_model
 
+from keras_seqlm.nesting import innermost
 from keras_seqlm.training import HistoryCSV, LossPlot, Recipe, plot_history, read_history
 from keras_seqlm.training.history import COLUMNS
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
@@ -60,6 +63,22 @@ def test_a_new_run_starts_a_new_file(tmp_path):
     RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=[HistoryCSV(path)], progress=False)
     assert [row["step"] for row in read_history(path)] == [2, 4, 6]
     assert [row["validation_loss"] for row in read_history(path)] == [None] * 3
+
+
+def test_the_seconds_go_on_over_starts(tmp_path):
+    """From the last that are known: an older row may lack them, or a later one."""
+    path, recipe = tmp_path / "history.csv", dataclasses.replace(RECIPE, validate_every=1)
+    path.write_text(",".join(COLUMNS) + "\n1,3.5,,,,,1500,,\n2,3.1,,,,,,,\n3,3.0,,,,,9000,,\n")
+    for first_step in (2, 4):
+        model = compiled(recipe, "bigram")
+        innermost(model.optimizer).iterations.assign(first_step)
+        stop = [Crash(3)] if first_step == 2 else []
+        with pytest.raises(MemoryError) if stop else contextlib.nullcontext():
+            recipe.fit(model, Batches(), callbacks=[HistoryCSV(path), *stop], first_step=first_step, progress=False)
+    rows = read_history(path)
+    seconds = [row["seconds"] for row in rows if row["seconds"] is not None]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert seconds == sorted(seconds) and seconds[0] == 1500 < seconds[1] < seconds[-1] < 1600
 
 
 OLD = COLUMNS[:7]  # before gradient norms and skipped steps

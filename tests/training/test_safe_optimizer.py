@@ -74,6 +74,18 @@ def test_accumulated_gradients_leave_a_bad_one_out():
     assert int(array(model.optimizer.skipped)) == 1
 
 
+def test_an_update_whose_last_gradient_is_bad_does_not_go_into_the_next():
+    weights = []
+    for steps in ((0, 1, 2, 3), (2, 3)):
+        keras.utils.set_random_seed(3)
+        model = model_of(SafeOptimizer(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)))
+        for step in steps:
+            model.train_on_batch(*batch(step, spoilt=(1,)))
+        weights.append([array(v) for v in model.variables])
+    for left, right in zip(*weights, strict=True):
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-7)
+
+
 def test_a_file_keeps_it(tmp_path):
     model = model_of(SafeOptimizer(keras.optimizers.Adam(0.01)))
     for step in range(3):
