@@ -88,15 +88,11 @@ class RollBack(RunCallback):
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
         self._losses, self._times = collections.deque(maxlen=self.window), 0
-        self._mean, self._count, self._next_mean = 0.0, 0, None
+        self._mean, self._count = 0.0, 0
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
-        if self._next_mean is not None:  # of the epoch in which the run goes on
-            self._mean, self._count = self._next_mean
-            self._next_mean = None
-        else:
-            self._mean, self._count = 0.0, 0
+        self._mean, self._count = 0.0, 0
 
     def get_state(self):
         """What `Resume` saves of it: the losses in its window, and how often it went back."""
@@ -104,9 +100,10 @@ class RollBack(RunCallback):
         return {"losses": losses, "times": self._times, "mean": self._mean, "count": self._count}
 
     def set_state(self, state):
-        """Give back what `get_state` gave."""
+        """Give back what `get_state` gave; within an epoch `Resume` does so after the epoch has begun."""
         self._losses, self._times = collections.deque(state["losses"].tolist(), maxlen=self.window), state["times"]
-        self._next_mean = (state["mean"], state["count"]) if self.run.mean_since < self.run.step_before else None
+        if self.run.mean_since < self.run.step_before:  # the mean that `fit` shows goes on
+            self._mean, self._count = state["mean"], state["count"]
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
