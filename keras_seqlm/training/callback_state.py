@@ -5,6 +5,7 @@ import warnings
 import keras
 
 from keras_seqlm.training.callback_pairs import described, made_with, named, pairs
+from keras_seqlm.training.callbacks import RunCallback
 from keras_seqlm.training.plain_values import fingerprint, from_json, to_json
 
 # What Keras's own keep between epochs; they have no `get_state`.
@@ -13,7 +14,11 @@ OF_KERAS = {
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
     keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
 }
-SET_ANEW = ("monitor_op", "min_delta", "_current_epoch")  # by Keras's own, as an epoch begins or ends
+# What these, and ours, set anew as a run goes on; it needs no saving.
+SET_ANEW = {
+    **dict.fromkeys(OF_KERAS, ("monitor_op", "min_delta", "_current_epoch")),
+    RunCallback: ("step", "started", "chief", "_piece_start", "_mean_since", "_clock", "_last"),
+}
 
 
 class CallbackStates:
@@ -76,8 +81,14 @@ class CallbackStates:
         for name, callback in self._callbacks.items():
             if hasattr(callback, "get_state") or type(callback).__module__.startswith(("keras.", "keras_seqlm.")):
                 continue
-            now, first, saved = _fingerprints(callback), self._first[name], _of_keras(callback)
-            known = (*saved, *SET_ANEW) if saved else ()
+            now, first = _fingerprints(callback), self._first[name]
+            known = {
+                one
+                for kinds in (OF_KERAS, SET_ANEW)
+                for kind in kinds
+                if isinstance(callback, kind)
+                for one in kinds[kind]
+            }
             changed = [one for one in now if one not in known and now[one] != first.get(one)]
             if changed:
                 self._warn(
