@@ -235,6 +235,44 @@ def test_what_others_draw_as_an_epoch_or_a_step_begins_goes_on(tmp_path, first, 
     assert len(rest) >= 7 and rest == {place: whole[place] for place in rest}
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kill", [3, 5])
+def test_what_an_epoch_begins_anew_is_neither_lost_within_it_nor_brought_back_after_it(tmp_path, first, kill):
+    class Steps(keras.callbacks.Callback):
+        """The steps of this epoch, and of each one that has ended."""
+
+        def __init__(self):
+            super().__init__()
+            self.ended = []
+
+        def get_state(self):
+            return {"ended": self.ended, "steps": self.steps}
+
+        def set_state(self, state):
+            self.ended, self.steps = state["ended"], state["steps"]
+
+        def on_train_begin(self, logs=None):
+            self.ended = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.steps = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.steps.append(batch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.ended.append(list(self.steps))
+
+    def go(kill=None):
+        steps = Steps()
+        fit(tmp_path, [None, steps] if first else [steps, None], 3, steps=3, kill=kill)
+        return steps.ended
+
+    with pytest.raises(Killed):
+        go(kill)
+    assert go() == [[0, 1, 2]] * 3
+
+
 def test_the_second_normal_number_of_a_pair_is_saved():
     """NumPy and Python draw two at once and keep one."""
     model = toy()
