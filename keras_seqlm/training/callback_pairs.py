@@ -38,8 +38,9 @@ def made_with(callback, but=()):
     for attribute, value in vars(callback).items():
         name = attribute.lstrip("_")
         value = str(value) if isinstance(value, pathlib.PurePath) else value
+        value = value.item() if isinstance(value, np.generic) else value
         if name in names and attribute not in but and isinstance(value, PLAIN):
-            found[name] = value.item() if isinstance(value, np.generic) else value
+            found[name] = value
     if isinstance(found.get("min_delta"), int | float):
         found["min_delta"] = abs(found["min_delta"])  # Keras turns its sign when it learns which way is better
     return dict(sorted(found.items()))

@@ -26,7 +26,8 @@ class CallbackStates:
 
     A state is a dict of numbers, texts, None, NumPy arrays, and dicts, lists, tuples, sets and deques of these. A callback of
     another's that has no such methods, and in which such things change while training, is named in a warning; so is a subclass
-    of one of Keras's whose own attributes do. What an object of another class holds is not looked at.
+    of one of Keras's whose own attributes do. What an object of another class holds is not looked at, and of an array or a
+    container of very many values only some are.
 
     Callbacks of one class are told apart by what they were made with, such as `monitor` or `filepath`: see `pairs`.
 
@@ -79,7 +80,8 @@ class CallbackStates:
 
     def _look_for_changes(self):
         for name, callback in self._callbacks.items():
-            if hasattr(callback, "get_state") or type(callback).__module__.startswith(("keras.", "keras_seqlm.")):
+            ours = type(callback).__module__.startswith(("keras.", "keras_seqlm."))
+            if ours or name in self._warned or hasattr(callback, "get_state"):
                 continue
             now, first = _fingerprints(callback), self._first[name]
             known = {
@@ -100,7 +102,7 @@ class CallbackStates:
     def _warn(self, name, message):
         if name not in self._warned:
             self._warned.add(name)
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(message, stacklevel=4)
 
 
 def _of_keras(callback):

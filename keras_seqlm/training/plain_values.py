@@ -7,9 +7,9 @@ import zlib
 import keras
 import numpy as np
 
-PLAIN = (bool, int, float, str, type(None), np.generic)
-_MANY = 1 << 20  # of what is larger a sample is looked at
-_DEEP = 6
+PLAIN = (bool, int, float, str, type(None))
+_MANY = 1 << 20  # of a larger array a sample is looked at
+_VALUES, _DEEP = 1 << 16, 6  # that are looked at in a container, and how deep
 
 
 def to_json(value, name, arrays):
@@ -33,11 +33,16 @@ def to_json(value, name, arrays):
             return {kind.__name__: inner(value)}
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float | np.generic) or keras.ops.is_tensor(value) and not value.shape:
-        return np.asarray(keras.ops.convert_to_numpy(value)).item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OUSMm" or not _is_array(value):
+    if isinstance(value, float):
+        return float(value)
+    if not (isinstance(value, np.ndarray | np.generic) or keras.ops.is_tensor(value)):
         raise TypeError(f"{name} is of type {_type(value)}")
-    arrays[name] = np.array(keras.ops.convert_to_numpy(value))
+    array = np.array(keras.ops.convert_to_numpy(value))
+    if array.dtype.kind in "OUSMmc":
+        raise TypeError(f"{name} is of type {_type(array)}")
+    if not array.shape:
+        return array.item()
+    arrays[name] = array
     return {"array": name}
 
 
@@ -61,7 +66,7 @@ def from_json(value, arrays):
     return {key: from_json(one, arrays) for key, one in value["dict"].items()}
 
 
-def fingerprint(value, depth=0):
+def fingerprint(value):
     """What stays equal while a plain value, an array, or a container of such stays the same; None for anything else.
 
     Example:
@@ -72,28 +77,28 @@ def fingerprint(value, depth=0):
     >>> fingerprint(seen) == before
     False
     """
+    return _fingerprint(value, _DEEP, itertools.count())
+
+
+def _fingerprint(value, depth, count):
     kind = _type(value)
-    if isinstance(value, PLAIN):
+    if isinstance(value, PLAIN + (np.generic,)):
         return kind, repr(value)
     if isinstance(value, np.ndarray):
         sample = np.ascontiguousarray(value.reshape(-1)[:: max(1, value.size // _MANY)])
         return kind, value.shape, repr(sample.tolist()) if value.dtype.hasobject else zlib.crc32(sample.view("uint8"))
-    if depth == _DEEP:
-        return None
     if isinstance(value, set | frozenset):
-        return kind, len(value), frozenset(map(repr, itertools.islice(value, _MANY)))
+        return kind, len(value), frozenset(map(repr, value)) if len(value) < _VALUES else None
     if isinstance(value, dict):
         values = itertools.chain.from_iterable(value.items())
     elif isinstance(value, list | tuple | collections.deque):
         values = value
     else:
         return None
-    every = max(1, len(value) // _MANY)
-    return kind, len(value), tuple(fingerprint(one, depth + 1) for one in itertools.islice(values, 0, None, every))
-
-
-def _is_array(value):
-    return isinstance(value, np.ndarray) or keras.ops.is_tensor(value)
+    if depth == 0:
+        return kind, len(value)
+    seen = itertools.takewhile(lambda one: next(count) < _VALUES, values)
+    return kind, len(value), tuple(_fingerprint(one, depth - 1, count) for one in seen)
 
 
 def _type(value):

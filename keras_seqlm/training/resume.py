@@ -173,6 +173,8 @@ class Resume(RunCallback):
             model(self._first_batch()[0])
 
     def on_train_begin(self, logs=None):
+        if not self._ready:
+            self._make_ready()
         is_last = put_last(self, self.model)
         if is_last is False:
             return  # Keras comes by here once more, when all others have begun
@@ -183,8 +185,6 @@ class Resume(RunCallback):
                 "remember. Give it to model.fit itself, in the list of callbacks",
                 stacklevel=2,
             )
-        if not self._ready:
-            self._make_ready()
         self._ready = False
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
