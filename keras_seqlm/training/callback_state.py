@@ -47,8 +47,12 @@ class CallbackStates:
         for name, callback in self._callbacks.items():
             saved, more = {}, {}
             try:
-                for part, state in _states_of(callback).items():
-                    saved[part] = to_json(state, f"callbacks/{name}/{part}", more)
+                of_keras = {one: getattr(callback, one) for one in _of_keras(callback) if hasattr(callback, one)}
+                if of_keras:
+                    saved["of_keras"] = to_json(of_keras, f"callbacks/{name}/of_keras", more)["dict"]
+                own = callback.get_state() if hasattr(callback, "get_state") else None
+                if own is not None and not (isinstance(own, dict) and not own):
+                    saved["state"] = to_json(own, f"callbacks/{name}/state", more)
             except TypeError as error:
                 self._warn(
                     name,
@@ -70,7 +74,7 @@ class CallbackStates:
         found = pairs(before, self._made_with)
         for name, content in meta.items():
             if name in found:
-                _give(self._callbacks[found[name]], content, arrays)
+                _give(name, self._callbacks[found[name]], content, arrays)
             else:
                 warnings.warn(
                     f"the checkpoint holds the state of the callback {described(name, before[name])}, and fit was given none; "
@@ -110,23 +114,19 @@ def _of_keras(callback):
     return next((names for kind, names in OF_KERAS.items() if isinstance(callback, kind)), ())
 
 
-def _states_of(callback):
-    of_keras = {name: getattr(callback, name) for name in _of_keras(callback) if hasattr(callback, name)}
-    states = {"of_keras": of_keras} if of_keras else {}
-    if hasattr(callback, "get_state"):
-        own = callback.get_state()
-        if own is not None and not (isinstance(own, dict) and not own):
-            states["state"] = own
-    return states
-
-
-def _give(callback, content, arrays):
+def _give(name, callback, content, arrays):
     if not (isinstance(content, dict) and "made_with" in content):  # of a version before
-        content = {"state" if hasattr(callback, "set_state") else "of_keras": content}
-    for attribute, value in from_json(content.get("of_keras", {"dict": {}}), arrays).items():
-        setattr(callback, attribute, value)
+        content = {"state": content} if hasattr(callback, "set_state") else {"of_keras": content["dict"]}
+    for attribute, value in content.get("of_keras", {}).items():
+        setattr(callback, attribute, from_json(value, arrays))
     if "state" in content and hasattr(callback, "set_state"):
         callback.set_state(from_json(content["state"], arrays))
+    elif "state" in content:
+        warnings.warn(
+            f"the checkpoint holds what get_state() of the callback {name} gave, and it has no set_state(state) to take it: it "
+            "is left out",
+            stacklevel=3,
+        )
 
 
 def _fingerprints(callback):

@@ -317,6 +317,8 @@ class Resume(RunCallback):
         self._used = True
         callbacks = callbacks_of(self._model)
         refuse_others(callbacks)
+        if sum(isinstance(one, Resume) for one in callbacks) > 1:
+            raise ValueError("fit was given Resume more than once, and each would restore the model; give it one")
         self._take_again()
         if self.step_before:
             keep_rows(callbacks)

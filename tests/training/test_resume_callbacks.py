@@ -514,6 +514,10 @@ def test_a_state_comes_back_as_what_it_was():
     assert holds.state == given and holds.state["last"].maxlen == 3 and type(holds.state["pair"]) is tuple
     np.testing.assert_array_equal(nested[0]["x"], expected[0]["x"])
 
+    meta, arrays = states.get()
+    with pytest.warns(UserWarning, match="what get_state.. of the callback Holds gave, and it has no set_state"):
+        CallbackStates([type("Holds", (keras.callbacks.Callback,), {})()]).set(meta, arrays)
+
     for holds.given, kind in (
         ({"a": object()}, "object"),
         ({"a": [np.complex64(1)]}, "array of complex64"),
@@ -523,7 +527,7 @@ def test_a_state_comes_back_as_what_it_was():
             assert CallbackStates([holds]).get() == ({}, {})
 
 
-@pytest.mark.parametrize("kind", ["swap", "subclass", "backup"])
+@pytest.mark.parametrize("kind", ["swap", "subclass", "backup", "another"])
 def test_callbacks_that_do_not_go_with_it_are_refused_before_training(tmp_path, kind):
     class Swap(keras.callbacks.SwapEMAWeights):
         pass
@@ -531,6 +535,7 @@ def test_callbacks_that_do_not_go_with_it_are_refused_before_training(tmp_path, 
     callback, reason = {
         "swap": lambda: (keras.callbacks.SwapEMAWeights(swap_on_epoch=True), "training.ValidateAverage"),
         "subclass": lambda: (Swap(swap_on_epoch=True), "training.ValidateAverage"),
+        "another": lambda: (Resume(tmp_path / "another"), "more than once"),
         "backup": lambda: (keras.callbacks.BackupAndRestore(str(tmp_path / "backup")), "leave it out"),
     }[kind]()
     model = toy(keras.optimizers.SGD(0.1, use_ema=True))
