@@ -22,7 +22,7 @@ class FolderLock:
     Args:
         folder: it must be there.
         in_use: says whether the holder in this process still works there; one that does not, as after a `fit` that
-            failed, loses the lock to the next one of this process.
+            failed, loses the lock to the next one of this process. Before it says no, nothing of it writes there any more.
 
     Raises:
         LockError: on `take`: another one has the folder (which, is named), or the file system cannot lock (why, is named).

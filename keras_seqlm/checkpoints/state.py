@@ -161,6 +161,8 @@ def _matched(model, checkpoint, groups):
     for group in groups:
         ours = {name: variable.path for name, variable in here.items() if name.startswith(f"{group}/")}
         theirs = {name: paths.get(name, name) for name in sorted(checkpoint.shapes) if name.startswith(f"{group}/")}
+        if group == "optimizer" and paths:
+            wrong += _take_rates_out(ours, theirs)
         found = _by_path(ours, theirs, roots)
         if group != "metrics":
             wrong += [f"{path} is not in the checkpoint" for name, path in ours.items() if name not in found]
@@ -180,6 +182,18 @@ def _matched(model, checkpoint, groups):
             + ". Nothing was changed; use the model it was written with, or another folder"
         )
     return names
+
+
+def _take_rates_out(ours, theirs):
+    """Where a learning rate, a variable if it is a number, became a schedule or was one: say so, and compare the rest."""
+    rates = [[name for name, path in paths.items() if path.endswith("/learning_rate")] for paths in (ours, theirs)]
+    if len(rates[0]) == len(rates[1]):
+        return []
+    for paths, names in zip((ours, theirs), rates, strict=True):
+        for name in names:
+            del paths[name]
+    here, there = ("a number" if names else "a schedule" for names in rates)
+    return [f"the learning rate is {here} here and was {there} there, so compile the model with {there}"]
 
 
 def _by_path(ours, theirs, roots):
@@ -273,9 +287,12 @@ def _all_finite(array):
 def _random():
     """The generators outside of the model: a layer or a callback may draw from them where it has no seed of its own."""
     _, words, position, has_normal, normal = np.random.get_state()
-    _, python_words, python_normal = random.getstate()
+    python = random.getstate()
+    keras_state = _global_generator().state
+    random.setstate(python)  # Keras's generator, where it is made here, draws its seed from Python's
+    _, python_words, python_normal = python
     states = {
-        KERAS_RANDOM: np.array(ops.convert_to_numpy(_global_generator().state)),
+        KERAS_RANDOM: np.array(ops.convert_to_numpy(keras_state)),
         NUMPY_RANDOM: np.array([*words.tolist(), position, has_normal], "uint32"),
         f"{NUMPY_RANDOM}_normal": np.array(normal, "float64"),
         PYTHON_RANDOM: np.array(python_words, "uint32"),

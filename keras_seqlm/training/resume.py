@@ -13,10 +13,11 @@ from keras_seqlm.devices import Single, processes
 from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.agreement import agreed_checkpoint
+from keras_seqlm.training.beside import keep_rows, refuse_others
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback
 from keras_seqlm.training.replay import InNameOnly
-from keras_seqlm.training.running import callbacks_of, is_fitting
+from keras_seqlm.training.running import callbacks_of, fit_of, is_fitting, put_first, put_last
 from keras_seqlm.training.signals import EndSignals
 from keras_seqlm.training.writer import CheckpointWriter, warn_of_numbers
 
@@ -43,10 +44,10 @@ class Resume(RunCallback):
     its own parts of what lies spread over them.
 
     The folder belongs to this process from here on, until `fit` ends, `close()` is called or this object is gone. An
-    object serves one `fit`. Give it as the last callback: what those after it do at an epoch's end is not in the checkpoint
-    of that epoch. `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` does not go with it (`training.ValidateAverage`
-    does), and data, batch size, seed and the optimizer's numbers are held against those of before only as far as `settings`
-    names them.
+    object serves one `fit`. Wherever it stands among the callbacks, it begins and acts as the last one, so that what others
+    do at an epoch's end is in the checkpoint of that epoch. Two of Keras's callbacks do not go with it and are refused:
+    `SwapEMAWeights(swap_on_epoch=True)` (`training.ValidateAverage` does) and `BackupAndRestore`, which goes on by itself.
+    Data, batch size, seed and the optimizer's numbers are held against those of before only as far as `settings` names them.
 
     Args:
         folder: of the checkpoints.
@@ -66,6 +67,7 @@ class Resume(RunCallback):
     Raises:
         CheckpointError: no checkpoint is whole, or the newest is of other settings.
         OSError: the folder is another process's, cannot be written or locked, or (as training begins) has no room.
+        ValueError: from `fit`: a callback that does not go with it.
 
     Example:
 
@@ -93,8 +95,8 @@ class Resume(RunCallback):
         self.every = every
         self.background = background
         self.settings = settings or {}
-        self._model = None  # until `fit` gives it
-        self._checkpoint = agreed_checkpoint(self.checkpoints, self.settings, allow_changes, self._is_fitting)
+        self._model, self._writer = None, None  # until `fit` begins
+        self._checkpoint = agreed_checkpoint(self.checkpoints, self.settings, allow_changes, self._works_there)
         self._seen = self.checkpoints.steps()
         meta = {} if self._checkpoint is None else self._checkpoint.meta
         self.step_before = 0 if self._checkpoint is None else self._checkpoint.step
@@ -103,7 +105,7 @@ class Resume(RunCallback):
         self._steps_per_epoch = meta.get("steps_per_epoch")
         self._within_piece = self._done  # steps in the metrics, which go on; at an epoch's end they hold its validation
         self._train, self._metrics, self._random, self._others = None, {}, {}, None
-        self._writer, self._signals, self._states, self._used = None, None, None, False
+        self._signals, self._states, self._used, self._ready = None, None, False, False
 
     @property
     def first_step(self):
@@ -162,6 +164,8 @@ class Resume(RunCallback):
 
     def set_model(self, model):
         super().set_model(model)
+        if fit_of(model) is not None:  # `evaluate` and `predict` give it, too
+            self._make_ready()
         for callback in callbacks_of(model):  # before any of them begins
             if isinstance(callback, RunCallback) and callback.run == Run():
                 callback.run = self.of_run()
@@ -169,14 +173,21 @@ class Resume(RunCallback):
             model(self._first_batch()[0])
 
     def on_train_begin(self, logs=None):
-        if self._used:
-            raise ValueError(
-                f"this Resume has served one fit; the next one needs its own: resume = Resume({str(self.checkpoints.folder)!r})"
+        if not self._ready:
+            self._make_ready()
+        is_last = put_last(self, self.model)
+        if is_last is False:
+            return  # Keras comes by here once more, when all others have begun
+        if is_last is None:
+            warnings.warn(
+                "Resume does not find itself in the list of callbacks of a running model.fit: what those that come after "
+                "it do at a step or an epoch's end is not in its checkpoints, nor what callbacks that it does not find "
+                "remember. Give it to model.fit itself, in the list of callbacks",
+                stacklevel=2,
             )
-        self._used = True
+        self._ready = False
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
-        self._take_again()
         self.restore(self.model)
         if self._checkpoint is not None and self._train is None:
             self._done = 0
@@ -201,11 +212,11 @@ class Resume(RunCallback):
         self._saved = self.step_before if self._checkpoint is not None else None
         self._best = self.checkpoints.best_loss() if self.chief else math.inf
         self._validates, self._before_test, self._several = True, {}, processes.are_several()
-        self._stopped_several, self._ended, self._loss = False, False, None
+        self._stopped_several, self._begins = False, True
         self._replay = InNameOnly(self.model)
         self._states = CallbackStates([one for one in callbacks_of(self.model) if one is not self])
-        self._states_given = False
-        self._restore_callbacks()  # again when the first epoch begins, since those after this one forget as they begin
+        self._restore_callbacks()  # which all have begun, and forget no more
+        state.assign_random(self._random)
         if self.ended:
             print(
                 f"the run was ended by a callback at step {self.step_before}: nothing is left to do (allow_changes=True goes on)",
@@ -217,9 +228,13 @@ class Resume(RunCallback):
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         self._current = epoch
-        if not self._states_given:
-            self._states_given = True
+        if self._begins and self._within_piece:  # saved after others had heard of the epoch's begin, as they have again
             self._restore_callbacks()
+        if self._begins and self._random and not self._done:
+            # On torch the making of an iterator draws a number: set back before others begin the step.
+            self._random = state.arrays_of(self.model, ("random",))
+            put_first(self, self.model)
+        self._begins = False
         if self._metrics:  # the rest of an epoch, whose metrics go on
             state.assign(self.model, self._metrics)
             self._metrics = {}
@@ -227,8 +242,9 @@ class Resume(RunCallback):
             self._replay.begin()
 
     def on_train_batch_begin(self, batch, logs=None):
-        if not self._done:
-            self._restore_random()  # not before: on torch the making of an iterator draws a number
+        if self._random and not self._done:
+            self._restore_random()
+            put_last(self, self.model)
 
     def on_train_batch_end(self, batch, logs=None):
         before = self.step
@@ -262,20 +278,14 @@ class Resume(RunCallback):
         loss = logs.get("val_loss")
         best = self._is_best(loss)
         due = self._saved is None or self.step // self.every > self._saved // self.every
-        # A callback that stands after this one may still end the run: see `on_train_end`.
         ended = bool(self.model.stop_training) and not self._is_last(epoch)
         if due or best or ended or self._is_last(epoch) or self._told_to_end():
             self._save({"epoch": epoch + 1, "done": 0, "validation_loss": loss, "ended": ended})
-            self._ended = ended
-        self._best, self._loss = (loss if best else self._best), loss
+        self._best = loss if best else self._best
         if self._told_to_end():
             self._end()
 
     def on_train_end(self, logs=None):
-        if not self._states_given:
-            self._restore_callbacks()  # no epoch was left to make; `EarlyStopping` then has its best weights
-        elif self.model.stop_training and not self._ended and not self._is_last(self._current):
-            self._save({"epoch": self._current + 1, "done": 0, "validation_loss": self._loss, "ended": True})
         self._writer.wait()
         self.close()
 
@@ -298,11 +308,27 @@ class Resume(RunCallback):
             processes.wait_for_all("checkpoint")
         return self.checkpoints.newest()
 
+    def _make_ready(self):
+        """What is refused as `fit` begins, before any callback has begun, and has written a file anew."""
+        if self._used:
+            raise ValueError(
+                f"this Resume has served one fit; the next one needs its own: resume = Resume({str(self.checkpoints.folder)!r})"
+            )
+        self._used = True
+        callbacks = callbacks_of(self._model)
+        refuse_others(callbacks)
+        if sum(isinstance(one, Resume) for one in callbacks) > 1:
+            raise ValueError("fit was given Resume more than once, and each would restore the model; give it one")
+        self._take_again()
+        if self.step_before:
+            keep_rows(callbacks)
+        self._ready = True
+
     def _take_again(self):
         """Have the folder as `fit` begins, also where another `Resume` of this process had it meanwhile."""
         if not processes.is_chief():
             return
-        self.checkpoints.open(in_use=self._is_fitting)
+        self.checkpoints.open(in_use=self._works_there)
         if self.checkpoints.steps() != self._seen:
             raise OSError(
                 errno.EBUSY,
@@ -310,8 +336,13 @@ class Resume(RunCallback):
                 str(self.checkpoints.folder),
             )
 
-    def _is_fitting(self):
-        return self._model is not None and is_fitting(self._model)
+    def _works_there(self):
+        """Whether its `fit` runs; if not, as after one that failed, what its thread still writes is waited for."""
+        if self._model is not None and is_fitting(self._model):
+            return True
+        if self._writer is not None:
+            self._writer.close()
+        return False
 
     def _is_last(self, epoch):
         return epoch + 1 == self.params["epochs"] or self.step == self.run.steps

@@ -1,4 +1,4 @@
-"""Whether a `fit` runs at this moment, and what it holds: Keras tells its callbacks neither."""
+"""Whether a `fit` runs at this moment, what it holds, and in which order: Keras tells its callbacks nothing of it."""
 
 import sys
 import threading
@@ -37,6 +37,37 @@ def callback_list(model):
     """Keras's `CallbackList` of the `fit` that runs, or None where it cannot be found."""
     given = _callbacks(model)
     return given if hasattr(given, "callbacks") else None
+
+
+def put_last(callback, model):
+    """Let a callback hear of each event as the last one of the `fit` that runs.
+
+    Keras hands an event on by going over its list. The list gets a successor, so that this is not disturbed, and the
+    callback stands at the end of both: of the event under way it hears once more, after all others.
+
+    Returns:
+        Whether it was the last one already; None where it is not in the list, or there is none to be found.
+    """
+    given = callback_list(model)
+    if given is None or not any(one is callback for one in given.callbacks):
+        return None
+    if given.callbacks[-1] is callback:
+        return True
+    under_way = given.callbacks
+    given.callbacks = [*_others(callback, under_way), callback]
+    under_way.append(callback)
+    return False
+
+
+def put_first(callback, model):
+    """Let a callback hear of the events to come before all others, where it is in the list of the `fit` that runs."""
+    given = callback_list(model)
+    if given is not None and any(one is callback for one in given.callbacks):
+        given.callbacks = [callback, *_others(callback, given.callbacks)]
+
+
+def _others(callback, callbacks):
+    return [one for one in callbacks if one is not callback]
 
 
 def _callbacks(model):

@@ -48,9 +48,15 @@ class CheckpointWriter:
             writing.result()
 
     def close(self):
-        """End the thread, when what it writes is written."""
+        """End the thread, when what it writes is written; an error that nobody waited for is told of."""
         if self._thread is not None:
             self._thread.shutdown()
+        writing, self._writing = self._writing, None
+        error = None if writing is None else writing.exception()
+        if error is not None:
+            warnings.warn(
+                f"the last checkpoint could not be saved ({error}); those before are as they were", stacklevel=2
+            )
 
     def _write(self, step, arrays, meta, parts):
         arrays = copies.to_host(arrays)
