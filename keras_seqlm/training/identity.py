@@ -13,7 +13,9 @@ from keras_seqlm.devices import processes
 from keras_seqlm.devices.feed import name_of
 from keras_seqlm.nesting import innermost
 
-ALL_THE_SAME = "Give the same, name another folder, or go on all the same with allow_changes=True"
+ALL_THE_SAME = (
+    "Give the same, name another folder, or go on all the same with allow_changes=True (command line: --allow-changes)"
+)
 ADVICE = {
     "data": "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. ",
 }

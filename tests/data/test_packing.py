@@ -124,6 +124,22 @@ def test_ids_that_a_tokenizer_lacks_are_not_written(tmp_path):
     assert store[:].tolist() == [5, 2, 5, 2]
 
 
+@pytest.mark.parametrize("name", ["bos_id", "eos_id"])
+def test_a_tokenizer_that_ends_documents_otherwise_has_a_cache_of_its_own(tmp_path, name):
+    """Its hash is of how it reads text, and says nothing of what stands between texts."""
+    folder, seen = write(tmp_path / "text", a="x"), {}
+    for value in (1, 2, 3, None):
+        tokenizer = Fixed(9, [5])
+        setattr(tokenizer, name, value)
+        store = pack(folder, tokenizer, cache_dir=tmp_path / "cache")
+        seen[store.folder] = store[:].tolist()
+    ids = [[1, 5, 2][1:] if name == "bos_id" else [1, 5, 2][:2]] * 4
+    wanted = [
+        ([value, *rest] if name == "bos_id" else [*rest, value]) for value, rest in zip((1, 2, 3), ids, strict=False)
+    ]
+    assert list(seen.values()) == [*wanted, ids[0]]
+
+
 def test_second_call_reads_the_cache(tmp_path, tokenizer, monkeypatch):
     folder = write(tmp_path / "text", a="Hello")
     monkeypatch.setenv("KERAS_SEQLM_CACHE", str(tmp_path / "cache"))

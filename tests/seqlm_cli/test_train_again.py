@@ -193,3 +193,19 @@ def test_the_best_model_of_a_run_whose_text_changed_is_one_of_the_new_text(text,
     for left, right in zip(tasks.load(folder).model.weights, tasks.load(folder, "best").model.weights, strict=True):
         np.testing.assert_array_equal(array(left), array(right))
     assert Checkpoints(folder / "checkpoints").best().step == best
+
+
+def test_other_weights_of_the_same_texts_are_refused(text, tmp_path, capsys):
+    other, folder = tmp_path / "other.txt", tmp_path / "runs" / "mixture"
+    other.write_text("".join(f"{SENTENCES[i % 5]} {i}\n" for i in range(80)), encoding="utf-8")
+
+    def again(weights, code):
+        texts = [f"{path}={weight}" for path, weight in zip((text, other), weights, strict=True)]
+        words = ["train", "--text", *texts, "--out", str(folder), *SMALL, "--steps", "1"]
+        assert seqlm_cli.main(words) == code
+        return capsys.readouterr().err
+
+    again((1, 1), 0)
+    said = again((9, 1), 2)
+    assert "other settings: weights of the texts was [0.5, 0.5] and is [0.9, 0.1]" in said and "--allow-changes" in said
+    assert "going on from step 1" in again((2, 2), 0)  # the same shares
