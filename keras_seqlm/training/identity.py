@@ -50,7 +50,8 @@ class Identity:
     def __init__(self, checkpoint, settings, allow_changes):
         self._before = {} if checkpoint is None else checkpoint.meta
         self._checkpoint, self._allow = checkpoint, allow_changes
-        self._data, self._optimizer, self._loss = (self._before.get(name) for name in ("data", "optimizer", "loss"))
+        known = ("data", "validation", "optimizer", "loss")
+        self._data, self._validation, self._optimizer, self._loss = map(self._before.get, known)
         self._known, self._new_rate = False, None
         self.comparable_from = self._before.get("comparable_from", 0)
         self._changed_validation = []
@@ -64,15 +65,17 @@ class Identity:
                 "held against anything in this one; name it in settings"
             )
 
-    def hold_data(self, train):
-        """Hold data with `batches(first_step)` against those of before.
+    def hold_data(self, train, validation=None):
+        """Hold data with `batches(first_step)`, and what `fit` takes as `validation_data`, against those of before.
 
         Raises:
             CheckpointError: they are others.
         """
-        data = identity_of_data(train)
-        self._refuse("data", data_changes(self._before.get("data"), data), of_validation=True)
-        self._data = data
+        data, validation = identity_of_data(train), identity_of_validation(validation)
+        changed = data_changes(self._before.get("data"), data, "the batch of step 0")
+        changed += data_changes(self._before.get("validation"), validation, "validation")
+        self._refuse("data", changed, of_validation=True)
+        self._data, self._validation = data, validation or self._validation
 
     def know(self, model):
         """Remember the numbers of a compiled model as they are before training changes them; all but the first time does
@@ -154,6 +157,7 @@ class Identity:
         return {
             "settings": self.settings,
             "data": self._data,
+            "validation": self._validation,
             "optimizer": self._optimizer,
             "loss": self._loss,
             "comparable_from": self.comparable_from,
@@ -203,12 +207,7 @@ def identity_of_data(train):
         A dict that JSON takes: name of each array -> [dtype, shape, SHA-256]; where data say them also `content`, the hash
         of all of their text, and `weights`, those of several texts.
     """
-    found = {}
-    for path, leaf in keras.tree.flatten_with_path(next(iter(train.batches(0)))):
-        array = leaf if isinstance(leaf, np.ndarray) or leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf))
-        if array is not None:
-            content = repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
-            found[name_of(path)] = [array.dtype.name, list(array.shape), hashlib.sha256(content).hexdigest()]
+    found = _arrays_of(next(iter(train.batches(0))))
     content, weights = getattr(train, "content_hash", None), getattr(train, "weights", None)
     if isinstance(content, str):
         found["content"] = content
@@ -217,20 +216,51 @@ def identity_of_data(train):
     return found
 
 
-def data_changes(before, now):
-    """What of two `identity_of_data` differs, as texts."""
-    if before is None:
+def identity_of_validation(validation):
+    """What validation data are, as far as they can be seen without being read away: arrays, and data that know their batches.
+
+    Args:
+        validation: what `fit` takes as `validation_data`.
+
+    Returns:
+        As `identity_of_data`, of the first batch or of all arrays, with `targets` or `batches`, how many there are; None
+        of what cannot be seen.
+    """
+    if isinstance(validation, tuple | list):
+        return _arrays_of(validation)
+    if hasattr(validation, "batches"):
+        targets = getattr(validation, "num_targets", None)
+        return identity_of_data(validation) | ({} if targets is None else {"targets": int(targets)})
+    if isinstance(validation, keras.utils.PyDataset):  # which may draw its batches, or their order
+        forms = {name: form[:2] for name, form in _arrays_of(validation[0]).items()}
+        return forms | {"batches": validation.num_batches}
+    return None
+
+
+def data_changes(before, now, of="the batch of step 0"):
+    """What of two `identity_of_data` differs, as texts; nothing where one of the two is unknown.
+
+    Args:
+        of: what the arrays are of.
+    """
+    if before is None or now is None:
         return []
     parts = {"content": "their text is another", "weights": "the weights of their texts are others"}
+    counts = ("targets", "batches")
     changed = [said for part, said in parts.items() if part in before and part in now and before[part] != now[part]]
-    for name in sorted((before.keys() | now.keys()) - parts.keys()):
+    changed += [
+        f"{of} has {now[count]} {count}, and had {before[count]}"
+        for count in counts
+        if count in before and count in now and before[count] != now[count]
+    ]
+    for name in sorted((before.keys() | now.keys()) - {*parts, *counts}):
         old, new = before.get(name), now.get(name)
         if old is None or new is None:
-            changed.append(f"{name} is in the batch of step 0 only {'there' if new is None else 'here'}")
+            changed.append(f"{name} is in {of} only {'there' if new is None else 'here'}")
         elif old[:2] != new[:2]:
-            changed.append(f"{name} of the batch of step 0 was {_form(old)} and is {_form(new)}")
+            changed.append(f"{name} of {of} was {_form(old)} and is {_form(new)}")
         elif old != new:
-            changed.append(f"{name} of the batch of step 0 holds something else")
+            changed.append(f"{name} of {of} holds something else")
     return changed
 
 
@@ -289,6 +319,20 @@ def as_json(settings):
         return json.loads(json.dumps(settings or {}))
     except (TypeError, ValueError) as error:
         raise TypeError(f"settings must be a dict that JSON takes: {error}") from error
+
+
+def _arrays_of(batch):
+    found = {}
+    for path, leaf in keras.tree.flatten_with_path(batch):
+        array = leaf if isinstance(leaf, np.ndarray) or leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf))
+        if array is not None:
+            content = repr(array.tolist()).encode() if array.dtype == object else _bytes_of(array)
+            found[name_of(path)] = [array.dtype.name, list(array.shape), hashlib.sha256(content).hexdigest()]
+    return found
+
+
+def _bytes_of(array):
+    return np.ascontiguousarray(array).reshape(-1).view("uint8")  # also of dtypes that no buffer knows, as bfloat16
 
 
 def _plain(thing):

@@ -50,8 +50,8 @@ class Resume(RunCallback):
     A start goes on with what the run was begun with, or is refused: the batch of step 0, which tells data, batch size and
     seed (with their `content_hash`, where data have one); the optimizer's class and numbers, a learning rate that is a number
     included; the class and the numbers of the loss; and `settings`. The numbers are those that `get_config` says. A schedule of
-    the learning rate may change, as a longer run changes it, and a warning says so. Validation data cannot be seen from
-    here: name them in `settings`, as `{"validation": validation.content_hash}`.
+    the learning rate may change, as a longer run changes it, and a warning says so. Validation data
+    are held to that only where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
 
     Args:
         folder: of the checkpoints.
@@ -132,19 +132,22 @@ class Resume(RunCallback):
             self._epoch, self._done = divmod(self.step_before, steps_per_epoch)
         self._steps_per_epoch = steps_per_epoch
 
-    def data(self, make_batch, strategy=None):
+    def data(self, make_batch, strategy=None, validation=None):
         """What `fit` is given as data: the batches of all steps to come, without end.
 
         Args:
             make_batch: a function of the step, or a data set with `batches(first_step)`, as `data.causal_blocks` gives.
             strategy: of `training.strategy`, whose devices read it; default one device.
+            validation: what `fit` is given as `validation_data`, to be held against that of before; what cannot be seen
+                without being read away, as a generator or a `tf.data.Dataset`, is not.
 
         Raises:
-            CheckpointError: the data are others than before: the batch of step 0 is, or their `content_hash`.
+            CheckpointError: the data are others than before: the batch of step 0 is, or their `content_hash`; or the
+                validation data are.
         """
         self._train = make_batch if hasattr(make_batch, "batches") else ByStep(make_batch)
         try:
-            processes.all_do(lambda: self._identity.hold_data(self._train))
+            processes.all_do(lambda: self._identity.hold_data(self._train, validation))
         except ValueError:  # a CheckpointError, of this process or another one
             self.close()
             raise

@@ -9,8 +9,10 @@ import pytest
 from helpers import array
 from training_toy import Batches, compiled
 
+from keras_seqlm.data import causal_blocks
+from keras_seqlm.tokenizers import ByteTokenizer
 from keras_seqlm.training import CheckpointError, Checkpoints, Recipe, Resume, SafeOptimizer, WarmupSchedule, list_runs
-from keras_seqlm.training.identity import data_changes, identity_of_data
+from keras_seqlm.training.identity import data_changes, identity_of_data, identity_of_validation
 
 RUN = Recipe(steps=4, batch_size=4, warmup_steps=2, learning_rate=0.05, validate_every=2)
 
@@ -71,6 +73,49 @@ def test_data_that_were_allowed_to_change_are_those_of_the_run(tmp_path, capsys)
         fit(tmp_path, 4)
 
 
+def test_other_validation_data_that_can_be_seen_are_refused(tmp_path):
+    def train(validation, steps=1, **options):
+        recipe = dataclasses.replace(RUN, steps=steps, validate_every=1)
+        arguments = {"progress": False, "resume": Resume(tmp_path, background=False, **options)}
+        recipe.fit(compiled(recipe, "bigram"), Batches(), validation, **arguments)
+
+    train(Batches().batch(1000))
+    with pytest.raises(CheckpointError, match="other data: y of validation holds something else"):
+        x, y = Batches().batch(1000)
+        train((x, y[::-1]))
+    with pytest.raises(CheckpointError, match=r"other data: x of validation was int32 \(4, 8\) and is int32 \(8, 8\)"):
+        train(Batches(8).batch(1000))
+    train(None)  # what is not there, or cannot be seen, as a generator, is not held against anything
+    with pytest.raises(CheckpointError, match="other data: x of validation"):
+        train(Batches(8).batch(1000))
+    with pytest.warns(UserWarning, match="not compared, since x of validation was"):
+        train(Batches(8).batch(1000), steps=2, allow_changes=True)
+    train(Batches(8).batch(1000), steps=2)
+
+
+def test_what_validation_data_are(tmp_path):
+    class Rows(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return Batches().batch(index)
+
+    text = tmp_path / "a.txt"
+    text.write_text("some words. " * 200)
+    made = [
+        causal_blocks(text, ByteTokenizer(), 8, 4, validation_fraction=share, cache_dir=tmp_path)
+        for share in (0.1, 0.2)
+    ]
+    (_, tenth), (_, fifth) = made
+    said = data_changes(identity_of_validation(tenth), identity_of_validation(fifth), "validation")
+    assert f"validation has {fifth.num_targets} targets, and had {tenth.num_targets}" in said
+    assert identity_of_validation(Rows()) == {"x": ["int32", [4, 8]], "y": ["int32", [4, 8]], "batches": 3}
+    assert identity_of_validation(Batches().batch(0)) != identity_of_validation(Batches().batch(1))
+    for unseen in (None, (one for one in ()), 3):
+        assert identity_of_validation(unseen) is None
+
+
 def test_a_text_and_weights_that_data_know_of_are_part_of_them():
     class Known(Batches):
         content_hash, weights = "a", {"books": 0.75, "letters": 0.25}
@@ -87,6 +132,7 @@ def test_a_text_and_weights_that_data_know_of_are_part_of_them():
     assert "content" not in identity_of_data(array)
 
 
+@pytest.mark.backends
 def test_arrays_of_any_kind_tell_data_apart():
     class Made:
         def __init__(self, *batch):
@@ -99,6 +145,15 @@ def test_arrays_of_any_kind_tell_data_apart():
     same = [Made({"text": texts, "ids": [1, 2]}, keras.ops.ones((2,)), None) for _ in range(2)]
     first, second = map(identity_of_data, same)
     assert first == second and list(first) == ["x['ids'][0]", "x['ids'][1]", "x['text']", "y"]
+    half = identity_of_data(
+        Made(keras.ops.ones((2,), "bfloat16"), np.array(["a", "b"]), np.zeros((0, 3)), np.float32(1))
+    )
+    assert [one[:2] for one in half.values()] == [
+        ["bfloat16", [2]],
+        ["str32", [2]],
+        ["float64", [0, 3]],
+        ["float32", []],
+    ]
     other = identity_of_data(Made({"text": texts[::-1], "ids": [1, 2]}, keras.ops.ones((2,)), None))
     assert data_changes(first, other) == ["x['text'] of the batch of step 0 holds something else"]
 
@@ -139,6 +194,7 @@ def test_another_optimizer_of_the_same_slots_is_refused(tmp_path):
         fit(tmp_path, 2, keras.optimizers.Nadam(0.01, name="one"))
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, SafeOptimizer, keras.optimizers.LossScaleOptimizer])
 def test_a_learning_rate_that_was_allowed_to_change_holds(tmp_path, wrap):
     fit(tmp_path, 1, wrap(adam()))
@@ -147,6 +203,7 @@ def test_a_learning_rate_that_was_allowed_to_change_holds(tmp_path, wrap):
     assert float(array(fit(tmp_path, 3, wrap(adam(learning_rate=0.5))).learning_rate)) == 0.5
 
 
+@pytest.mark.backends
 def test_a_learning_rate_that_a_callback_lowered_is_no_change(tmp_path):
     class Lower(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -160,6 +217,7 @@ def test_a_learning_rate_that_a_callback_lowered_is_no_change(tmp_path):
     assert float(array(fit(tmp_path, 4, adam(), allow_changes=True).learning_rate)) == pytest.approx(0.0025)
 
 
+@pytest.mark.backends
 def test_a_schedule_of_other_numbers_is_told_and_goes_on(tmp_path):
     def optimizer(**numbers):
         return adam(learning_rate=WarmupSchedule("cosine", **{"peak": 0.1, "steps": 10, **numbers}))
@@ -209,11 +267,11 @@ def test_a_longer_run_of_a_recipe_says_nothing_and_another_rate_is_told(tmp_path
 
 
 def test_another_loss_is_refused(tmp_path):
-    smooth = keras.losses.BinaryCrossentropy
-    fit(tmp_path, 1, loss=smooth(label_smoothing=0.1))
-    with pytest.raises(CheckpointError, match="the loss's label_smoothing was 0.1 and is 0.2"):
-        fit(tmp_path, 2, loss=smooth(label_smoothing=0.2))
-    with pytest.raises(CheckpointError, match="the loss's class was 'BinaryCrossentropy' and is 'mean_squared_error'"):
+    squares = keras.losses.MeanSquaredError
+    fit(tmp_path, 1, loss=squares(reduction="sum"))
+    with pytest.raises(CheckpointError, match="the loss's reduction was 'sum' and is 'mean'"):
+        fit(tmp_path, 2, loss=squares(reduction="mean"))
+    with pytest.raises(CheckpointError, match="the loss's class was 'MeanSquaredError' and is 'mean_squared_error'"):
         fit(tmp_path, 2, loss="mse")
     fit(tmp_path, 2, loss="mse", allow_changes=True)
 
