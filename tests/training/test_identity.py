@@ -1,6 +1,7 @@
 """What a run is made of: other data, numbers of the optimizer, settings or loss are seen, refused or told, and never mixed."""
 
 import dataclasses
+import functools
 import warnings
 
 import keras
@@ -25,11 +26,11 @@ def batches(rows=4, seed=7, width=3, dtype="float32", name=None):
     return make_batch
 
 
-def fit(folder, steps, optimizer="adam", data=None, loss="mse", callbacks=(), validation=None, **options):
+def fit(folder, steps, optimizer="adam", data=None, loss="mse", callbacks=(), validation=None, every=1, **options):
     """Train a layer up to `steps`, an epoch each, or go on; gives its optimizer."""
     model = keras.Sequential([keras.Input((3,), name="x"), keras.layers.Dense(1)])
     model.compile(optimizer, loss, jit_compile=False)
-    resume = Resume(folder, background=False, every=1, **options)
+    resume = Resume(folder, background=False, every=every, **options)
     fit = {"epochs": steps, "steps_per_epoch": 1, "verbose": 0, "validation_data": validation}
     feed = resume.data(data or batches())
     model.fit(feed, callbacks=[*callbacks, resume], **fit, **resume.fit_arguments())
@@ -314,9 +315,11 @@ def test_a_best_loss_of_another_validation_does_not_count(tmp_path, changed):
     before = {"validation": EASY, "settings": {"validation": "easy"}, "data": batches(seed=8), "loss": "mae"}
     now = {**before, "validation": VALIDATION, "allow_changes": True}
     now[changed] = {"settings": {"validation": "hard"}, "data": batches(), "loss": "mse"}[changed]
-    fit(tmp_path, 3, adam(), **before)
+    first = [keras.callbacks.EarlyStopping(patience=9), keras.callbacks.ModelCheckpoint(str(tmp_path / "a.keras"))]
+    first[1].save_best_only = True
+    fit(tmp_path, 3, adam(), callbacks=first, **before)
     easy = Checkpoints(tmp_path).best_loss()
-    assert easy < 0.1 and Checkpoints(tmp_path).best().step <= 3
+    assert first[0].best == first[1].best == easy < 0.1 and Checkpoints(tmp_path).best().step <= 3
     early, best = (
         keras.callbacks.EarlyStopping(patience=9),
         keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras"), save_best_only=True),
@@ -347,6 +350,16 @@ def test_what_early_stopping_remembers_stays_where_nothing_changed(tmp_path):
     fit(tmp_path, 2, adam(), validation=EASY, callbacks=[first])
     fit(tmp_path, 3, adam(), validation=VALIDATION, callbacks=[second], allow_changes=True)  # which nobody can know
     assert second.best == first.best
+
+
+def test_the_first_loss_of_another_validation_is_saved_as_the_best_so_far(tmp_path):
+    diverges = functools.partial(keras.optimizers.SGD, 5.0)
+    fit(tmp_path, 1, diverges(), validation=EASY, settings={"validation": "easy"})
+    with pytest.warns(UserWarning, match="not compared"):
+        options = {"settings": {"validation": "hard"}, "allow_changes": True, "every": 100}
+        fit(tmp_path, 4, diverges(), validation=VALIDATION, **options)
+    losses = {step: Checkpoints(tmp_path).meta(step)["validation_loss"] for step in Checkpoints(tmp_path).steps()}
+    assert list(losses) == [1, 2, 4] and losses[1] < losses[2] < losses[4]
 
 
 def test_a_best_loss_of_other_training_data_does_not_count_either(tmp_path):
