@@ -199,6 +199,11 @@ def _train(args, folder, going_on, recipe, recurrent):
         allow_changes=args.allow_changes,
     )
     try:
+        if args.steps < resume.step_before:
+            raise ValueError(
+                f"{folder.path} has made {resume.step_before} steps already, and --steps is {args.steps}: give at least "
+                f"{resume.step_before}, or name another folder; nothing was changed"
+            )
         if going_on:  # only now: what is refused leaves the folder as it was
             training.chief_decides(begin)
         for name, times in train_blocks.epochs(args.steps).items() if hasattr(train_blocks, "epochs") else ():
@@ -214,20 +219,21 @@ def _train(args, folder, going_on, recipe, recurrent):
         recipe.fit(model, train_blocks, validation, callbacks=callbacks, resume=resume)
     finally:
         resume.close()
+    step = None
     if args.early_stopping and resume.checkpoints.best_loss() < math.inf:
-        task = tasks.load(folder.path, "best")
+        step = resume.checkpoints.best().step
+        task = tasks.load(folder.path, step)
     if training.is_chief():
         task.save(folder.path)
-        print(f"{folder.path}: {_last_words(folder.path, args.early_stopping)}")
+        print(f"{folder.path}: {_last_words(folder.path, step)}")
 
 
-def _last_words(folder, best):
-    """The step and the validation loss of the model that was saved: the last one, or the best one."""
+def _last_words(folder, step):
+    """The step and the validation loss of the model that was saved: that of a step, or where it is None the last one."""
     from keras_seqlm import training
 
     rows = training.read_history(folder / "history.csv")
-    validated = [row for row in rows if row["validation_loss"] is not None]
-    row = min(validated, key=lambda row: row["validation_loss"]) if best and validated else rows[-1]
+    row = next((row for row in reversed(rows) if row["step"] == step), rows[-1])
     loss = row["validation_loss"]
     return f"step {row['step']}" + ("" if loss is None else f", validation loss {loss:.4f} nats a token")
 
@@ -316,6 +322,7 @@ def _settings(args, train, validation, tokenizer):
         "text": train.content_hash,
         "weights of the texts": list(getattr(train, "weights", {}).values()),
         "validation text": None if validation is None else validation.content_hash,
+        "validation fraction": None if args.validation else args.validation_fraction,
         "tokenizer": tokenizer.hash,
     }
 

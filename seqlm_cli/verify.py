@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 
+from seqlm_cli.endings import DISAGREES
 from seqlm_cli.options import add_checkpoint, add_common, write_answer
 
 HELP = "compare exported artifacts with their model, token by token"
@@ -46,7 +47,7 @@ def show(args, report):
     """Print a report, write it where `--json` says; returns the exit code."""
     print(report)
     write_answer(args, report.to_dict())
-    return 0 if report.ok else 1
+    return 0 if report.ok else DISAGREES
 
 
 def artifact_name(run):

@@ -78,7 +78,8 @@ class Checkpoints:
 
     Args:
         folder: made if it is not there.
-        keep: how many of the newest stay; the one with the lowest `validation_loss` in its meta stays, too.
+        keep: how many of the newest stay; the one with the lowest `validation_loss` in its meta stays, too, and where
+            losses cannot be compared (see `best`) one of each kind.
 
     Raises:
         ValueError: `keep` is below 1.
@@ -236,19 +237,43 @@ class Checkpoints:
         return None
 
     def best(self):
-        """The checkpoint with the lowest validation loss, whatever text each was validated on.
+        """The checkpoint with the lowest validation loss, of those whose losses can be compared with the newest one's.
+
+        A loss of another text says nothing. Where a run went on with other settings, other data or another loss function, the
+        meta of the checkpoints after that says from which step on losses are of the same, as `comparable_from`; what was saved
+        before that step does not count.
 
         Raises:
-            CheckpointError: none was validated, or it is damaged.
+            CheckpointError: none of them was validated, or it is damaged.
         """
-        losses = self._validation_losses()
+        validated, first = self._validated(), self.comparable_from()
+        losses = {step: loss for step, (loss, _) in validated.items() if step >= first}
         if not losses:
-            raise CheckpointError(f"no checkpoint in {self.folder} was validated, so there is no best one")
+            more = (
+                f"; those of steps {sorted(validated)} were, before the run went on with other settings"
+                if validated
+                else ""
+            )
+            raise CheckpointError(f"no checkpoint in {self.folder} was validated, so there is no best one{more}")
         return self.read(min(losses, key=losses.get))
 
-    def best_loss(self):
-        """The lowest validation loss of the checkpoints here; infinite where none was validated."""
-        return min(self._validation_losses().values(), default=math.inf)
+    def best_loss(self, first=None):
+        """The lowest validation loss of the checkpoints from a step on; infinite where none was validated.
+
+        Args:
+            first: the step; default that from which on losses are compared with the newest one's, as in `best`.
+        """
+        first = self.comparable_from() if first is None else first
+        return min((loss for step, (loss, _) in self._validated().items() if step >= first), default=math.inf)
+
+    def comparable_from(self):
+        """The step from which on validation losses can be compared with that of the newest checkpoint (see `best`)."""
+        for step in reversed(self.steps()):
+            try:
+                return self.meta(step).get("comparable_from", 0)
+            except CheckpointError:
+                continue  # damaged: the one before says it
+        return 0
 
     def choose(self, which):
         """The checkpoint that a user means.
@@ -336,22 +361,27 @@ class Checkpoints:
             )
         return body, json.loads(text)["sha256"]
 
-    def _validation_losses(self):
-        losses = {}
+    def _validated(self):
+        """Step -> (validation loss, step from which on losses are comparable) of each checkpoint whose loss is a number."""
+        validated = {}
         for step in self.steps():
             try:
-                loss = self.meta(step).get("validation_loss")
+                meta = self.meta(step)
             except CheckpointError:
                 continue  # damaged: it is no candidate
+            loss = meta.get("validation_loss")
             if loss is not None and math.isfinite(loss):
-                losses[step] = loss
-        return losses
+                validated[step] = loss, meta.get("comparable_from", 0)
+        return validated
 
     def _purge(self, saved):
         # What is later than the one just saved was damaged, so that the run went on from before it.
         steps = [step for step in self.steps() if step <= saved]
-        losses = {step: loss for step, loss in self._validation_losses().items() if step <= saved}
-        kept = {*steps[-self.keep :], *([min(losses, key=losses.get)] if losses else [])}
+        kept, best = set(steps[-self.keep :]), {}
+        for step, (loss, first) in self._validated().items():
+            if step <= saved and (first not in best or loss < best[first][0]):
+                best[first] = loss, step
+        kept |= {step for _, step in best.values()}
         for step in set(self.steps()) - kept:
             try:
                 shutil.rmtree(self.folder / f"step-{step:08d}")

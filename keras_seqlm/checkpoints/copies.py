@@ -12,7 +12,7 @@ def beside(arrays):
     There is room where the most that was ever in use, and the copies, fit. TensorFlow's do not say how much they have.
     """
     kind = {"jax": _beside_jax, "torch": _beside_torch}.get(keras.backend.backend())
-    return None if kind is None else kind(arrays)
+    return kind(arrays) if kind is not None and arrays else None
 
 
 def to_host(arrays):

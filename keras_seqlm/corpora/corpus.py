@@ -32,8 +32,8 @@ class Corpus:
     these may be packed by gzip, bzip2, xz or zstandard (read with zstandard), or lie in a `.zip`; packing is known by the
     first bytes of a file, too. What is no text is refused by name.
 
-    Bytes are handed on as they are: byte order mark, CRLF and invalid UTF-8 included; save that a file which begins with
-    the mark of UTF-16 or UTF-32 is decoded. Where more than one character in a thousand is no UTF-8, a warning names the
+    Bytes are handed on as they are, CRLF and invalid UTF-8 included; save that the byte order mark at the beginning of a
+    file is no text, and that of UTF-16 or UTF-32 says how the file is decoded. Where more than one character in a thousand is no UTF-8, a warning names the
     files. Long documents come in chunks that end before white space, so that a tokenizer sees whole words.
 
     Args:

@@ -1,4 +1,4 @@
-"""Files opened as streams of UTF-8: unpacked where they are packed, decoded where a mark says UTF-16 or 32, refused where they are no text."""
+"""Files opened as streams of UTF-8: unpacked where they are packed, decoded by their marks, refused where they are no text."""
 
 import codecs
 import io
@@ -154,6 +154,8 @@ def _unwrap(path, name, file_name, start, depth=0):
     handle = start()
     if encoding is not None:
         handle = io.BufferedReader(Recoded(handle, encoding), CHUNK_SIZE)
+    elif head.startswith(codecs.BOM_UTF8):
+        handle.read(len(codecs.BOM_UTF8))  # a mark of what the file is, and no character of the text
     return Source(name, kind_of(file_name), handle)
 
 

@@ -19,6 +19,8 @@ GRAIN = 2_000_000_000  # Nanoseconds within which a file system may give two wri
 def content_hash(kinds, hashes, text_field):
     """The hash of a text and of how it is read: of each file's kind and content, in order; not of names and times.
 
+    The content is all bytes of a file as it lies there, packed or not, with the mark of UTF-8 or UTF-16 at its beginning.
+
     Args:
         kinds: how each file is read, as `corpora.opening.kind_of` says.
         hashes: the SHA-256 of each file.

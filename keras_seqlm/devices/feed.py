@@ -141,7 +141,7 @@ def check_tensors(data, replicas):
         kind = getattr(kind, "name", str(kind))
         if kind.startswith(("bool", "str", "object", "bytes")):
             raise ValueError(
-                f"{_name(path)} is of {kind}, and Keras takes the mean of a batch over the {replicas} replicas, which {kind} does "
+                f"{name_of(path)} is of {kind}, and Keras takes the mean of a batch over the {replicas} replicas, which {kind} does "
                 "not have; make it int32 or float32 (text: ids), or use distribution='single'"
             )
 
@@ -178,7 +178,7 @@ def _rows_of(data):
     return [] if batch is None else [keras.tree.flatten(batch)[0].shape[0]]
 
 
-def _name(path):
+def name_of(path):
     """A place in a batch as one writes it: (0, "token_ids") is x['token_ids']."""
     parts = ("x", "y", "sample_weight")
     first = parts[path[0]] if path and path[0] in (0, 1, 2) else "x"

@@ -76,7 +76,8 @@ def load(folder, checkpoint=None):
 
     Args:
         folder: what `task.save` or `seqlm train` wrote.
-        checkpoint: read a checkpoint in place of `model.keras`: "newest", "best" (by validation loss), or its step.
+        checkpoint: read a checkpoint in place of `model.keras`: "newest", "best" (by validation loss, see
+            `Checkpoints.best`), or its step.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.

@@ -4,6 +4,7 @@ from keras_seqlm.checkpoints import CheckpointError
 from keras_seqlm.checkpoints.lock import LockError
 from keras_seqlm.devices import processes
 from keras_seqlm.devices.cluster import started_as_several
+from keras_seqlm.training.identity import Identity
 
 
 def agreed_checkpoint(checkpoints, settings, allow_changes, in_use):
@@ -16,7 +17,7 @@ def agreed_checkpoint(checkpoints, settings, allow_changes, in_use):
         in_use: see `FolderLock`.
 
     Returns:
-        The `Checkpoint`, or None where there is none.
+        `(checkpoint, identity)`: the `Checkpoint`, or None where there is none, and the `Identity` of the run.
 
     Raises:
         CheckpointError: none is whole, it is of other settings, or another one is seen here than in the first process.
@@ -26,12 +27,13 @@ def agreed_checkpoint(checkpoints, settings, allow_changes, in_use):
     def decide():
         checkpoints.open(in_use)
         found = checkpoints.newest()
-        if found is not None and not allow_changes:
-            _check_settings(found, settings)
         return None if found is None else [found.step, found.sha256]
 
     try:
-        return _read(checkpoints, processes.chief_decides(decide))
+        checkpoint = _read(checkpoints, processes.chief_decides(decide))
+        identity = []
+        processes.all_do(lambda: identity.append(Identity(checkpoint, settings, allow_changes)))
+        return checkpoint, identity[0]
     except LockError as error:
         if processes.are_several() or not started_as_several():
             raise
@@ -60,17 +62,3 @@ def _read(checkpoints, decided):
 
     processes.all_do(read)
     return found[0]
-
-
-def _check_settings(checkpoint, settings):
-    before = checkpoint.meta.get("settings", {})
-    changed = [
-        f"{name} was {before[name]!r} and is {settings[name]!r}"
-        for name in sorted(before.keys() & settings.keys())
-        if before[name] != settings[name]
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{checkpoint.folder} is of a run with other settings: {'; '.join(changed)}. Give the same, name another "
-            "folder, or go on all the same with allow_changes=True"
-        )

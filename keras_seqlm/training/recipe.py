@@ -277,7 +277,7 @@ class Recipe:
         try:
             with devices.training(model):
                 return model.fit(
-                    devices.feed(train, first_step) if resume is None else resume.data(train, devices),
+                    devices.feed(train, first_step) if resume is None else resume.data(train, devices, validation),
                     validation_data=devices.feed_validation(validation),
                     epochs=arguments["initial_epoch"] + left,
                     steps_per_epoch=pieces,

@@ -47,16 +47,23 @@ class Resume(RunCallback):
     object serves one `fit`. Wherever it stands among the callbacks, it begins and acts as the last one, so that what others
     do at an epoch's end is in the checkpoint of that epoch. Two of Keras's callbacks do not go with it and are refused:
     `SwapEMAWeights(swap_on_epoch=True)` (`training.ValidateAverage` does) and `BackupAndRestore`, which goes on by itself.
-    Data, batch size, seed and the optimizer's numbers are held against those of before only as far as `settings` names them.
+
+    A start goes on with what the run was begun with, or is refused: the batch of step 0, which tells data, batch size and
+    seed (with their `content_hash`, where data have one); the optimizer's class and numbers, a learning rate that is a number
+    included; the class and the numbers of the loss; and `settings`. The numbers are those that `get_config` says. A schedule of
+    the learning rate may change, as a longer run changes it, and a warning says so. Validation data
+    are held to that only where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
 
     Args:
         folder: of the checkpoints.
         every: steps between two of them. One is saved at the end of `fit`, too, and at each validation that is the best
             so far.
-        keep: how many of the newest stay; so does the one with the lowest validation loss.
+        keep: how many of the newest stay; so does the one with the lowest validation loss (see `Checkpoints.best`).
         background: whether a thread writes while training goes on; one checkpoint is on its way at most.
-        settings: a dict that JSON takes, of what must not change between two starts, such as the batch size.
-        allow_changes: go on although the settings changed, or although a callback had ended the run.
+        settings: a dict that JSON takes, of what else must not change between two starts. What one start leaves out is named
+            in a warning, and kept for the next one.
+        allow_changes: go on although something changed, which is printed, or although a callback had ended the run. The new
+            holds; after other settings, data or another loss the best validation loss is looked for anew, by callbacks, too.
 
     Attributes:
         step_before: steps made before, all told.
@@ -65,7 +72,9 @@ class Resume(RunCallback):
         ended: whether a callback, as `EarlyStopping`, had ended the run before: then `fit` makes no step.
 
     Raises:
-        CheckpointError: no checkpoint is whole, or the newest is of other settings.
+        CheckpointError: no checkpoint is whole, or the newest is of other settings; from `data` and `fit`: of other data,
+            of an optimizer or a loss with other numbers.
+        TypeError: settings that JSON does not take.
         OSError: the folder is another process's, cannot be written or locked, or (as training begins) has no room.
         ValueError: from `fit`: a callback that does not go with it.
 
@@ -94,9 +103,11 @@ class Resume(RunCallback):
         self.checkpoints = Checkpoints(folder, keep)
         self.every = every
         self.background = background
-        self.settings = settings or {}
         self._model, self._writer = None, None  # until `fit` begins
-        self._checkpoint = agreed_checkpoint(self.checkpoints, self.settings, allow_changes, self._works_there)
+        self._checkpoint, self._identity = agreed_checkpoint(
+            self.checkpoints, settings, allow_changes, self._works_there
+        )
+        self.settings = self._identity.settings
         self._seen = self.checkpoints.steps()
         meta = {} if self._checkpoint is None else self._checkpoint.meta
         self.step_before = 0 if self._checkpoint is None else self._checkpoint.step
@@ -123,14 +134,25 @@ class Resume(RunCallback):
             self._epoch, self._done = divmod(self.step_before, steps_per_epoch)
         self._steps_per_epoch = steps_per_epoch
 
-    def data(self, make_batch, strategy=None):
+    def data(self, make_batch, strategy=None, validation=None):
         """What `fit` is given as data: the batches of all steps to come, without end.
 
         Args:
             make_batch: a function of the step, or a data set with `batches(first_step)`, as `data.causal_blocks` gives.
             strategy: of `training.strategy`, whose devices read it; default one device.
+            validation: what `fit` is given as `validation_data`, to be held against that of before; what cannot be seen
+                without being read away, as a generator or a `tf.data.Dataset`, is not.
+
+        Raises:
+            CheckpointError: the data are others than before: the batch of step 0 is, or their `content_hash`; or the
+                validation data are.
         """
         self._train = make_batch if hasattr(make_batch, "batches") else ByStep(make_batch)
+        try:
+            processes.all_do(lambda: self._identity.hold_data(self._train, validation))
+        except ValueError:  # a CheckpointError, of this process or another one
+            self.close()
+            raise
         return (strategy or Single()).feed(Onward(self._train, self.step_before), self.first_step)
 
     def fit_arguments(self):
@@ -141,15 +163,17 @@ class Resume(RunCallback):
         """Write the checkpoint's state, if there is one, into a model that is built and compiled; `fit` does it, too.
 
         Raises:
-            CheckpointError: it is another model's; nothing was changed.
+            CheckpointError: it is another model's, or its optimizer has other numbers; nothing was changed.
         """
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
+        self._identity.know(model)
         if self._checkpoint is None:
             _refuse_updates(model, self.checkpoints.folder)
             return
         if self._others is not None:
             return
+        self._identity.hold_model(model)
         arrays = state.read(model, self._checkpoint)
         others = [name for name in self._checkpoint.shapes if name.startswith(("random/", "callbacks/"))]
         self._others = self._checkpoint.arrays(names=others)
@@ -161,9 +185,11 @@ class Resume(RunCallback):
             )
         self._random = {name: array for name, array in self._others.items() if name.startswith("random/")}
         state.assign(model, arrays)
+        self._identity.set_learning_rate(model)
 
     def set_model(self, model):
         super().set_model(model)
+        self._identity.know(model)
         if fit_of(model) is not None:  # `evaluate` and `predict` give it, too
             self._make_ready()
         for callback in callbacks_of(model):  # before any of them begins
@@ -189,6 +215,8 @@ class Resume(RunCallback):
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
         self.restore(self.model)
+        # Nobody but `Recipe.fit` has said yet where the run ends.
+        self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:
             self._done = 0
             warnings.warn(
@@ -210,7 +238,7 @@ class Resume(RunCallback):
             self.checkpoints.check_room(state.size_of(self.model))
         self._writer = CheckpointWriter(self.checkpoints, self.background)
         self._saved = self.step_before if self._checkpoint is not None else None
-        self._best = self.checkpoints.best_loss() if self.chief else math.inf
+        self._best = self.checkpoints.best_loss(self._identity.comparable_from) if self.chief else math.inf
         self._validates, self._before_test, self._several = True, {}, processes.are_several()
         self._stopped_several, self._begins = False, True
         self._replay = InNameOnly(self.model)
@@ -362,7 +390,8 @@ class Resume(RunCallback):
 
     def _restore_callbacks(self):
         if self._checkpoint is not None:
-            self._states.set(self._checkpoint.meta.get("callbacks", {}), self._others or {})
+            states = self._identity.callbacks(self._checkpoint.meta.get("callbacks", {}), callbacks_of(self.model))
+            self._states.set(states, self._others or {})
 
     def _save(self, meta, before_test=None):
         self._writer.wait()
@@ -384,7 +413,7 @@ class Resume(RunCallback):
         meta = {
             "backend": keras.backend.backend(),
             "keras": keras.__version__,
-            "settings": self.settings,
+            **self._identity.meta(),
             "validation_loss": None,
             "ended": False,
             "steps_per_epoch": self.params["steps"],

@@ -17,9 +17,9 @@ def list_runs(folder="runs"):
 
     Returns:
         A list of dicts, by name: `name` (the path below `folder`), `model`, `step` (reached, as far as it is on the
-        disk), `steps` (asked for), `loss` and `validation_loss` of the last row of its history, `best_validation_loss`,
-        each None where unknown, `state`: "running", "finished", "stopped", which the same command makes go on, or
-        "damaged", and `reason`: what is damaged, or None.
+        disk), `steps` (asked for), `loss` and `validation_loss` of the last row of its history, `best_validation_loss`
+        of those rows that can be compared with the last (see `Checkpoints.best`), each None where unknown, `state`: "running",
+        "finished", "stopped", which the same command makes go on, or "damaged", and `reason`: what is damaged, or None.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -45,8 +45,8 @@ def _numbers(folder):
     history = folder / "history.csv"
     rows = read_history(history) if history.is_file() else []
     last = rows[-1] if rows else {}
-    validated = [row["validation_loss"] for row in rows if row["validation_loss"] is not None]
     saved = Checkpoints(folder / CHECKPOINTS)
+    losses = [row["validation_loss"] for row in rows if row["step"] >= saved.comparable_from()]
     step = max([last.get("step", 0), *saved.steps()])
     return {
         "model": content.get("command", {}).get("model"),
@@ -54,7 +54,7 @@ def _numbers(folder):
         "steps": steps,
         "loss": last.get("loss"),
         "validation_loss": last.get("validation_loss"),
-        "best_validation_loss": min(validated, default=None),
+        "best_validation_loss": min((loss for loss in losses if loss is not None), default=None),
         "state": _state(folder, saved, step, steps),
     }
 

@@ -137,6 +137,30 @@ def test_what_was_left_aside_is_in_no_steps_way(tmp_path):
     assert checkpoints.read(1).meta["step"] == "again" and not list(tmp_path.glob(".old-*"))
 
 
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
+    for number in (float("nan"), float("-inf"), float("inf")):
+        checkpoints = Checkpoints(tmp_path / str(number), keep=1)
+        checkpoints.folder.mkdir()
+        checkpoints.save(1, ARRAYS, {"validation_loss": number})
+        assert checkpoints.best_loss() == float("inf")
+        with pytest.raises(CheckpointError, match="no checkpoint in .* was validated"):
+            checkpoints.best()
+        checkpoints.save(2, ARRAYS, {"validation_loss": 2.0})
+        checkpoints.save(3, ARRAYS, {"validation_loss": number})
+        assert checkpoints.steps() == [2, 3] and checkpoints.best().step == 2 and checkpoints.best_loss() == 2.0
+
+
+def test_the_best_of_each_validation_stays(tmp_path):
+    """Losses before and after the settings changed are not compared; neither best one is deleted for the other."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    losses = ((1, 0.1, 0), (2, 0.2, 0), (3, 5.0, 3), (4, 4.0, 3), (5, 6.0, 3))
+    for step, loss, first in losses:
+        checkpoints.save(step, ARRAYS, {"validation_loss": loss, "comparable_from": first})
+    assert checkpoints.steps() == [1, 4, 5] and checkpoints.best().step == 4 and checkpoints.best_loss() == 4.0
+    (tmp_path / "step-00000005" / "manifest.json").write_text("{")  # which cannot say it; the one before can
+    assert checkpoints.best().step == 4 and checkpoints.comparable_from() == 3
+
+
 def kill_while_saving(folder, trials, seed):
     """Kill a saving process at a random moment, again and again; after each kill a whole checkpoint must be there."""
     draw, seen = random.Random(seed), 0

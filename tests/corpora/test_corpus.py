@@ -57,11 +57,26 @@ def test_name_that_looks_like_a_pattern(tmp_path):
 
 @pytest.mark.parametrize("ending", ["txt", "txt.gz"])
 def test_bytes_are_kept(tmp_path, ending):
-    content = b"\xef\xbb\xbfa\r\nb\x00\xff\xfe c\xed\xa0\x80 \xe2\x80\xae\r\n" * 50
+    content = b"a\xef\xbb\xbf\r\nb\x00\xff\xfe c\xed\xa0\x80 \xe2\x80\xae\r\n" * 50
     path = write(tmp_path / f"a.{ending}", content)
     # Of each 17 characters five are none.
     with pytest.warns(UserWarning, match=rf"Of 1 file more than 0.1% .* no UTF-8 .*: {path} \(29.4%\). Convert"):
         assert b"".join(texts(path)) == content
+
+
+@pytest.mark.parametrize("ending", ["txt", "txt.gz", "jsonl", "json"])
+def test_the_mark_of_utf_8_is_no_text(tmp_path, ending):
+    """At the beginning of a file, that is; elsewhere it is a character of whoever wrote it."""
+    content = "Grün \ufeff und blau.\r\n"
+    lines = {"jsonl": json.dumps({"text": content}), "json": json.dumps([{"text": content}])}.get(ending, content)
+    path = write(tmp_path / f"a.{ending}", b"\xef\xbb\xbf" + lines.encode())
+    assert documents(Corpus(path)) == [content.encode()]
+
+
+def test_a_file_of_a_mark_alone_holds_no_text(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbf")
+    with pytest.raises(ValueError, match="a.txt holds no text"):
+        list(texts(path))
 
 
 def test_jsonl_field_and_gzip(tmp_path):

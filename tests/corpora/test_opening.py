@@ -85,11 +85,12 @@ def test_a_zip_holds_text_files_in_the_order_of_their_names(tmp_path):
         for name in ("b/two.txt", "a/one.md", "picture.png", ".hidden.txt", "__MACOSX/a.txt"):
             archive.writestr(name, name)
         archive.writestr("c.jsonl", '{"text": "three"}\n{"text": "four"}')
-        archive.writestr("d.txt.gz", gzip.compress(b"five"))
+        archive.writestr("d.txt.gz", gzip.compress(b"\xef\xbb\xbffive"))
+        archive.writestr("e.txt", b"\xef\xbb\xbfsix")
         archive.mkdir("empty")
     corpus = Corpus(tmp_path / "all.zip")
-    assert documents(corpus) == [b"a/one.md", b"b/two.txt", b"three", b"four", b"five"]
-    assert corpus.num_documents == [5]
+    assert documents(corpus) == [b"a/one.md", b"b/two.txt", b"three", b"four", b"five", b"six"]
+    assert corpus.num_documents == [6]
 
 
 def test_zips_that_cannot_be_read_say_why(tmp_path):

@@ -62,6 +62,14 @@ def test_a_changed_byte_another_order_and_another_way_to_read_are_seen(text, sto
     assert store_of(files, text_field="body", tolerance=0.5).content_hash == store_of(files).content_hash
 
 
+def test_the_mark_of_utf_8_is_no_token_and_counts_as_a_byte_of_the_file(text, store_of):
+    marked = text / "marked.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + (text / "a.txt").read_bytes())
+    with_mark, without = store_of(marked), store_of(text / "a.txt")
+    assert with_mark[:].tolist() == without[:].tolist() and with_mark.num_bytes == without.num_bytes
+    assert with_mark.content_hash != without.content_hash and with_mark.folder != without.folder
+
+
 def age(monkeypatch, seconds=10):
     """Let the clock be so far on that what was just written is old."""
     now = time.time_ns

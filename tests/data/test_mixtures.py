@@ -155,6 +155,37 @@ def test_the_hash_of_a_mixture_is_of_all_its_texts_and_not_of_names(make, files,
     assert make()[0].content_hash != before
 
 
+def test_corpora_of_one_size_come_in_orders_of_their_own(tmp_path):
+    """Or two corpora of paired documents, as a text and its translation, would always stand in one batch."""
+    for name, letter in (("a", "A"), ("b", "b")):
+        (tmp_path / f"{name}.txt").write_text(letter * 3000)
+    files = {str(tmp_path / f"{name}.txt"): 1 for name in "ab"}
+    train, _ = causal_blocks(files, ByteTokenizer(), 16, 8, validation_fraction=0, cache_dir=tmp_path / "cache")
+    first, second = train._parts
+    assert len(first) == len(second) and first.seed != second.seed
+    rows = np.arange(len(first))
+    assert not np.array_equal(first._block_starts(0, rows), second._block_starts(0, rows))
+    other, _ = causal_blocks(files, ByteTokenizer(), 16, 8, seed=1, validation_fraction=0, cache_dir=tmp_path / "cache")
+    assert len({part.seed for blocks in (train, other) for part in blocks._parts}) == 4
+
+
+def test_a_text_of_which_no_token_is_taken_is_part_of_the_hash(files, tmp_path):
+    whole, other, third = (pack(files[name], ByteTokenizer(), cache_dir=tmp_path / "cache") for name in "abc")
+    joined = [JoinedStore([whole, one.part(0, 0)]) for one in (other, third)]
+    assert all(len(one) == len(whole) and len(one.stores) == 1 for one in joined)
+    assert len({JoinedStore([whole]).content_hash, *(one.content_hash for one in joined)}) == 3
+    assert joined[0].content_hash == JoinedStore([whole, other]).content_hash
+
+
+def test_ids_that_a_model_does_not_know_are_refused_in_a_mixture_too(files, tmp_path):
+    stores = {name: pack(files[name], ByteTokenizer(), cache_dir=tmp_path / "cache") for name in "ac"}
+    assert MixedBlocks(stores, {"a": 1, "c": 1}, 16, 4).vocabulary_size == ByteTokenizer().vocabulary_size
+    few = MixedBlocks(stores, {"a": 1, "c": 1}, 16, 4, vocabulary_size=70)
+    assert few.vocabulary_size == 70
+    with pytest.raises(ValueError, match=r"Token \d+ of the stream is \d+, and the model knows the ids from 0 to 69"):
+        few.batch(0)
+
+
 def test_what_does_not_go_together_is_refused(make, files, tmp_path):
     for weight in (0, -1, float("inf"), "0.5", True, None, files):
         with pytest.raises(ValueError, match="gives each corpus a weight, a number above 0; .*a.txt' has "):

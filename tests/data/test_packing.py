@@ -124,6 +124,22 @@ def test_ids_that_a_tokenizer_lacks_are_not_written(tmp_path):
     assert store[:].tolist() == [5, 2, 5, 2]
 
 
+@pytest.mark.parametrize("name", ["bos_id", "eos_id"])
+def test_a_tokenizer_that_ends_documents_otherwise_has_a_cache_of_its_own(tmp_path, name):
+    """Its hash is of how it reads text, and says nothing of what stands between texts."""
+    folder, seen = write(tmp_path / "text", a="x"), {}
+    for value in (1, 2, 3, None):
+        tokenizer = Fixed(9, [5])
+        setattr(tokenizer, name, value)
+        store = pack(folder, tokenizer, cache_dir=tmp_path / "cache")
+        seen[store.folder] = store[:].tolist()
+    ids = [[1, 5, 2][1:] if name == "bos_id" else [1, 5, 2][:2]] * 4
+    wanted = [
+        ([value, *rest] if name == "bos_id" else [*rest, value]) for value, rest in zip((1, 2, 3), ids, strict=False)
+    ]
+    assert list(seen.values()) == [*wanted, ids[0]]
+
+
 def test_second_call_reads_the_cache(tmp_path, tokenizer, monkeypatch):
     folder = write(tmp_path / "text", a="Hello")
     monkeypatch.setenv("KERAS_SEQLM_CACHE", str(tmp_path / "cache"))
@@ -190,7 +206,7 @@ def test_pickled_store_carries_no_tokens(tmp_path, tokenizer):
 
 ODD = {
     "nul": b"a\0b\0\0",
-    "bom": b"\xef\xbb\xbfbom \xef\xbb\xbf",
+    "bom": b"bom \xef\xbb\xbf",  # at the start it is no text: see test_corpus.py
     "crlf": b"one\r\ntwo\n\rthree\r",
     "surrogates": b"\xed\xa0\x80 \xed\xb0\x80 \xed\xa0\xbd\xed\xb8\x80",
     "bidi": "\u202eabc\u202c \u2067שלום\u2069 \u200f\u200e".encode(),

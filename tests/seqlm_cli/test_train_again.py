@@ -1,6 +1,7 @@
 """Runs that are used before they end, begun from others, and ended early: the command line over checkpoints."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -136,3 +137,75 @@ def test_a_run_that_was_made_longer_and_stopped_says_that_its_model_is_old(run, 
     assert list_runs(longer.parent)[0]["state"] == "stopped"
     with pytest.warns(UserWarning, match="went on after its model.keras was written, to step 16"):
         tasks.load(longer)
+
+
+AS_IN_RUN = ["--validate-every", "4", "--checkpoint-every", "4", "--keep", "9", "--ema", "0.5"]
+
+
+def content_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_fewer_steps_than_were_made_are_refused_and_no_file_changes(run, text, tmp_path, capsys):
+    folder = tmp_path / "runs" / "shorter"
+    shutil.copytree(run, folder)
+    before = content_of(folder)
+    train(text, folder, *AS_IN_RUN, "--steps", "8", code=2)
+    said = capsys.readouterr().err
+    assert f"{folder} has made 12 steps already, and --steps is 8: give at least 12" in said
+    assert content_of(folder) == before
+    (found,) = list_runs(folder.parent)
+    assert (found["step"], found["steps"], found["state"]) == (12, 12, "finished")
+
+
+def test_the_loss_that_is_printed_is_that_of_the_averaged_weights_that_are_kept(text, tmp_path, capsys):
+    """Of a Transformer: a recurrent model's `evaluate` carries its state over windows, as training does not."""
+    held, folder = tmp_path / "held.txt", tmp_path / "runs" / "averaged"
+    held.write_text("".join(f"{i} {SENTENCES[i % 5]}\n" for i in range(200, 230)), encoding="utf-8")
+    words = ["train", "--text", str(text), "--validation", str(held), "--out", str(folder), "--size", "nano"]
+    words += ["--layers", "1", "--hidden-dim", "24", "--heads", "2", "--batch", "4", "--context", "16", "--warmup", "0"]
+    words += ["--steps", "60", "--validate-every", "2", "--learning-rate", "1", "--ema", "0.8", "--early-stopping", "2"]
+    assert seqlm_cli.main(words) == 0
+    printed = float(re.search(r"step 2, validation loss ([0-9.]+) nats", capsys.readouterr().out)[1])
+    assert seqlm_cli.main(["evaluate", str(folder), "--text", str(held)]) == 0
+    evaluated = float(re.search(r"loss ([0-9.]+) nats a token", capsys.readouterr().out)[1])
+    assert read_history(folder / "history.csv")[-1]["step"] == 6  # so what is kept is not what training ended with
+    assert evaluated == pytest.approx(printed, abs=2e-4)
+
+
+def test_the_best_model_of_a_run_whose_text_changed_is_one_of_the_new_text(text, tmp_path, capsys):
+    """The loss of an easy text would stay the best one for ever."""
+    easy, hard, folder = tmp_path / "easy.txt", tmp_path / "hard.txt", tmp_path / "runs" / "changed"
+    easy.write_text("a" * 600)
+    hard.write_text("秦川雄帝宅" * 40, encoding="utf-8")
+    words = ["--validate-every", "2", "--learning-rate", "0.1", "--warmup", "0", "--early-stopping", "9"]
+    train(text, folder, *words, "--steps", "4", "--validation", str(easy))
+    with pytest.warns(UserWarning, match="not compared, since validation text was .*looked for anew from step 5 on"):
+        train(text, folder, *words, "--steps", "8", "--validation", str(hard), "--allow-changes")
+    rows = {row["step"]: row["validation_loss"] for row in read_history(folder / "history.csv")}
+    assert min(rows, key=rows.get) == 4  # of the easy text
+    best = min((6, 8), key=rows.get)
+    said = capsys.readouterr()
+    assert "changed since the run began: validation text was" in said.err
+    printed = said.out.strip().splitlines()[-1]
+    assert printed == f"{folder}: step {best}, validation loss {rows[best]:.4f} nats a token"
+    assert list_runs(folder.parent)[0]["best_validation_loss"] == rows[best]
+    for left, right in zip(tasks.load(folder).model.weights, tasks.load(folder, "best").model.weights, strict=True):
+        np.testing.assert_array_equal(array(left), array(right))
+    assert Checkpoints(folder / "checkpoints").best().step == best
+
+
+def test_other_weights_of_the_same_texts_are_refused(text, tmp_path, capsys):
+    other, folder = tmp_path / "other.txt", tmp_path / "runs" / "mixture"
+    other.write_text("".join(f"{SENTENCES[i % 5]} {i}\n" for i in range(80)), encoding="utf-8")
+
+    def again(weights, code):
+        texts = [f"{path}={weight}" for path, weight in zip((text, other), weights, strict=True)]
+        words = ["train", "--text", *texts, "--out", str(folder), *SMALL, "--steps", "1"]
+        assert seqlm_cli.main(words) == code
+        return capsys.readouterr().err
+
+    again((1, 1), 0)
+    said = again((9, 1), 2)
+    assert "other settings: weights of the texts was [0.5, 0.5] and is [0.9, 0.1]" in said and "--allow-changes" in said
+    assert "going on from step 1" in again((2, 2), 0)  # the same shares
