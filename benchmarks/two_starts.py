@@ -12,6 +12,7 @@ import argparse
 import os
 import pathlib
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def main():
         for trial in range(args.starts):
             run = folder / "runs" / f"trial-{trial}"
             if args.overwrite:
-                finish(start(args, folder, run, overwrite=False))
+                shutil.copytree(alone, run)
             first = start(args, folder, run)
             time.sleep(draw.uniform(0, 3) if trial % 2 else 0)
             second = start(args, folder, run)
@@ -58,12 +59,12 @@ def main():
     print(f"{args.starts} times two starts: {refused} refused with a reason, {lost} files lost")
 
 
-def start(args, folder, run, overwrite=None):
+def start(args, folder, run):
     """The processes of one command."""
     words = ["-m", "seqlm_cli", "train", "--text", str(folder / "text.txt"), "--out", str(run), "--model", "rnn"]
     words += ["--size", "nano", "--context", "16", "--batch", "4", "--steps", "8", "--validate-every", "4"]
     words += ["--backend", "jax", "--checkpoint-every", "1"]
-    words += ["--overwrite"] if args.overwrite and overwrite is not False else []
+    words += ["--overwrite"] if args.overwrite else []
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
