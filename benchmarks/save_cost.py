@@ -2,13 +2,15 @@
 """What checkpoints cost: the time of a step without them, with the default interval, and with one ten times as short.
 
 usage: save_cost.py [--model transformer|lstm] [--size nano] [--backend tensorflow|jax|torch] [--steps 400] [--epoch 400]
-                    [--repeat 5]
+                    [--repeat 5] [--vocabulary 2048] [--batch 16] [--context 64]
 
-One process, one compiled model; stretches of `--steps` steps of batch 16 x 64 take turns, and each one's time is that from
-its second step to its last, so that no compilation is in it. Printed are medians and the share that saving adds.
+One process, one compiled model; stretches of `--steps` steps take turns, and each one's time is that from its second step
+to its last, so that no compilation is in it. Printed are medians, the share that saving adds, and for how long the step
+stood still that waited longest, for the state to be copied or for the checkpoint before to be written.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import statistics
@@ -16,7 +18,6 @@ import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-VOCABULARY, BATCH, CONTEXT = 2048, 16, 64
 EVERY = (None, 100, 10)  # 100 is the default
 
 
@@ -31,9 +32,9 @@ def main():
     from keras_seqlm.nesting import innermost
     from keras_seqlm.training import Resume
 
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1)).astype("int32")
+    ids = np.random.default_rng(0).integers(0, args.vocabulary, (args.batch, args.context + 1)).astype("int32")
     kind = TransformerLM if args.model == "transformer" else RecurrentLM
-    model = kind(VOCABULARY, size=args.size)
+    model = kind(args.vocabulary, size=args.size, **({} if args.model == "lstm" else {"max_length": args.context}))
     model.compile(keras.optimizers.AdamW(1e-3), FusedCrossEntropy())
 
     def stretch(every):
@@ -49,15 +50,17 @@ def main():
             options |= {"callbacks": callbacks, "verbose": 0}
             model.fit(batches, **options, **resume.fit_arguments())
             seconds = begins[-1] - begins[1]
+            longest = max(after - before for before, after in itertools.pairwise(begins[1:]))
             size = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
-            return seconds, size / max(1, len(list(pathlib.Path(folder).glob("step-*"))))
+            return seconds, longest, size / max(1, len(list(pathlib.Path(folder).glob("step-*"))))
 
     stretch(None), stretch(100)  # compiles
-    times, size = {every: [] for every in EVERY}, 0
+    times, stops, size = {every: [] for every in EVERY}, {every: [] for every in EVERY}, 0
     for _ in range(args.repeat):
         for every in EVERY:
-            seconds, bytes_ = stretch(every)
+            seconds, longest, bytes_ = stretch(every)
             times[every].append(seconds)
+            stops[every].append(longest)
             size = max(size, bytes_)
     base = statistics.median(times[None])
     print(
@@ -65,7 +68,11 @@ def main():
         f"{base / args.steps * 1e3:.1f} ms a step"
     )
     for every in EVERY[1:]:
-        print(f"a checkpoint every {every} steps: {statistics.median(times[every]) / base - 1:+.1%} of the time")
+        longest = statistics.median(stops[every]) * 1e3
+        print(
+            f"a checkpoint every {every} steps: {statistics.median(times[every]) / base - 1:+.1%} of the time, the longest step "
+            f"{longest:.0f} ms"
+        )
 
 
 def arguments():
@@ -76,6 +83,9 @@ def arguments():
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--epoch", type=int, default=None, help="steps of an epoch (default all)")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--context", type=int, default=64)
     args = parser.parse_args()
     args.epoch = args.epoch or args.steps
     return args

@@ -20,7 +20,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 TESTS = pathlib.Path(__file__).parent
-gc.set_threshold(100_000, 50, 100)  # graphs are made of many objects: a sixteenth of the time went into looking for waste
+gc.set_threshold(
+    100_000, 50, 100
+)  # graphs are made of many objects: a sixteenth of the time went into looking for waste
 # Whoever asks for one of these trains, exports or starts another process.
 SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python"}
 

@@ -14,7 +14,7 @@ from helpers import array
 from training_toy import Batches, compiled, new_model
 
 from keras_seqlm.checkpoints import checkpoint as rooms_file
-from keras_seqlm.checkpoints import state
+from keras_seqlm.checkpoints import copies, state
 from keras_seqlm.training import (
     CheckpointError,
     HistoryCSV,
@@ -230,7 +230,7 @@ def test_row_24_a_shape_bomb_is_refused_before_it_is_read(tmp_path, monkeypatch)
     model = compiled(RUN, "bigram")
     resume = Resume(tmp_path)
     resume.restore(model)
-    arrays = state.arrays_of(model)
+    arrays = copies.to_host(state.arrays_of(model))
     rooms_file.Checkpoints(tmp_path).save(1, arrays, {"backend": keras.backend.backend()})
     found = rooms_file.Checkpoints(tmp_path).newest()
     bomb = dataclasses.replace(found, shapes=found.shapes | {"model/00000": ("float32", (1 << 20, 1 << 20))})
