@@ -184,7 +184,8 @@ def shards(recipe, name, by_hand=False):
 def main(*words):
     """Print the losses and weights of each case on one device and by each distribution, and what is refused.
 
-    A word is a distribution; "data-parallel=tied" is one for that case alone.
+    A word is a distribution; "data-parallel=tied" is one for that case alone. Of several processes the first one alone
+    trains on one device, too.
     """
     import dataclasses
 
@@ -203,10 +204,11 @@ def main(*words):
     # The clip bites at each step, so that one made before the sum would show.
     single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
     spread = [dataclasses.replace(single, distribution=distribution) for distribution in distributions]
-    losses, weights = {}, {}
+    losses, weights, sums = {}, {}, {}
+    first = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0") == "0"
     for case in os.environ.get("CASES", " ".join(CASES)).split():
         name, options, data = CASES[case]
-        one, before = train(single, name, options, **data)
+        one, before = train(single, name, options, **data) if first else (None, {})
         for recipe in spread:
             distribution = recipe.distribution
             if only[distribution] not in ("", case):
@@ -215,7 +217,8 @@ def main(*words):
             losses[f"{distribution} {case}"] = [one, all_]
             differences = {path: float(abs(before[path] - after[path]).max()) for path in before}
             weights[f"{distribution} {case}"] = differences
-    result = {"replicas": replicas, "losses": losses, "weights": weights}
+            sums[f"{distribution} {case}"] = [float(abs(weight).sum()) for weight in after.values()]
+    result = {"replicas": replicas, "losses": losses, "weights": weights, "sums": sums}
     if "KERAS_DISTRIBUTION_NUM_PROCESSES" not in os.environ:
         result["refused"] = {recipe.distribution: refusals(recipe) for recipe in spread}
         cut = [recipe for recipe in spread if recipe.distribution.startswith("model-parallel")]

@@ -140,8 +140,12 @@ def test_two_processes_train_as_one_device_does(tmp_path):
     # whole of a weight.
     cases = {"data-parallel": ("tied", "gru", "lstm"), "model-parallel:4": ("tied",)}
     words = ("data-parallel", "model-parallel:4=tied")
-    for result in run_two(tmp_path, *words, named=named, CASES="tied gru lstm"):
-        check(result, {"data-parallel": 4, "model-parallel:4": 1}, cases)
+    first, second = run_two(tmp_path, *words, named=named, CASES="tied gru lstm")
+    check(first, {"data-parallel": 4, "model-parallel:4": 1}, cases)
+    assert first["sums"] == second["sums"] and len(first["sums"]) == 4
+    assert {case: all_ for case, (_, all_) in first["losses"].items()} == {
+        case: all_ for case, (_, all_) in second["losses"].items()
+    }
 
 
 JOIN = """
