@@ -36,7 +36,11 @@ class StopAfterSkipped(RunCallback):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._seen = self.of_optimizer("skipped") or 0
+        self._seen = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._seen is None:  # `Resume` has written by now how many there were before
+            self._seen = self.of_optimizer("skipped") or 0
 
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)

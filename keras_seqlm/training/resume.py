@@ -201,6 +201,9 @@ class Resume(RunCallback):
     def on_train_begin(self, logs=None):
         if not self._ready:
             self._make_ready()
+        if not self.model.built:
+            raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
+        self.restore(self.model)  # before others look at it, as far as they begin after this one
         is_last = put_last(self, self.model)
         if is_last is False:
             return  # Keras comes by here once more, when all others have begun
@@ -212,9 +215,6 @@ class Resume(RunCallback):
                 stacklevel=2,
             )
         self._ready = False
-        if not self.model.built:
-            raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
-        self.restore(self.model)
         # Nobody but `Recipe.fit` has said yet where the run ends.
         self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:

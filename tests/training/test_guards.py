@@ -62,6 +62,29 @@ def test_row_26_many_in_a_row_end_the_run(tmp_path):
     assert Resume(tmp_path).step_before == 8
 
 
+@pytest.mark.backends
+def test_what_was_left_out_before_is_not_told_again(tmp_path, capsys):
+    class Kill(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 7:
+                raise InterruptedError
+
+    for kill in ([Kill()], []):
+        capsys.readouterr()
+        with pytest.raises(InterruptedError) if kill else contextlib.nullcontext():
+            model, resume = compiled(RUN, "bigram"), Resume(tmp_path, every=2)
+            model.fit(
+                resume.data(Spoilt({2, 3, 9})),
+                steps_per_epoch=12,
+                verbose=0,
+                callbacks=[resume, StopAfterSkipped(), *kill],
+                **resume.fit_arguments(),
+            )
+    assert resume.step_before in (4, 6)
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(said) == 1 and "3 in all; it is batch 9" in said[0]
+
+
 def test_without_the_guard_keras_trains_on_as_it_does():
     recipe = dataclasses.replace(RUN, stop_after_skipped=0)
     model = compiled(recipe, "bigram")
