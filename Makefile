@@ -26,11 +26,13 @@ test: $(VENV)/.dev lint wheel-test
 	printf '\n===== in all\n'; for name in $(BACKENDS); do echo "$$name: $$(tail -n 1 $(SAID)/$$name)"; done; \
 	exit $$code
 
-# Two workers keep two cores busy: more threads in each would only wait for each other.
+# Two workers keep two cores busy: more threads in each would only wait for each other. JAX compiles what is equal once.
+JAX_ONCE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(SAID)/jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
+  JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 test-tensorflow test-jax test-torch: $(VENV)/.dev
 	@mkdir -p $(SAID); name=$(@:test-%=%); echo "tests on $$name begin; what they say is in $(SAID)/$$name"; \
 	case $$name in tensorflow) which="not soak and not alone" more="-n 2 --dist loadfile";; *) which="backends and not soak" more=;; esac; \
-	KERAS_BACKEND=$$name $(ONE_THREAD) $(PYTEST) -m "$$which" $$more --durations=10 > $(SAID)/$$name 2>&1; code=$$?; \
+	KERAS_BACKEND=$$name $(ONE_THREAD) $(JAX_ONCE) $(PYTEST) -m "$$which" $$more --durations=10 > $(SAID)/$$name 2>&1; code=$$?; \
 	echo "tests on $$name end: $$(tail -n 1 $(SAID)/$$name)"; exit $$code
 
 # By hand, while you work: on TensorFlow alone, without what is slow, exports or starts other processes.
