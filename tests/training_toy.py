@@ -69,7 +69,7 @@ def compiled(recipe, name, **options):
 
 
 def train(recipe, name, options, segment_ids=False, validate=False, text=False, tf_data=False):
-    """The losses of all steps, training and validation, and the weights after them."""
+    """The losses of all pieces, training and validation, and the weights after them."""
     batches = Batches(recipe.batch_size, segment_ids)
     data = (
         blocks(recipe.batch_size)
@@ -202,7 +202,7 @@ def main(*words):
 
     replicas = {distribution: strategy(distribution).num_replicas for distribution in distributions}
     # The clip bites at each step, so that one made before the sum would show.
-    single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=1)
+    single = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.01, clip_norm=0.3, validate_every=5)
     spread = [dataclasses.replace(single, distribution=distribution) for distribution in distributions]
     losses, weights, sums = {}, {}, {}
     first = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0") == "0"

@@ -88,8 +88,8 @@ def check(result, replicas, cases=None):
         f"{distribution} {case}" for distribution in replicas for case in cases[distribution]
     }
     for case, (one, all_) in result["losses"].items():
-        assert len(one) in (20, 40) and len(all_) == len(one)
-        assert one[19] < one[0] - 0.3, f"{case} learned nothing, so that equal losses would say little"
+        assert len(one) in (4, 8) and len(all_) == len(one)  # pieces of five steps
+        assert one[3] < one[0] - 0.2, f"{case} learned nothing, so that equal losses would say little"
         np.testing.assert_allclose(all_, one, rtol=0, atol=1e-5, err_msg=case)
         for path, difference in result["weights"][case].items():
             # The bias of the keys moves no probability: Adam makes steps of what is rounding in its gradient.
@@ -149,6 +149,8 @@ def test_two_processes_train_as_one_device_does(tmp_path):
 
 
 JOIN = """
+import sys
+sys.modules["tensorflow"] = None  # as where it is not installed: Keras would take four seconds to import it
 import json, jax
 from keras_seqlm.training import Recipe
 with Recipe(distribution="auto", batch_size=4).scope():

@@ -21,8 +21,10 @@ SAMPLING = {"temperature": 1.3, "seed": 11, "top_k": 20, "top_p": 0.95}
 
 # Runs in the fresh process: logits of every file, texts of every language model.
 SCRIPT = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 import numpy as np
+if os.environ["KERAS_BACKEND"] != "tensorflow":
+    sys.modules["tensorflow"] = None  # as where it is not installed: Keras would take four seconds to import it
 import keras_seqlm
 import keras
 
