@@ -254,10 +254,11 @@ class Recipe:
             with devices.scope():  # where the optimizer's slots belong, too
                 resume.restore(model)
         devices.start(model)
-        _check_iterations(model.optimizer, first_step if resume is None else resume.step_before)
+        step_before = first_step if resume is None else resume.step_before
+        _check_iterations(model.optimizer, step_before)
         self._renew(model)
         tokens = self._check_batch(train, first_step, devices)
-        if first_step == 0 and getattr(model, "stateful_batch_size", None) is not None:
+        if step_before == 0 and getattr(model, "stateful_batch_size", None) is not None:
             model.reset_state()
 
         arguments = {"initial_epoch": 0, "shuffle": False}

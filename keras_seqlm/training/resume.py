@@ -115,7 +115,7 @@ class Resume(RunCallback):
         self._epoch, self._done = meta.get("epoch", 0), meta.get("done", 0)
         self._steps_per_epoch = meta.get("steps_per_epoch")
         self._within_piece = self._done  # steps in the metrics, which go on; at an epoch's end they hold its validation
-        self._train, self._metrics, self._random, self._others = None, {}, {}, None
+        self._train, self._metrics, self._numbers, self._random, self._others = None, {}, {}, {}, None
         self._signals, self._states, self._used, self._ready = None, None, False, False
 
     @property
@@ -185,6 +185,7 @@ class Resume(RunCallback):
             )
         self._random = {name: array for name, array in self._others.items() if name.startswith("random/")}
         state.assign(model, arrays)
+        self._numbers = {name: array for name, array in arrays.items() if not array.shape}
         self._identity.set_learning_rate(model)
 
     def set_model(self, model):
@@ -258,6 +259,8 @@ class Resume(RunCallback):
         self._current = epoch
         if self._begins and self._within_piece:  # saved after others had heard of the epoch's begin, as they have again
             self._restore_callbacks()
+            state.assign(self.model, self._numbers)  # of which one may be a learning rate that they have lowered
+            self._identity.set_learning_rate(self.model)
         if self._begins and self._random and not self._done:
             # On torch the making of an iterator draws a number: set back before others begin the step.
             self._random = state.arrays_of(self.model, ("random",))

@@ -137,6 +137,16 @@ def test_row_16_and_17_killed_and_gone_on_with(tmp_path, left_alone, case):
 
 
 @pytest.mark.backends
+def test_a_carried_state_goes_on_within_the_first_piece(tmp_path):
+    """Which begins with step 0, as a run does whose state is to be cleared."""
+    recipe = dataclasses.replace(RUN, validate_every=10)
+    alone = run(tmp_path / "alone", recipe, "lstm", stateful_batch_size=4)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", recipe, "lstm", kill=[KillAt(5)], stateful_batch_size=4)
+    assert_same_run(run(tmp_path / "killed", recipe, "lstm", stateful_batch_size=4), alone)
+
+
+@pytest.mark.backends
 @pytest.mark.parametrize("step, where", [(6, "step"), (8, "validation"), (10, "step")])
 def test_row_14_sigterm_saves_and_ends_with_143(tmp_path, left_alone, step, where):
     handler = signal.getsignal(signal.SIGTERM)

@@ -271,6 +271,22 @@ def test_what_an_epoch_begins_anew_is_neither_lost_within_it_nor_brought_back_af
     assert go() == [[0, 1, 2]] * 3
 
 
+@pytest.mark.parametrize("kill", [2, 3, 5])
+def test_a_learning_rate_that_an_epoch_sets_as_it_begins_is_set_once(tmp_path, kill):
+    """Of two steps each: the epoch in which the run goes on begins again, and so would halve the rate again."""
+
+    def halved():
+        return keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+
+    alone = fit(tmp_path / "alone", [halved(), None], 4)
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", [halved(), None], 4, kill=kill)
+    again = fit(tmp_path / "killed", [halved(), None], 4)
+    assert float(array(again.optimizer.learning_rate)) == float(array(alone.optimizer.learning_rate)) == 0.5 / 2**4
+    for left, right in zip(alone.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_the_second_normal_number_of_a_pair_is_saved():
     """NumPy and Python draw two at once and keep one."""
     model = toy()
