@@ -114,8 +114,9 @@ class Resume(RunCallback):
         self.ended = bool(meta.get("ended")) and not allow_changes
         self._epoch, self._done = meta.get("epoch", 0), meta.get("done", 0)
         self._steps_per_epoch = meta.get("steps_per_epoch")
-        self._within_piece = self._done  # steps in the metrics, which go on; at an epoch's end they hold its validation
-        self._train, self._metrics, self._numbers, self._random, self._others = None, {}, {}, {}, None
+        # Steps in the metrics, which go on; at an epoch's end they hold its validation.
+        self._within_piece = 0 if meta.get("ended") else self._done
+        self._train, self._metrics, self._random, self._others = None, {}, {}, None
         self._signals, self._states, self._used, self._ready = None, None, False, False
 
     @property
@@ -131,6 +132,8 @@ class Resume(RunCallback):
     def divide(self, steps_per_epoch):
         """Count epochs of another length from here on, if it is another; before `data` and `fit_arguments` are asked."""
         if self._checkpoint is not None and steps_per_epoch != self._steps_per_epoch:
+            if self._train is not None:
+                raise ValueError("resume.divide comes before resume.data, which has begun at the epoch of before")
             self._epoch, self._done = divmod(self.step_before, steps_per_epoch)
         self._steps_per_epoch = steps_per_epoch
 
@@ -147,6 +150,11 @@ class Resume(RunCallback):
             CheckpointError: the data are others than before: the batch of step 0 is, or their `content_hash`; or the
                 validation data are.
         """
+        if not (hasattr(make_batch, "batches") or callable(make_batch)):
+            raise TypeError(
+                f"expected a function of the step, or data with batches(first_step), got {type(make_batch).__name__}; what cannot "
+                "be asked for a step is given to fit itself: the state then goes on, and the position in the data is lost"
+            )
         self._train = make_batch if hasattr(make_batch, "batches") else ByStep(make_batch)
         try:
             processes.all_do(lambda: self._identity.hold_data(self._train, validation))
@@ -185,7 +193,6 @@ class Resume(RunCallback):
             )
         self._random = {name: array for name, array in self._others.items() if name.startswith("random/")}
         state.assign(model, arrays)
-        self._numbers = {name: array for name, array in arrays.items() if not array.shape}
         self._identity.set_learning_rate(model)
 
     def set_model(self, model):
@@ -219,11 +226,15 @@ class Resume(RunCallback):
         # Nobody but `Recipe.fit` has said yet where the run ends.
         self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:
-            self._done = 0
             warnings.warn(
                 f"the state of step {self.step_before} was restored, and the position in the data is lost: an iterator "
                 "cannot be moved. Give fit resume.data(make_batch), where make_batch(step) makes the batch of a step",
                 stacklevel=2,
+            )
+        if self._done % self.model.steps_per_execution:
+            raise CheckpointError(
+                f"{self._checkpoint.folder} was saved {self._done} steps into an epoch, which steps_per_execution="
+                f"{self.model.steps_per_execution} cannot begin with; compile the model with the number of before"
             )
         if self._steps_per_epoch not in (None, self.params["steps"]):
             raise CheckpointError(
@@ -256,11 +267,19 @@ class Resume(RunCallback):
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
+        if self._begins and None not in (self._train, self._checkpoint) and epoch != self._epoch:
+            raise CheckpointError(
+                f"fit begins with epoch {epoch}, counted from 0, and {self.checkpoints.folder} goes on in epoch {self._epoch}; give "
+                "fit **resume.fit_arguments()"
+            )
         self._current = epoch
         if self._begins and self._within_piece:  # saved after others had heard of the epoch's begin, as they have again
             self._restore_callbacks()
-            state.assign(self.model, self._numbers)  # of which one may be a learning rate that they have lowered
-            self._identity.set_learning_rate(self.model)
+            if any(
+                _acts_on_an_epochs_begin(one) for one in callbacks_of(self.model)
+            ):  # as one that halves the learning rate
+                state.assign(self.model, state.read(self.model, self._checkpoint))
+                self._identity.set_learning_rate(self.model)
         if self._begins and self._random and not self._done:
             # On torch the making of an iterator draws a number: set back before others begin the step.
             self._random = state.arrays_of(self.model, ("random",))
@@ -298,20 +317,25 @@ class Resume(RunCallback):
             self._save({"epoch": self._current, "done": done})
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._told_to_end() and self._before_test:
+        if (
+            self._signals is not None and self._told_to_end() and self._before_test
+        ):  # None: in `evaluate`, before any fit
             self._save({"epoch": self._current, "done": self.step - self._piece_start}, before_test=self._before_test)
             self._end()
 
     def on_epoch_end(self, epoch, logs=None):
+        made = self.step - self._piece_start  # of this epoch; fewer than it has where a callback ended it
         super().on_epoch_end(epoch, logs)
         logs = logs or {}
         self._before_test, self._validates = {}, "val_loss" in logs
         loss = logs.get("val_loss")
         best = self._is_best(loss)
         due = self._saved is None or self.step // self.every > self._saved // self.every
-        ended = bool(self.model.stop_training) and not self._is_last(epoch)
+        cut = made < (self.params["steps"] or 0) and self.step != self.run.steps
+        ended = bool(self.model.stop_training) and (cut or not self._is_last(epoch))
         if due or best or ended or self._is_last(epoch) or self._told_to_end():
-            self._save({"epoch": epoch + 1, "done": 0, "validation_loss": loss, "ended": ended})
+            place = {"epoch": epoch, "done": made} if ended and cut else {"epoch": epoch + 1, "done": 0}
+            self._save({**place, "validation_loss": loss, "ended": ended})
         self._best = loss if best else self._best
         if self._told_to_end():
             self._end()
@@ -351,6 +375,8 @@ class Resume(RunCallback):
         if sum(isinstance(one, Resume) for one in callbacks) > 1:
             raise ValueError("fit was given Resume more than once, and each would restore the model; give it one")
         self._take_again()
+        if self._train is None:  # the position is lost, see `on_train_begin`: all steps to come are new ones
+            self._done = self._within_piece = 0
         if self.step_before:
             keep_rows(callbacks)
         self._ready = True
@@ -453,6 +479,11 @@ class Resume(RunCallback):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self._first_batch())
             self.model.compute_metrics(x, y, self.model(x, training=False), sample_weight)
             self.model.reset_metrics()
+
+
+def _acts_on_an_epochs_begin(callback):
+    kind = type(callback)
+    return kind.on_epoch_begin is not keras.callbacks.Callback.on_epoch_begin and not isinstance(callback, RunCallback)
 
 
 def _refuse_updates(model, folder):
