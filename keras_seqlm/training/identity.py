@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import sys
 import warnings
+import weakref
 
 import keras
 import numpy as np
@@ -19,6 +21,7 @@ ALL_THE_SAME = (
 ADVICE = {
     "data": "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. ",
 }
+_LEFT = weakref.WeakKeyDictionary()  # optimizer -> (its numbers as the user wrote them, as the last training left them)
 _OF_A_BEST = (
     "wait",
     "best",
@@ -84,9 +87,24 @@ class Identity:
         optimizer = innermost(getattr(model, "optimizer", None))
         if not self._known:
             self._known = True
-            self._optimizer, self._loss = numbers_of(optimizer) or self._optimizer, loss_of(model) or self._loss
+            numbers = numbers_of(optimizer)
+            written, left = _LEFT.get(optimizer, (None, None)) if optimizer is not None else (None, None)
+            # What training has set, as a callback lowers a learning rate, is not what the user wrote.
+            numbers = written if left is not None and numbers == left else numbers
+            self._optimizer, self._loss = numbers or self._optimizer, loss_of(model) or self._loss
         elif self._optimizer and (schedule := schedule_of(optimizer)):
             self._optimizer = {**self._optimizer, "schedule": schedule}
+
+    def leave(self, model):
+        """Remember what training leaves of the optimizer's numbers, so that another `fit` of this process does not take them
+        for the user's; after a `fit`, also one that failed.
+        """
+        optimizer = innermost(getattr(model, "optimizer", None))
+        if self._known and optimizer is not None:
+            try:
+                _LEFT[optimizer] = self._optimizer, numbers_of(optimizer)
+            except RuntimeError:  # JAX gave the numbers to a step that failed: this optimizer is of no more use
+                _LEFT.pop(optimizer, None)
 
     def hold_model(self, model):
         """Hold optimizer and loss of a compiled model, which `know` has seen, against those of before.
@@ -232,7 +250,7 @@ def identity_of_validation(validation):
         targets = getattr(validation, "num_targets", None)
         return identity_of_data(validation) | ({} if targets is None else {"targets": int(targets)})
     if isinstance(validation, keras.utils.PyDataset):  # which may draw its batches, or their order
-        forms = {name: form[:2] for name, form in _arrays_of(validation[0]).items()}
+        forms = {name: [form[0], [None] * len(form[1])] for name, form in _arrays_of(validation[0]).items()}
         return forms | {"batches": validation.num_batches}
     return None
 
@@ -257,11 +275,15 @@ def data_changes(before, now, of="the batch of step 0"):
         old, new = before.get(name), now.get(name)
         if old is None or new is None:
             changed.append(f"{name} is in {of} only {'there' if new is None else 'here'}")
-        elif old[:2] != new[:2]:
+        elif _width_aside(old[:2]) != _width_aside(new[:2]):
             changed.append(f"{name} of {of} was {_form(old)} and is {_form(new)}")
-        elif old != new:
+        elif old[2:] != new[2:]:
             changed.append(f"{name} of {of} holds something else")
     return changed
+
+
+def _width_aside(form):
+    return [re.sub("u?int[0-9]+", "int", form[0]), *form[1:]]
 
 
 def numbers_of(optimizer):
@@ -288,8 +310,16 @@ def schedule_of(optimizer):
 
 
 def loss_of(model):
-    """The class and the numbers of a model's loss; None where it has several, or none."""
+    """The class and the numbers of a model's loss, of several each under its name, with their weights; None without one."""
     loss = getattr(model, "loss", None)
+    if not isinstance(loss, dict | list | tuple):
+        return _numbers_of_loss(loss)
+    found = {".".join(map(str, path)): _numbers_of_loss(one) for path, one in keras.tree.flatten_with_path(loss)}
+    weights = getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)
+    return as_json({**found, "loss_weights": weights if weights is None or _is_plain(weights) else str(weights)})
+
+
+def _numbers_of_loss(loss):
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
@@ -326,7 +356,9 @@ def _arrays_of(batch):
     for path, leaf in keras.tree.flatten_with_path(batch):
         array = leaf if isinstance(leaf, np.ndarray) or leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf))
         if array is not None:
-            content = repr(array.tolist()).encode() if array.dtype == object else _bytes_of(array)
+            # Integers are 32 bits wide on one backend and 64 on another.
+            same = array.astype("int64") if array.dtype.kind in "iu" else array
+            content = repr(array.tolist()).encode() if array.dtype == object else _bytes_of(same)
             found[name_of(path)] = [array.dtype.name, list(array.shape), hashlib.sha256(content).hexdigest()]
     return found
 
@@ -337,8 +369,19 @@ def _bytes_of(array):
 
 def _plain(thing):
     config = thing.get_config()
-    values = {name: _number(value) for name, value in config.items() if name != "name" and _is_plain(value)}
+    values = {name: _number(value) for name, value in _flat(config) if name != "name" and _is_plain(value)}
     return {"class": type(thing).__name__, **as_json(values)}
+
+
+def _flat(config):
+    """Name -> value of a config, and of those of what it holds (as an optimizer that wraps another), but for their rates."""
+    for name, value in config.items():
+        inner = value.get("config") if isinstance(value, dict) else None
+        if isinstance(inner, dict) and name != "learning_rate":
+            yield f"{name}.class", value.get("class_name")
+            yield from ((f"{name}.{one}", v) for one, v in _flat(inner) if one not in ("name", "learning_rate"))
+        else:
+            yield name, value
 
 
 def _is_plain(value):

@@ -350,6 +350,7 @@ class Resume(RunCallback):
             self._signals.stop()
         if self._writer is not None:
             self._writer.close()
+            self._identity.leave(self._model)
         self.checkpoints.close()
 
     def save(self):
@@ -399,6 +400,7 @@ class Resume(RunCallback):
             return True
         if self._writer is not None:
             self._writer.close()
+            self._identity.leave(self._model)
         return False
 
     def _is_last(self, epoch):

@@ -111,7 +111,8 @@ def test_what_validation_data_are(tmp_path):
     (_, tenth), (_, fifth) = made
     said = data_changes(identity_of_validation(tenth), identity_of_validation(fifth), "validation")
     assert f"validation has {fifth.num_targets} targets, and had {tenth.num_targets}" in said
-    assert identity_of_validation(Rows()) == {"x": ["int32", [4, 8]], "y": ["int32", [4, 8]], "batches": 3}
+    form = ["int32", [None, None]]  # rows may be padded to the longest one of their batch
+    assert identity_of_validation(Rows()) == {"x": form, "y": form, "batches": 3}
     assert identity_of_validation(Batches().batch(0)) != identity_of_validation(Batches().batch(1))
     for unseen in (None, (one for one in ()), 3):
         assert identity_of_validation(unseen) is None
@@ -389,3 +390,101 @@ def test_the_list_of_runs_compares_what_can_be_compared(tmp_path):
     for first, best in ((0, 0.5), (3, 0.8)):
         checkpoints.save(6, {"w": np.ones(2, "float32")}, {"validation_loss": 0.8, "comparable_from": first})
         assert list_runs(tmp_path)[0]["best_validation_loss"] == best
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"loss": {"a": "mae", "b": "mse"}}, r"the loss's a was .*mean_squared_error.* and is .*mean_absolute_error"),
+        ({"loss_weights": {"a": 5.0, "b": 0.1}}, "the loss's loss_weights was "),
+    ],
+)
+def test_each_of_several_losses_and_their_weights_are_held(tmp_path, change, said):
+    def train(**options):
+        x = keras.Input((3,), name="x")
+        model = keras.Model(x, {name: keras.layers.Dense(1, name=name)(x) for name in ("a", "b")})
+        model.compile("sgd", **{"loss": {"a": "mse", "b": "mse"}, **options}, jit_compile=False)
+        make, resume = batches(), Resume(tmp_path, background=False)
+        data = resume.data(lambda step: (make(step)[0], dict.fromkeys(("a", "b"), make(step)[1])))
+        model.fit(data, epochs=1, steps_per_epoch=1, verbose=0, callbacks=[resume], **resume.fit_arguments())
+
+    train()
+    train()
+    with pytest.raises(CheckpointError, match=said):
+        train(**change)
+
+
+def test_numbers_of_an_optimizer_within_another_are_held(tmp_path):
+    def wrapped(momentum):
+        return SafeOptimizerLike(keras.optimizers.SGD(0.1, momentum=momentum))
+
+    class SafeOptimizerLike(keras.optimizers.SGD):
+        def __init__(self, other):
+            super().__init__(0.1)
+            self.other = keras.saving.serialize_keras_object(other)
+
+        def get_config(self):
+            return {**super().get_config(), "other": self.other}
+
+    fit(tmp_path, 1, wrapped(0.9))
+    with pytest.raises(CheckpointError, match=r"optimizer's other.momentum was 0.9 and is 0.1"):
+        fit(tmp_path, 2, wrapped(0.1))
+
+
+@pytest.mark.backends
+def test_what_a_callback_set_before_a_fit_failed_is_not_the_users(tmp_path):
+    """In a notebook the same model goes on; a number that the user sets by hand is one that changed."""
+
+    class Lower(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.optimizer.learning_rate = 0.003
+            raise InterruptedError
+
+    model = keras.Sequential([keras.Input((3,), name="x"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=False)
+
+    def train(epochs, *callbacks):
+        resume = Resume(tmp_path, background=False, every=1)
+        arguments = {"epochs": epochs, "steps_per_epoch": 2, "verbose": 0, **resume.fit_arguments()}
+        try:
+            model.fit(resume.data(batches()), callbacks=[*callbacks, resume], **arguments)
+        finally:
+            resume.close()
+
+    train(1)
+    with pytest.raises(InterruptedError):
+        train(2, Lower())
+    train(2)
+    assert float(array(model.optimizer.learning_rate)) == pytest.approx(0.01)
+    model.optimizer.learning_rate = 0.02
+    with pytest.raises(CheckpointError, match="learning_rate was 0.01 and is 0.02"):
+        train(3)
+
+
+def test_what_is_drawn_or_of_another_width_is_no_other_data():
+    class Drawn(keras.utils.PyDataset):
+        def __init__(self, width):
+            super().__init__()
+            self.width = width
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return np.zeros((4, self.width), "float32"), np.zeros((4, 1), "int32")
+
+    here, there = (identity_of_validation(Drawn(width)) for width in (5, 6))
+    assert data_changes(here, there, "validation") == []
+
+    def ids(dtype):
+        return identity_of_data(Batched(np.arange(6).reshape(2, 3).astype(dtype)))
+
+    class Batched:
+        def __init__(self, x):
+            self.x = x
+
+        def batches(self, first_step=0):
+            yield (self.x,)
+
+    assert data_changes(ids("int32"), ids("int64")) == []
+    assert data_changes(ids("int32"), ids("float32")) != []
