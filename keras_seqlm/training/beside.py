@@ -1,9 +1,23 @@
-"""Callbacks of Keras's own that `Resume` cannot stand beside as they are."""
+"""What of a user's `fit` does not go with `Resume` as it is: some of Keras's callbacks, optimizers that it does not know of."""
 
 import pathlib
 import warnings
 
 import keras
+
+from keras_seqlm.nesting import nested
+
+
+def warn_of_optimizers(model):
+    """Name the optimizers that a model keeps for a `train_step` of its own: only `model.optimizer` is in a checkpoint."""
+    known = {id(one) for one in nested(model.optimizer)} if model.optimizer is not None else set()
+    found = [name for name, one in vars(model).items() if isinstance(one, keras.optimizers.Optimizer)]
+    if others := sorted(name for name in found if id(getattr(model, name)) not in known):
+        warnings.warn(
+            f"the model's {', '.join(others)} {'is' if len(others) == 1 else 'are'} not in the checkpoints, which hold model.optimizer "
+            "alone: moments and step of it start anew when the run goes on",
+            stacklevel=3,
+        )
 
 
 def refuse_others(callbacks):

@@ -13,7 +13,7 @@ from keras_seqlm.devices import Single, processes
 from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.agreement import agreed_checkpoint
-from keras_seqlm.training.beside import keep_rows, refuse_others
+from keras_seqlm.training.beside import keep_rows, refuse_others, warn_of_optimizers
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback
 from keras_seqlm.training.replay import InNameOnly
@@ -38,7 +38,8 @@ class Resume(RunCallback):
 
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics, what the other callbacks remember (see `CallbackStates`) and the position, in one step that is whole
-    or not there (see `Checkpoints`). What is not finite is never saved. On SIGTERM, SIGUSR1 or ^C the step is finished
+    or not there (see `Checkpoints`). What Keras does not know of is not: a `tf.Variable` of a layer's own, the generators of
+    `tf.random`, a number that a callback sets on an optimizer as a plain attribute. What is not finite is never saved. On SIGTERM, SIGUSR1 or ^C the step is finished
     and saved; the process ends with exit code 143, or by `KeyboardInterrupt`. Of several processes (JAX, torch), which share the
     folder, the first one decides from which checkpoint all of them go on and writes what all of them hold, and each one
     its own parts of what lies spread over them.
@@ -373,6 +374,7 @@ class Resume(RunCallback):
         self._used = True
         callbacks = callbacks_of(self._model)
         refuse_others(callbacks)
+        warn_of_optimizers(self._model)
         if sum(isinstance(one, Resume) for one in callbacks) > 1:
             raise ValueError("fit was given Resume more than once, and each would restore the model; give it one")
         self._take_again()

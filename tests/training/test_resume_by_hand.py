@@ -115,3 +115,15 @@ def test_data_that_cannot_be_asked_for_a_step_are_named(tmp_path):
         resume.data(batch(0))
     toy().evaluate(*batch(0), verbose=0, callbacks=[resume])  # hears of it, and has nothing to do
     resume.close()
+
+
+def test_optimizers_of_a_train_step_of_ones_own_are_named(tmp_path):
+    class Two(keras.Sequential):
+        def __init__(self):
+            super().__init__([keras.Input((3,)), keras.layers.Dense(1)])
+            self.second_optimizer = keras.optimizers.Adam(0.1)
+
+    model = Two()
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    with pytest.warns(UserWarning, match="model's second_optimizer is not in the checkpoints"):
+        fit(tmp_path, [None], 1, model=model)
