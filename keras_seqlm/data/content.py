@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 
-from keras_seqlm.corpora.opening import kind_of
+from keras_seqlm.corpora.opening import kind_at
 from keras_seqlm.data.cache_lock import CacheLock
 from keras_seqlm.files import write_json
 
@@ -22,7 +22,7 @@ def content_hash(kinds, hashes, text_field):
     The content is all bytes of a file as it lies there, packed or not, with the mark of UTF-8 or UTF-16 at its beginning.
 
     Args:
-        kinds: how each file is read, as `corpora.opening.kind_of` says.
+        kinds: how each file is read, as `corpora.opening.kind_at` says.
         hashes: the SHA-256 of each file.
         text_field: counts where records are read.
 
@@ -33,11 +33,6 @@ def content_hash(kinds, hashes, text_field):
     if set(kinds) - {"text"}:
         reading["text_field"] = text_field
     return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()
-
-
-def kinds_of(paths):
-    """How each file is read: the part of its name that matters."""
-    return ["zip" if path.suffix.lower() == ".zip" else kind_of(path.name) for path in paths]
 
 
 def hash_files(paths, root):

@@ -1,11 +1,14 @@
 """A corpus is known by its content: touching, moving and copying change nothing, a changed byte is seen."""
 
+import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import types
+import zipfile
 
 import pytest
 
@@ -60,6 +63,48 @@ def test_a_changed_byte_another_order_and_another_way_to_read_are_seen(text, sto
     assert len(set(hashes)) == len(hashes)
     # What is read of a text does not depend on the field, and neither on how much may be broken.
     assert store_of(files, text_field="body", tolerance=0.5).content_hash == store_of(files).content_hash
+
+
+def table(path, monkeypatch):
+    """A file that begins as Parquet does, of one row that a stand-in for pyarrow reads."""
+
+    class Table:
+        schema_arrow = types.SimpleNamespace(names=["text", "body"])
+
+        def __init__(self, path):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def iter_batches(self, batch_size, columns):
+            yield types.SimpleNamespace(to_pylist=lambda: [{name: ROW[name] for name in columns}])
+
+    module = types.SimpleNamespace(ParquetFile=Table)
+    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=module))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
+    path.write_bytes(b"PAR1....PAR1")
+
+
+ROW = {"text": "the title", "body": "the body"}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "archive", "a.txt", "t.parquet", "t.data", "rows.jsonl.gz.gz"])
+def test_the_field_counts_wherever_records_are_read_whatever_the_file_is_called(tmp_path, store_of, monkeypatch, name):
+    path, lines = tmp_path / name, json.dumps(ROW) + "\n"
+    if name.startswith("t."):
+        table(path, monkeypatch)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(gzip.compress(lines.encode())))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("rows.jsonl", lines)
+    stores = {field: store_of(path, text_field=field) for field in ROW}
+    assert {field: ByteTokenizer().decode(store[:]) for field, store in stores.items()} == ROW
+    assert stores["text"].content_hash != stores["body"].content_hash
 
 
 def test_the_mark_of_utf_8_is_no_token_and_counts_as_a_byte_of_the_file(text, store_of):
