@@ -278,6 +278,22 @@ def test_other_json_says_what_to_do(tmp_path, content, told):
         list(texts(write(tmp_path / "a.json", content)))
 
 
+@pytest.mark.parametrize("chunk_size", [61, 1 << 20])
+def test_latin_1_in_json_is_refused_or_counted_as_in_lines(tmp_path, monkeypatch, chunk_size):
+    monkeypatch.setattr(json_text, "CHUNK_SIZE", chunk_size)
+    for name, content in (("a.json", json.dumps(RECORDS, ensure_ascii=False)), ("b.json", '{"text": "ü"}')):
+        path = write(tmp_path / name, content.encode("latin-1"))
+        with pytest.raises(ValueError, match=f"{path}, .*: byte 0xfc is no UTF-8; .* iconv -f latin1 -t utf-8"):
+            list(texts(path))
+    good = [{"text": "gr\ufffdn ü"}] * 600  # of which that one is a character, which somebody wrote
+    content = json.dumps(good, ensure_ascii=False, indent=1).encode()
+    path = write(tmp_path / "c.json", content[:-1] + b', {"text": "\xfc"}, {"id": "\xfc", "text": "a"}]')
+    corpus = Corpus(path, tolerance=0.01)
+    with pytest.warns(UserWarning, match="skipped 2 broken of 602 elements, the first: element 601: byte 0xfc"):
+        assert documents(corpus) == [good[0]["text"].encode()] * 600
+    assert corpus.skipped == 2
+
+
 def test_an_element_that_is_too_long_is_an_error_and_not_all_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(json_text, "MAX_LINE", 1000)
     monkeypatch.setattr(json_text, "CHUNK_SIZE", 100)
