@@ -154,7 +154,10 @@ def test_a_file_that_was_just_written_is_not_relied_on(text, store_of, tmp_path,
     assert not (tmp_path / "cache" / content.INDEX).exists()
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"1:2": {"stamp": [1], "sha256": ""}}', '{"1:2": 3}'])
+NO_USE = json.dumps({"1:2": {"stamp": [1, 2, 3], "sha256": "0" * 64}})
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"1:2": {"stamp": [1], "sha256": ""}}', '{"1:2": 3}', NO_USE])
 def test_a_damaged_index_is_told_and_made_anew(text, store_of, tmp_path, damage, monkeypatch):
     age(monkeypatch)
     before = store_of(text).content_hash
@@ -175,6 +178,16 @@ def test_the_index_forgets_what_was_not_used_for_longest(text, tmp_path, monkeyp
     content.hash_files(paths[1:], tmp_path)
     kept = json.loads((tmp_path / content.INDEX).read_text())
     assert set(kept) == {f"{path.stat().st_dev}:{path.stat().st_ino}" for path in paths[1:]}
+
+
+def test_a_file_that_is_only_looked_up_counts_as_used(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "MOST_ENTRIES", 2)
+    first, second, third = sorted(text.iterdir())
+    for path in (first, second, first, third):
+        age(monkeypatch, 100)
+        content.hash_files([path], tmp_path)
+    kept = json.loads((tmp_path / content.INDEX).read_text())
+    assert set(kept) == {f"{path.stat().st_dev}:{path.stat().st_ino}" for path in (first, third)}
 
 
 WRITER = """
