@@ -190,6 +190,20 @@ def test_a_file_that_is_only_looked_up_counts_as_used(text, tmp_path, monkeypatc
     assert set(kept) == {f"{path.stat().st_dev}:{path.stat().st_ino}" for path in (first, third)}
 
 
+def test_a_shared_cache_that_is_not_ours_to_write_in_is_read(text, tmp_path, monkeypatch):
+    age(monkeypatch)
+    paths, asked = sorted(text.iterdir()), []
+    hashes = content.hash_files(paths, tmp_path)
+    age(monkeypatch, 100)
+
+    def refuse(*_):  # root may write anywhere
+        asked.append(_)
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(content, "_add", refuse)
+    assert content.hash_files(paths, tmp_path) == hashes and len(asked) == 1
+
+
 WRITER = """
 import pathlib, sys, time
 from keras_seqlm.data import content
