@@ -124,7 +124,8 @@ class _Cursor:
 
     def __init__(self, name, handle):
         self.name, self.handle, self.place = name, handle, 0
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        # What is no UTF-8 stays apart from every character, so that the element it is in can be told.
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text, self._ended = "", False
 
     def mark(self):
@@ -139,13 +140,13 @@ class _Cursor:
             self._fill()
 
     def value(self, what):
-        """The value that starts here; `_TORN` where damage cuts it."""
+        """The value that starts here, a `ValueError` if it is no UTF-8, as of a line; `_TORN` where damage cuts it."""
         while True:
             try:
                 record, end = json.JSONDecoder().raw_decode(self._text, self.place)
                 if end < len(self._text) or self._ended:  # else a number might go on
-                    self.place = end
-                    return record
+                    start, self.place = self.place, end
+                    return _if_utf_8(self._text[start:end], record)
             except (ValueError, RecursionError) as error:
                 if self._ended and damage(self.handle) is not None:
                     return _TORN
@@ -163,6 +164,16 @@ class _Cursor:
         block = self.handle.read(max(CHUNK_SIZE, len(text)))  # Doubled, so that a long value is tried few times.
         self._ended = not block
         self._text, self.place = text + self._decoder.decode(block, final=self._ended), 0
+
+
+def _if_utf_8(text, record):
+    """A record, or a `ValueError` if a byte of its text was no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        return ValueError(f"byte 0x{byte:02x} is no UTF-8; convert what is Latin-1: iconv -f latin1 -t utf-8")
+    return record
 
 
 def _no_table(name, record):

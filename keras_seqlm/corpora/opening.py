@@ -84,6 +84,22 @@ def sources(path):
         yield source
 
 
+def kind_at(path):
+    """How a file is read, as `sources` has it: by its first bytes, and by its name where these leave it open.
+
+    Returns:
+        `"zip"`, or the kind of its one `Source`.
+
+    Raises:
+        ImportError: if the package is absent that reads such a file.
+        ValueError: if it is no text.
+    """
+    if is_zip(path):
+        return "zip"
+    (kind,) = [source.kind for source in sources(path)]
+    return kind
+
+
 def kind_of(name):
     """How a file is read by its name, less what says that it is packed: text, lines, json or parquet.
 

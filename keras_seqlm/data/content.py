@@ -1,18 +1,19 @@
 """What a corpus is, by its content: the hash of every file, remembered so that an unchanged file is read for it once."""
 
+import contextlib
 import hashlib
 import json
 import sys
 import time
 import warnings
 
-from keras_seqlm.corpora.opening import kind_of
 from keras_seqlm.data.cache_lock import CacheLock
 from keras_seqlm.files import write_json
 
 INDEX = "files.index"
 BLOCK_SIZE = 1 << 20
 MOST_ENTRIES = 100_000  # of the index; those not used for longest go first.
+USED_GRAIN = 60  # Seconds after which it is noted anew that an entry was used.
 GRAIN = 2_000_000_000  # Nanoseconds within which a file system may give two writes the same time.
 
 
@@ -22,7 +23,7 @@ def content_hash(kinds, hashes, text_field):
     The content is all bytes of a file as it lies there, packed or not, with the mark of UTF-8 or UTF-16 at its beginning.
 
     Args:
-        kinds: how each file is read, as `corpora.opening.kind_of` says.
+        kinds: how each file is read, as `corpora.opening.kind_at` says.
         hashes: the SHA-256 of each file.
         text_field: counts where records are read.
 
@@ -33,11 +34,6 @@ def content_hash(kinds, hashes, text_field):
     if set(kinds) - {"text"}:
         reading["text_field"] = text_field
     return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()
-
-
-def kinds_of(paths):
-    """How each file is read: the part of its name that matters."""
-    return ["zip" if path.suffix.lower() == ".zip" else kind_of(path.name) for path in paths]
 
 
 def hash_files(paths, root):
@@ -57,22 +53,27 @@ def hash_files(paths, root):
         A list of hexadecimal strings.
     """
     root.mkdir(parents=True, exist_ok=True)
-    known, new, found = _read(root / INDEX), {}, []
+    known, new, used, found = _read(root / INDEX), {}, {}, []
     line = _Progress(paths)
     for path in paths:
         before = path.stat()
         key = f"{before.st_dev}:{before.st_ino}"
         stamp = [before.st_size, before.st_mtime_ns, before.st_ctime_ns]
         entry = known.get(key)
+        now = time.time_ns()
         if entry is None or entry["stamp"] != stamp:
-            now = time.time_ns()
             entry = {"stamp": stamp, "sha256": _hash(path, line), "used": now // 10**9}
             if max(stamp[1:]) + GRAIN < now:
                 new[key] = entry
+        elif now // 10**9 - entry["used"] >= USED_GRAIN:
+            used[key] = {**entry, "used": now // 10**9}
         found.append(entry["sha256"])
     line.finish()
     if new:
-        _add(root, new)
+        _add(root, {**used, **new})
+    elif used:
+        with contextlib.suppress(PermissionError):  # A cache may be shared, and not ours to write in.
+            _add(root, used)
     return found
 
 
@@ -88,7 +89,9 @@ def _hash(path, line):
 def _read(index):
     try:
         entries = json.loads(index.read_text())
-        if all(len(entry["stamp"]) == 3 and len(entry["sha256"]) == 64 for entry in entries.values()):
+        if all(
+            len(entry["stamp"]) == 3 and len(entry["sha256"]) == 64 and entry["used"] >= 0 for entry in entries.values()
+        ):
             return entries
         error = "an entry is not whole"
     except FileNotFoundError:

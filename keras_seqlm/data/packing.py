@@ -16,9 +16,9 @@ import numpy as np
 
 from keras_seqlm.corpora import Corpus
 from keras_seqlm.corpora.corpus import TOLERANCE, count_characters
-from keras_seqlm.corpora.opening import is_packed, kind_of
+from keras_seqlm.corpora.opening import is_packed, kind_at, kind_of
 from keras_seqlm.data.cache_lock import CacheLock
-from keras_seqlm.data.content import content_hash, hash_files, kinds_of
+from keras_seqlm.data.content import content_hash, hash_files
 from keras_seqlm.data.spool import Spool, are_documents
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
 from keras_seqlm.files import flush, write_json
@@ -124,7 +124,7 @@ def open_or_build(root, corpus, content, tokenizer, progress=None, shard_tokens=
 
 
 def _content(corpus, root):
-    kinds, hashes = kinds_of(corpus.files), hash_files(corpus.files, root)
+    kinds, hashes = [kind_at(path) for path in corpus.files], hash_files(corpus.files, root)
     files = [{"kind": kind, "sha256": one} for kind, one in zip(kinds, hashes, strict=True)]
     return {"content_hash": content_hash(kinds, hashes, corpus.text_field), "files": files}
 

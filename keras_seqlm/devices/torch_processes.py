@@ -126,16 +126,22 @@ class StopTogether(keras.callbacks.Callback):
         from torch import distributed
 
         variables = self.model.trainable_variables
-        lowest = torch.stack([variable.value.detach().abs().sum(dtype=_wide()) for variable in variables]).to(_place())
+        sums = torch.stack([variable.value.detach().abs().sum(dtype=_wide()) for variable in variables]).to(_place())
+        # NaN compares with nothing: whether a sum is NaN is exchanged beside it, and 0 stands for it.
+        lowest = torch.stack([sums.nan_to_num(), sums.isnan().to(sums.dtype)])
         highest = lowest.clone()
         distributed.all_reduce(lowest, distributed.ReduceOp.MIN)
         distributed.all_reduce(highest, distributed.ReduceOp.MAX)
-        drift = (highest - lowest) / highest.clamp(min=1e-30)
-        worst = int(drift.nan_to_num().argmax())
-        if drift[worst] > LARGEST_DRIFT:
+        drift, in_some = (highest - lowest) / highest.clamp(min=1e-30)
+        worst = int((drift + in_some).argmax())
+        if drift[worst] > LARGEST_DRIFT or in_some[worst]:
+            how = (
+                "is NaN in some of them alone"
+                if in_some[worst]
+                else f"differs by {float(drift[worst]):.1e} of its size"
+            )
             raise RuntimeError(
-                f"the processes no longer have the same weights: {variables[worst].path} differs by {float(drift[worst]):.1e} of its "
-                "size. Something changes them in one process alone, as a callback does that works where is_chief() only; do "
+                f"the processes no longer have the same weights: {variables[worst].path} {how}. Something changes them in one process alone, as a callback does that works where is_chief() only; do "
                 "it in all of them, and start again from the last checkpoint"
             )
 

@@ -87,7 +87,14 @@ def test_jsonl_field_and_gzip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"word " * 500, b"line one\n\n line two\n" * 200, "你好嗎".encode() * 400, b"\xbf" * 3000]
+    "content",
+    [
+        b"word " * 500,
+        b"line one\n\n line two\n" * 200,
+        "你好嗎".encode() * 400,
+        b"a" + "😀".encode() * 600,
+        b"\xbf" * 3000,
+    ],
 )
 @pytest.mark.parametrize("size", [64, 100, 1000, 1999])
 def test_chunks_join_to_the_document_and_tear_nothing(tmp_path, content, size):

@@ -2,8 +2,10 @@
 
 import bz2
 import contextlib
+import errno
 import gzip
 import importlib.util
+import io
 import json
 import lzma
 import os
@@ -91,6 +93,47 @@ def test_a_zip_holds_text_files_in_the_order_of_their_names(tmp_path):
     corpus = Corpus(tmp_path / "all.zip")
     assert documents(corpus) == [b"a/one.md", b"b/two.txt", b"three", b"four", b"five", b"six"]
     assert corpus.num_documents == [6]
+
+
+def test_damage_of_one_member_is_told_where_those_after_it_are_whole(tmp_path):
+    path, good = tmp_path / "all.zip", write(tmp_path / "good.txt", "good " * 100_000)
+    with zipfile.ZipFile(path, "w") as archive:  # not packed, so that one byte is one byte
+        archive.writestr("a.txt", "the first")
+        archive.writestr("b.txt", "the second")
+    path.write_bytes(path.read_bytes().replace(b"the first", b"the fjrst"))
+    corpus = Corpus([path, good], tolerance=0.5)
+    with pytest.warns(UserWarning, match=rf"{path} is damaged or cut \(.*a.txt"):
+        assert documents(corpus)[-2:] == [b"the second", good.read_bytes()]
+    assert corpus.damaged_files == [path]
+
+
+def test_cut_gzip_of_utf_16_is_told(tmp_path):
+    noise = np.random.default_rng(0).integers(97, 122, 100_000, np.uint8).tobytes().decode()
+    path, good = tmp_path / "a.txt.gz", write(tmp_path / "good.txt", "good " * 1_000_000)
+    path.write_bytes(gzip.compress(noise.encode("utf-16"))[:-20_000])
+    corpus = Corpus([path, good], tolerance=0.5)
+    with pytest.warns(UserWarning, match=f"{path} is damaged or cut"):
+        read, _ = documents(corpus)
+    assert (
+        len(read) > 10_000 and noise.startswith(read.decode().removesuffix("\ufffd")) and corpus.damaged_files == [path]
+    )
+
+
+def test_an_error_of_the_disk_is_no_damage_of_the_file():
+    """Or text that is there would be left out, up to the tolerance, because a disk or a network failed once."""
+
+    class Disk(io.BytesIO):
+        def read1(self, size):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        unpacking.Unpacked(io.BytesIO(), Disk()).read(1)
+
+
+@pytest.mark.parametrize("level", range(1, 10))
+def test_bzip2_of_every_level_is_known_by_its_first_bytes(tmp_path, level):
+    (tmp_path / "a.txt").write_bytes(bz2.compress(b"some text", level))
+    assert b"".join(texts(tmp_path / "a.txt")) == b"some text"
 
 
 def test_zips_that_cannot_be_read_say_why(tmp_path):
@@ -276,6 +319,22 @@ def test_a_json_that_holds_lines_or_one_record(tmp_path):
 def test_other_json_says_what_to_do(tmp_path, content, told):
     with pytest.raises(ValueError, match=told):
         list(texts(write(tmp_path / "a.json", content)))
+
+
+@pytest.mark.parametrize("chunk_size", [61, 1 << 20])
+def test_latin_1_in_json_is_refused_or_counted_as_in_lines(tmp_path, monkeypatch, chunk_size):
+    monkeypatch.setattr(json_text, "CHUNK_SIZE", chunk_size)
+    for name, content in (("a.json", json.dumps(RECORDS, ensure_ascii=False)), ("b.json", '{"text": "ü"}')):
+        path = write(tmp_path / name, content.encode("latin-1"))
+        with pytest.raises(ValueError, match=f"{path}, .*: byte 0xfc is no UTF-8; .* iconv -f latin1 -t utf-8"):
+            list(texts(path))
+    good = [{"text": "gr\ufffdn ü"}] * 600  # of which that one is a character, which somebody wrote
+    content = json.dumps(good, ensure_ascii=False, indent=1).encode()
+    path = write(tmp_path / "c.json", content[:-1] + b', {"text": "\xfc"}, {"id": "\xfc", "text": "a"}]')
+    corpus = Corpus(path, tolerance=0.01)
+    with pytest.warns(UserWarning, match="skipped 2 broken of 602 elements, the first: element 601: byte 0xfc"):
+        assert documents(corpus) == [good[0]["text"].encode()] * 600
+    assert corpus.skipped == 2
 
 
 def test_an_element_that_is_too_long_is_an_error_and_not_all_of_memory(tmp_path, monkeypatch):

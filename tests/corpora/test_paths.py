@@ -1,11 +1,14 @@
 """Which files a folder names: links are followed, and what happens to lie beside the text is left out by name."""
 
+import errno
 import json
+import os
 import zipfile
 
 import pytest
 from corpora.test_corpus import write
 
+from keras_seqlm.corpora import texts
 from keras_seqlm.corpora.paths import find_files
 
 
@@ -33,6 +36,36 @@ def test_a_folder_takes_every_ending_that_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "j.zip", "w") as archive:
         archive.writestr("a.txt", "x")
     assert names(tmp_path) == ["a.txt", "b.txt.bz2", "c.ndjson", "d.jsonl.xz", "e.md.gz", "i.json", "j.zip"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    write(tmp_path / "a.txt", "x")
+    write(tmp_path / "locked" / "b.txt", "x")
+    scandir = os.scandir
+
+    def refuse(folder):  # root may read what is locked by its mode
+        if str(folder).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        find_files(tmp_path)
+
+
+def test_two_stars_are_folders_however_deep(tmp_path):
+    for name in ("a/one.txt", "a/b/two.txt", "a/b/c/three.txt", "a/b/four.md", "five.txt"):
+        write(tmp_path / name, "x")
+    found = find_files(f"{tmp_path}/a/**/*.txt")
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a/b/c/three.txt", "a/b/two.txt", "a/one.txt"]
+
+
+def test_a_damaged_zip_in_a_folder_is_not_left_out(tmp_path):
+    write(tmp_path / "a.txt", "good " * 100)
+    path = write(tmp_path / "b.zip", b"PK\x03\x04 and no more")
+    assert names(tmp_path) == ["a.txt", "b.zip"]
+    with pytest.raises(ValueError, match=f"{path} is damaged or cut"):
+        list(texts(tmp_path))
 
 
 def test_what_lies_beside_the_text_is_left_out_and_named(tmp_path):

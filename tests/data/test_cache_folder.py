@@ -103,6 +103,19 @@ def test_unfinished_work_is_listed_and_stays_while_it_is_locked(cache):
     assert list_cache(cache) == []
 
 
+def test_what_is_the_users_own_is_neither_listed_nor_pruned(cache):
+    before = list_cache(cache)
+    for name in ("books", "books.partial", "0123456789abcdef", "Z" * 32):
+        (cache / name).mkdir()
+        (cache / name / "meta.json").write_text("{}")
+    (cache / "books.spool").write_text("of the user")
+    assert list_cache(cache) == before
+    prune_cache(cache, older_than_days=0, most_bytes=0)
+    for name in ("books", "books.partial", "0123456789abcdef", "Z" * 32):
+        assert (cache / name / "meta.json").exists(), name
+    assert (cache / "books.spool").exists() and list_cache(cache) == []
+
+
 def test_documents_that_are_written_through_are_in_use(tmp_path):
     seen = []
 

@@ -1,11 +1,14 @@
 """A corpus is known by its content: touching, moving and copying change nothing, a changed byte is seen."""
 
+import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import types
+import zipfile
 
 import pytest
 
@@ -62,6 +65,48 @@ def test_a_changed_byte_another_order_and_another_way_to_read_are_seen(text, sto
     assert store_of(files, text_field="body", tolerance=0.5).content_hash == store_of(files).content_hash
 
 
+def table(path, monkeypatch):
+    """A file that begins as Parquet does, of one row that a stand-in for pyarrow reads."""
+
+    class Table:
+        schema_arrow = types.SimpleNamespace(names=["text", "body"])
+
+        def __init__(self, path):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def iter_batches(self, batch_size, columns):
+            yield types.SimpleNamespace(to_pylist=lambda: [{name: ROW[name] for name in columns}])
+
+    module = types.SimpleNamespace(ParquetFile=Table)
+    monkeypatch.setitem(sys.modules, "pyarrow", types.SimpleNamespace(parquet=module))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", module)
+    path.write_bytes(b"PAR1....PAR1")
+
+
+ROW = {"text": "the title", "body": "the body"}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "archive", "a.txt", "t.parquet", "t.data", "rows.jsonl.gz.gz"])
+def test_the_field_counts_wherever_records_are_read_whatever_the_file_is_called(tmp_path, store_of, monkeypatch, name):
+    path, lines = tmp_path / name, json.dumps(ROW) + "\n"
+    if name.startswith("t."):
+        table(path, monkeypatch)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(gzip.compress(lines.encode())))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("rows.jsonl", lines)
+    stores = {field: store_of(path, text_field=field) for field in ROW}
+    assert {field: ByteTokenizer().decode(store[:]) for field, store in stores.items()} == ROW
+    assert stores["text"].content_hash != stores["body"].content_hash
+
+
 def test_the_mark_of_utf_8_is_no_token_and_counts_as_a_byte_of_the_file(text, store_of):
     marked = text / "marked.txt"
     marked.write_bytes(b"\xef\xbb\xbf" + (text / "a.txt").read_bytes())
@@ -109,7 +154,10 @@ def test_a_file_that_was_just_written_is_not_relied_on(text, store_of, tmp_path,
     assert not (tmp_path / "cache" / content.INDEX).exists()
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"1:2": {"stamp": [1], "sha256": ""}}', '{"1:2": 3}'])
+NO_USE = json.dumps({"1:2": {"stamp": [1, 2, 3], "sha256": "0" * 64}})
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"1:2": {"stamp": [1], "sha256": ""}}', '{"1:2": 3}', NO_USE])
 def test_a_damaged_index_is_told_and_made_anew(text, store_of, tmp_path, damage, monkeypatch):
     age(monkeypatch)
     before = store_of(text).content_hash
@@ -130,6 +178,30 @@ def test_the_index_forgets_what_was_not_used_for_longest(text, tmp_path, monkeyp
     content.hash_files(paths[1:], tmp_path)
     kept = json.loads((tmp_path / content.INDEX).read_text())
     assert set(kept) == {f"{path.stat().st_dev}:{path.stat().st_ino}" for path in paths[1:]}
+
+
+def test_a_file_that_is_only_looked_up_counts_as_used(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "MOST_ENTRIES", 2)
+    first, second, third = sorted(text.iterdir())
+    for path in (first, second, first, third):
+        age(monkeypatch, 100)
+        content.hash_files([path], tmp_path)
+    kept = json.loads((tmp_path / content.INDEX).read_text())
+    assert set(kept) == {f"{path.stat().st_dev}:{path.stat().st_ino}" for path in (first, third)}
+
+
+def test_a_shared_cache_that_is_not_ours_to_write_in_is_read(text, tmp_path, monkeypatch):
+    age(monkeypatch)
+    paths, asked = sorted(text.iterdir()), []
+    hashes = content.hash_files(paths, tmp_path)
+    age(monkeypatch, 100)
+
+    def refuse(*_):  # root may write anywhere
+        asked.append(_)
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr(content, "_add", refuse)
+    assert content.hash_files(paths, tmp_path) == hashes and len(asked) == 1
 
 
 WRITER = """

@@ -105,6 +105,16 @@ def test_epochs_say_how_often_each_corpus_is_read(make, files):
     for (name, share), size in zip(zip(files, (0.5, 0.3, 0.2), strict=True), SIZES.values(), strict=True):
         assert epochs[files[name]] == pytest.approx(8000 * share / ((size - 1) // 16 - 1), rel=0.05)
     assert train.epochs(0) == dict.fromkeys(files.values(), 0)
+    assert train.shard(0, 2).epochs(1000) == epochs  # of the run, and not of a process's own rows
+
+
+def test_without_shuffling_the_blocks_of_each_corpus_come_in_their_order(files, tmp_path):
+    stores = {name: pack(files[name], ByteTokenizer(), cache_dir=tmp_path / "cache") for name in "ab"}
+    blocks = MixedBlocks(stores, {"a": 1, "b": 1}, 16, 4, shuffle=False)
+    starts = np.concatenate([blocks._starts(step) for step in range(10)])
+    places = np.array([blocks._place(row)[0] for row in range(len(starts))])
+    for number, offset in enumerate((0, len(stores["a"]))):
+        np.testing.assert_array_equal(starts[places == number] - offset, 16 * np.arange(20))
 
 
 def test_shards_hold_every_row_once(make):

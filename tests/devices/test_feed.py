@@ -1,11 +1,13 @@
 """What `fit` reads: batches from a step on, the rows of a process, and what several replicas cannot be given."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from training_toy import LENGTH, Batches, held
 
-from keras_seqlm.devices.feed import Rows, Steps, check_rows, check_tensors
+from keras_seqlm.devices.feed import Onward, Rows, Steps, check_rows, check_tensors, own_rows
 
 
 def equal(left, right):
@@ -28,6 +30,35 @@ def test_the_processes_rows_make_the_batch():
         for whole, first, second in zip(held(4)[index], *(part[index] for part in parts), strict=True):
             assert len(first) == len(second) == 2
             np.testing.assert_array_equal(whole, np.stack([first, second], axis=1).reshape(whole.shape))
+
+
+def test_the_processes_rows_of_a_data_set_of_tensorflow():
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensor_slices((np.arange(8), {"a": np.arange(8) + 10})).batch(4)
+    for index in range(2):
+        rows = list(own_rows(data, index, 2, feed=None).as_numpy_iterator())
+        assert [x.tolist() for x, _ in rows] == [[index, index + 2], [index + 4, index + 6]]
+        assert [y["a"].tolist() for _, y in rows] == [[index + 10, index + 12], [index + 14, index + 16]]
+
+
+class Divided:
+    """Data of which each batch says its step and whose rows it has."""
+
+    def __init__(self, part=None):
+        self.part = part
+
+    def shard(self, index, count):
+        return Divided((index, count))
+
+    def batches(self, first_step=0):
+        return ((step, self.part) for step in itertools.count(first_step))
+
+
+def test_a_process_goes_on_from_the_same_step_with_its_own_rows():
+    for data, part in ((Onward(Divided(), 3), None), (Onward(Divided(), 3).shard(1, 2), (1, 2))):
+        some = list(itertools.islice(data.batches(), 6))
+        assert some == [(step, part) for step in (3, 3, 3, 3, 4, 5)]
 
 
 IDS, MASK, TEXT = np.zeros((4, LENGTH), "int32"), np.ones((4, LENGTH), bool), np.array(["a"] * 4)

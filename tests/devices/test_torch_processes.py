@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import types
 
 import keras
@@ -139,6 +140,61 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, "2")
     with pytest.raises(ValueError, match="LOCAL_RANK=2.*has 2 GPUs.*--nproc-per-node=2"):
         strategy("auto")
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (2.0, 2.0, None),
+        (NAN, NAN, None),
+        (INF, INF, None),
+        (2.0, 2.2, "b differs by 9.1e-02"),
+        (2.0, INF, "b differs by 1.0e"),
+        (2.0, NAN, "b is NaN in some"),
+        (NAN, 2.0, "b is NaN in some"),
+        (0.0, NAN, "b is NaN in some"),
+    ],
+)
+def test_weights_that_drift_apart_are_seen_in_both_processes(monkeypatch, first, second, said):
+    """Two threads stand for the processes; `all_reduce` is of the numbers of both."""
+    import torch
+    from torch import distributed
+
+    from keras_seqlm.devices.torch_processes import StopTogether
+
+    given, together, heard = {}, threading.Barrier(2, timeout=60), {}
+
+    def all_reduce(numbers, operation):
+        given[threading.current_thread().name] = numbers.clone()
+        together.wait()
+        reduce = {distributed.ReduceOp.MIN: torch.minimum, distributed.ReduceOp.MAX: torch.maximum}[operation]
+        numbers.copy_(reduce(given["0"], given["1"]))
+        together.wait()
+
+    def look(value):
+        weights = [
+            types.SimpleNamespace(path=path, value=torch.tensor([one])) for path, one in (("a", 1.0), ("b", value))
+        ]
+        stop = StopTogether()
+        stop._model = types.SimpleNamespace(trainable_variables=weights)
+        name = threading.current_thread().name
+        try:
+            heard[name] = stop._look_for_drift()
+        except RuntimeError as error:
+            heard[name] = str(error)
+
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    threads = [threading.Thread(target=look, args=(one,), name=str(i)) for i, one in enumerate((first, second))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(heard) == {"0", "1"}
+    for told in heard.values():
+        assert told is None if said is None else f"no longer have the same weights: {said}" in told
 
 
 @pytest.mark.parametrize("seed", [None, 5])
