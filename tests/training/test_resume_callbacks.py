@@ -623,3 +623,10 @@ def test_a_disk_that_fails_now_and_then_does_not_stop_a_run(tmp_path, monkeypatc
         fit(tmp_path, [None], 3)
     assert len([one for one in said if "could not be saved" in str(one.message)]) == 3
     assert Checkpoints(tmp_path).steps()[-1] == 6
+
+
+def test_a_fit_in_a_thread_of_ones_own_saves_too(tmp_path):
+    thread = threading.Thread(target=fit, args=(tmp_path, [None], 1))
+    thread.start()
+    thread.join()
+    assert Checkpoints(tmp_path).steps()[-1] == 2

@@ -36,6 +36,7 @@ def test_a_signal_is_heard_and_a_second_one_ends_at_once(monkeypatch, number):
     listening = EndSignals(model)
     monkeypatch.setattr(signals.os, "_exit", ended.append)
     listening.listen()
+    assert signal.getsignal(number) == listening._hear  # else it would end this process
     model.fit(lambda: os.kill(os.getpid(), number))
     assert listening.told == number and ended == []
     if number == signal.SIGINT:
