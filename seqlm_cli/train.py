@@ -2,10 +2,12 @@
 
 import argparse
 import functools
+import json
 import math
 import pathlib
 import re
 import sys
+import zipfile
 
 from seqlm_cli.config import as_toml, flag_of
 from seqlm_cli.options import add_backend, size_table
@@ -53,6 +55,7 @@ _OF_THE_MODEL = (
     "tokenizer",
     "vocabulary_size",
 )
+_DEFAULTS = {"model": "transformer", "size": "tiny", "tokenizer": "byte", "dropout": 0.0}  # where no --from has others
 
 
 def arguments(p):
@@ -66,8 +69,8 @@ def arguments(p):
         help="files, folders, globs: text, .jsonl, .json, .parquet, packed or not; with weights: 'a/*.txt=0.7' b.jsonl=0.3",
     )
     p.add_argument("--out", required=True, metavar="runs/NAME", help="the run folder to write")
-    p.add_argument("--model", choices=["transformer", "lstm", "gru", "rnn"], default="transformer")
-    p.add_argument("--size", default="tiny", help="see the table below (default tiny)")
+    p.add_argument("--model", choices=["transformer", "lstm", "gru", "rnn"], help="default transformer")
+    p.add_argument("--size", help="see the table below (default tiny)")
     p.add_argument("--steps", type=int, default=1000)
     p.add_argument(
         "--from", dest="start", metavar="RUN", help="begin with the weights and the tokenizer of another run"
@@ -89,8 +92,7 @@ def arguments(p):
     group = p.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer",
-        default="byte",
-        help="byte, character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
+        help="byte (default), character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
     )
     group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
     group = p.add_argument_group("data")
@@ -109,7 +111,7 @@ def arguments(p):
     group.add_argument("--norm", default=None, help="layer, rms")
     group.add_argument("--positions", default=None, help="learned, sinusoidal, rotary")
     group.add_argument("--untied", action="store_true", help="an output projection of its own")
-    group.add_argument("--dropout", type=float, default=0.0)
+    group.add_argument("--dropout", type=float, help="default 0")
     group = p.add_argument_group("recipe")
     group.add_argument("--batch", type=int, default=16)
     group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
@@ -350,23 +352,30 @@ def corpora_of(words):
 
 
 def _check_options(args):
-    """Refuse what does not go together; returns whether the model is recurrent."""
-    recurrent = (args.model if args.start is None else _kind_of(args.start)) != "transformer"
+    """Refuse what does not go together, fill in what `--from` and the defaults say; returns whether the model is recurrent."""
     for name in (*_COUNTS, "early_stopping"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    parts = _DEFAULTS if args.start is None else _parts_of(args.start)
+    if args.start is not None:
+        own = [name for name in _OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
+        if own:
+            said = ", ".join(f"--{flag_of(name)}" for name in own)
+            raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
+    for name, value in parts.items():
+        if not _given(args, name):
+            setattr(args, name, value)
+    recurrent = args.model != "transformer"
     for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
         if getattr(args, name):
             owner = "a Transformer" if recurrent else "a recurrent model"
             raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
-    if args.start is not None:
-        parser = argparse.ArgumentParser()
-        arguments(parser)
-        own = [name for name in _OF_THE_MODEL if getattr(args, name) != parser.get_default(name)]
-        if own:
-            said = ", ".join(f"--{name.replace('_', '-')}" for name in own)
-            raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
     return recurrent
+
+
+def _given(args, name):
+    value = getattr(args, name)
+    return value is not None and value is not False  # a dropout of 0 is given
 
 
 def _recipe(args, recurrent):
@@ -445,15 +454,29 @@ def _model_of(args):
         raise ValueError(
             f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
         )
+    carried = getattr(model, "stateful_batch_size", None)
+    if carried != (args.batch if args.carry_state else None):
+        fix = "leave out --carry-state" if carried is None else f"give --carry-state --batch {carried}"
+        raise ValueError(
+            f"the model of {args.start} {'does not carry' if carried is None else 'carries'} its state from batch to batch; {fix}"
+        )
     return model
 
 
-def _kind_of(run):
-    """What `--model` was for another run."""
+def _parts_of(run):
+    """The flags of the model of another run; of one that no command began only `model` is known, from its file."""
     from keras_seqlm.files import read_json
 
     path = pathlib.Path(run) / "recipe.json"
-    return read_json(path).get("command", {}).get("model", "transformer") if path.exists() else "transformer"
+    command = read_json(path).get("command") if path.exists() else None
+    if command is not None:
+        return {name: command[name] for name in _OF_THE_MODEL if name in command}
+    try:
+        with zipfile.ZipFile(pathlib.Path(run) / "model.keras") as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+    except (zipfile.BadZipFile, KeyError, FileNotFoundError):
+        return {"model": "transformer"}  # `tasks.load` says what is wrong with it, or missing
+    return {"model": config.get("cell", "transformer")}
 
 
 def _sample(task, prompts):

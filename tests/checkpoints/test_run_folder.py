@@ -251,3 +251,27 @@ def test_a_folder_in_which_nothing_came_to_be_is_taken_away(tmp_path):
     with pytest.raises(ValueError, match="bad text"), RunFolder(tmp_path / "new"):
         raise ValueError("bad text")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_folder_that_was_there_before_stays(tmp_path):
+    with pytest.raises(ValueError, match="bad text"), RunFolder(tmp_path):
+        raise ValueError("bad text")
+    assert tmp_path.exists()
+
+
+def test_what_was_replaced_is_a_sign_of_ours(tmp_path):
+    (tmp_path / "of_a_callback.txt").write_text("of the run that did not begin")
+    (tmp_path / run_folder.REPLACED).mkdir()
+    (tmp_path / run_folder.REPLACED / "recipe.json").write_text("{}")
+    with RunFolder(tmp_path) as folder:
+        assert folder.holds_run
+
+
+def test_a_refused_folder_is_not_kept_locked(tmp_path):
+    run = begun(tmp_path / "run")
+    checkpoints, refused = Checkpoints(run / "checkpoints"), RunFolder(run)
+    checkpoints.open()
+    with pytest.raises(OSError, match="another process saves checkpoints there"):
+        refused.open()
+    assert not is_locked(run)
+    checkpoints.close()

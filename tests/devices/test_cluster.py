@@ -5,6 +5,7 @@ import json
 import keras
 import pytest
 
+from keras_seqlm.devices import processes
 from keras_seqlm.devices.cluster import launcher
 from keras_seqlm.training import Recipe
 
@@ -67,3 +68,8 @@ def test_what_started_several_processes_is_found(monkeypatch, variables, found):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert launcher() == found
+
+
+def test_an_error_of_another_process_keeps_its_number():
+    error = processes._raised_elsewhere({"error": "full", "kind": "OSError", "errno": 28}, 1)
+    assert (type(error), error.errno) == (OSError, 28) and "process 1 of this run: full" in str(error)

@@ -214,3 +214,11 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path, capsys):
     assert seqlm_cli.main(["runs", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "damaged: JSONDecodeError" in shown and "stopped" in shown
+
+
+@pytest.mark.parametrize(
+    "sign",
+    ["DEADLINE_EXCEEDED", "UNAVAILABLE", "Connection closed by peer", "Connection reset by peer", "heartbeat"],
+)
+def test_each_sign_of_a_lost_peer_is_tried_again(sign):
+    assert exit_code(RuntimeError(f"of the backend: {sign}, say")) == 75

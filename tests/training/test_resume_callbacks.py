@@ -1,9 +1,12 @@
 """Resume beside other callbacks: it acts last wherever it stands, and what each of them remembers comes back to it."""
 
+import errno
 import os
 import random
+import shutil
 import signal
 import threading
+import types
 
 import keras
 import numpy as np
@@ -582,3 +585,48 @@ def test_the_window_of_a_roll_back_is_that_of_the_run_left_alone(tmp_path):
     with pytest.raises(Killed):
         go("killed", kill=6)
     np.testing.assert_allclose(go("killed"), whole, rtol=1e-5)
+
+
+def test_epochs_of_another_length_are_refused(tmp_path):
+    fit(tmp_path, [None], 1, steps=2)
+    with pytest.raises(CheckpointError, match="a run with steps_per_epoch=2, and fit was given 3; give the same"):
+        fit(tmp_path, [None], 2, steps=3)
+
+
+def test_a_run_that_was_stopped_in_its_last_epoch_goes_on_when_it_is_made_longer(tmp_path):
+    def go(epochs):
+        early = keras.callbacks.EarlyStopping(patience=2)
+        return int(array(fit(tmp_path, [Validates(val_loss=PLATEAU), early, None], epochs).optimizer.iterations))
+
+    assert go(4) == 8  # of the losses 3, 2, 2, 2 the fourth ends it, and it had ended
+    assert not Resume(tmp_path).ended
+    assert go(6) > 8
+
+
+def test_a_disk_without_room_is_told_before_a_step_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(total=1, used=1, free=0))
+    with pytest.raises(OSError) as refused:
+        fit(tmp_path, [None], 1)
+    assert refused.value.errno == errno.ENOSPC and not list(tmp_path.glob("step-*"))
+
+
+def test_a_disk_that_fails_now_and_then_does_not_stop_a_run(tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def fails(self, step, *rest, **named):
+        if step in (1, 3, 5):
+            raise OSError(errno.EIO, "now and then")
+        return save(self, step, *rest, **named)
+
+    monkeypatch.setattr(Checkpoints, "save", fails)
+    with pytest.warns(UserWarning, match="could not be saved.*training goes on") as said:
+        fit(tmp_path, [None], 3)
+    assert len([one for one in said if "could not be saved" in str(one.message)]) == 3
+    assert Checkpoints(tmp_path).steps()[-1] == 6
+
+
+def test_a_fit_in_a_thread_of_ones_own_saves_too(tmp_path):
+    thread = threading.Thread(target=fit, args=(tmp_path, [None], 1))
+    thread.start()
+    thread.join()
+    assert Checkpoints(tmp_path).steps()[-1] == 2
