@@ -5,7 +5,8 @@ import warnings
 
 import keras
 
-from keras_seqlm.nesting import nested
+from keras_seqlm.nesting import innermost, nested
+from keras_seqlm.training.replay import knows_of_them
 
 
 def warn_of_optimizers(model):
@@ -60,3 +61,23 @@ def keep_rows(callbacks):
                     "training.HistoryCSV it has one",
                     stacklevel=2,
                 )
+
+
+def acts_as_an_epoch_begins(callback):
+    """Whether a callback of another's may change the model then, as one that halves the learning rate: it would do so again
+    in the epoch in which a run goes on.
+    """
+    listens = type(callback).on_epoch_begin is not keras.callbacks.Callback.on_epoch_begin
+    return listens and not knows_of_them(callback)
+
+
+def refuse_updates(model, folder):
+    """A run that starts at step 0 with updates behind it would save the state of 12 of them under the name of step 8."""
+    if model.optimizer is None:
+        return
+    made = int(keras.ops.convert_to_numpy(innermost(model.optimizer)._iterations))
+    if made:
+        raise ValueError(
+            f"the model's optimizer has made {made} steps, and {folder} has no checkpoint, so that steps would be counted "
+            "wrongly; compile the model anew (its weights stay), or go on in the folder of the run that made them"
+        )

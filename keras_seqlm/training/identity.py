@@ -1,34 +1,22 @@
 """What a run is made of beside its state: settings, data, optimizer and loss; and what of it changed between two starts."""
 
-import hashlib
-import json
-import re
 import sys
 import warnings
 import weakref
 
-import keras
-import numpy as np
-
 from keras_seqlm.checkpoints import CheckpointError
 from keras_seqlm.devices import processes
-from keras_seqlm.devices.feed import name_of
 from keras_seqlm.nesting import innermost
+from keras_seqlm.training.compiled_numbers import as_json, loss_of, numbers_of, outside, schedule_of
+from keras_seqlm.training.identity_of_data import data_changes, identity_of_data, identity_of_validation
 
 ALL_THE_SAME = (
     "Give the same, name another folder, or go on all the same with allow_changes=True (command line: --allow-changes)"
 )
-ADVICE = {
-    "data": "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. ",
-}
+OF_DATA = "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. "
 _LEFT = weakref.WeakKeyDictionary()  # optimizer -> (its numbers as the user wrote them, as the last training left them)
-_OF_A_BEST = (
-    "wait",
-    "best",
-    "best_epoch",
-    "best_weights",
-    "stopped_epoch",
-)  # what Keras's callbacks remember of the best loss so far
+# What Keras's callbacks remember of the best loss so far.
+_OF_A_BEST = ("wait", "best", "best_epoch", "best_weights", "stopped_epoch")
 
 
 class Identity:
@@ -55,7 +43,7 @@ class Identity:
         self._checkpoint, self._allow = checkpoint, allow_changes
         known = ("data", "validation", "optimizer", "loss")
         self._data, self._validation, self._optimizer, self._loss = map(self._before.get, known)
-        self._known, self._new_rate = False, None
+        self._known, self._says, self._new_rate = False, False, None
         self.comparable_from = self._before.get("comparable_from", 0)
         self._changed_validation = []
         settings, before = as_json(settings), self._before.get("settings", {})
@@ -88,6 +76,7 @@ class Identity:
         if not self._known:
             self._known = True
             numbers = numbers_of(optimizer)
+            self._says = numbers is not None
             written, left = _LEFT.get(optimizer, (None, None)) if optimizer is not None else (None, None)
             # What training has set, as a callback lowers a learning rate, is not what the user wrote.
             numbers = written if left is not None and numbers == left else numbers
@@ -100,7 +89,7 @@ class Identity:
         for the user's; after a `fit`, also one that failed.
         """
         optimizer = innermost(getattr(model, "optimizer", None))
-        if self._known and optimizer is not None:
+        if self._says and optimizer is not None:
             try:
                 _LEFT[optimizer] = self._optimizer, numbers_of(optimizer)
             except RuntimeError:  # JAX gave the numbers to a step that failed: this optimizer is of no more use
@@ -185,9 +174,9 @@ class Identity:
         if not changed:
             return
         if not self._allow:
+            advice = (OF_DATA if what == "data" else "") + ALL_THE_SAME
             raise CheckpointError(
-                f"{self._checkpoint.folder} is of a run with other {what}: {'; '.join(changed)}. {ADVICE.get(what, '')}"
-                f"{ALL_THE_SAME}"
+                f"{self._checkpoint.folder} is of a run with other {what}: {'; '.join(changed)}. {advice}"
             )
         if processes.is_chief():
             print(f"changed since the run began: {'; '.join(changed)}", file=sys.stderr)
@@ -204,7 +193,7 @@ class Identity:
 
     def _say(self, message):
         if processes.is_chief():
-            warnings.warn(message, stacklevel=_outside())
+            warnings.warn(message, stacklevel=outside())
 
 
 def _has_best(state):
@@ -213,121 +202,6 @@ def _has_best(state):
 
 def _without_best(state):
     return {key: value for key, value in state.items() if key not in _OF_A_BEST}
-
-
-def identity_of_data(train):
-    """What data are, by the batch of step 0, since every batch depends on nothing but its step.
-
-    Args:
-        train: has `batches(first_step)`.
-
-    Returns:
-        A dict that JSON takes: name of each array -> [dtype, shape, SHA-256]; where data say them also `content`, the hash
-        of all of their text, and `weights`, those of several texts.
-    """
-    found = _arrays_of(next(iter(train.batches(0))))
-    content, weights = getattr(train, "content_hash", None), getattr(train, "weights", None)
-    if isinstance(content, str):
-        found["content"] = content
-    if isinstance(weights, dict) and all(isinstance(one, float) for one in weights.values()):
-        found["weights"] = list(weights.values())
-    return found
-
-
-def identity_of_validation(validation):
-    """What validation data are, as far as they can be seen without being read away: arrays, and data that know their batches.
-
-    Args:
-        validation: what `fit` takes as `validation_data`.
-
-    Returns:
-        As `identity_of_data`, of the first batch or of all arrays, with `targets` or `batches`, how many there are; None
-        of what cannot be seen.
-    """
-    if isinstance(validation, tuple | list):
-        return _arrays_of(validation)
-    if hasattr(validation, "batches"):
-        targets = getattr(validation, "num_targets", None)
-        return identity_of_data(validation) | ({} if targets is None else {"targets": int(targets)})
-    if isinstance(validation, keras.utils.PyDataset):  # which may draw its batches, or their order
-        forms = {name: [form[0], [None] * len(form[1])] for name, form in _arrays_of(validation[0]).items()}
-        return forms | {"batches": validation.num_batches}
-    return None
-
-
-def data_changes(before, now, of="the batch of step 0"):
-    """What of two `identity_of_data` differs, as texts; nothing where one of the two is unknown.
-
-    Args:
-        of: what the arrays are of.
-    """
-    if before is None or now is None:
-        return []
-    parts = {"content": "their text is another", "weights": "the weights of their texts are others"}
-    counts = ("targets", "batches")
-    changed = [said for part, said in parts.items() if part in before and part in now and before[part] != now[part]]
-    changed += [
-        f"{of} has {now[count]} {count}, and had {before[count]}"
-        for count in counts
-        if count in before and count in now and before[count] != now[count]
-    ]
-    for name in sorted((before.keys() | now.keys()) - {*parts, *counts}):
-        old, new = before.get(name), now.get(name)
-        if old is None or new is None:
-            changed.append(f"{name} is in {of} only {'there' if new is None else 'here'}")
-        elif _width_aside(old[:2]) != _width_aside(new[:2]):
-            changed.append(f"{name} of {of} was {_form(old)} and is {_form(new)}")
-        elif old[2:] != new[2:]:
-            changed.append(f"{name} of {of} holds something else")
-    return changed
-
-
-def _width_aside(form):
-    return [re.sub("u?int[0-9]+", "int", form[0]), *form[1:]]
-
-
-def numbers_of(optimizer):
-    """The class of an optimizer and the numbers of its config, `schedule` those of its learning rate; None without one."""
-    if optimizer is None:
-        return None
-    try:
-        numbers = _plain(optimizer)
-    except NotImplementedError:
-        warnings.warn(
-            f"{type(optimizer).__name__} does not say its numbers, or its learning-rate schedule does not (get_config), so "
-            "that a change of them between two starts is not seen",
-            stacklevel=_outside(),
-        )
-        return None
-    schedule = schedule_of(optimizer)
-    return numbers if schedule is None else {**numbers, "schedule": schedule}
-
-
-def schedule_of(optimizer):
-    """The class and the numbers of a learning-rate schedule; None where the optimizer has none."""
-    rate = getattr(optimizer, "_learning_rate", None)
-    return _plain(rate) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
-
-
-def loss_of(model):
-    """The class and the numbers of a model's loss, of several each under its name, with their weights; None without one."""
-    loss = getattr(model, "loss", None)
-    if not isinstance(loss, dict | list | tuple):
-        return _numbers_of_loss(loss)
-    found = {".".join(map(str, path)): _numbers_of_loss(one) for path, one in keras.tree.flatten_with_path(loss)}
-    weights = getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)
-    return as_json({**found, "loss_weights": weights if weights is None or _is_plain(weights) else str(weights)})
-
-
-def _numbers_of_loss(loss):
-    if isinstance(loss, str):
-        loss = keras.losses.get(loss)
-    if isinstance(loss, keras.losses.Loss):
-        try:
-            return _plain(loss)
-        except (NotImplementedError, TypeError):
-            return {"class": type(loss).__name__}
-    return {"class": loss.__name__} if hasattr(loss, "__name__") else None
 
 
 def changes(before, now):
@@ -339,76 +213,7 @@ def changes(before, now):
     ]
 
 
-def as_json(settings):
-    """Settings as they come back from JSON: a tuple is a list.
-
-    Raises:
-        TypeError: JSON does not take them.
-    """
-    try:
-        return json.loads(json.dumps(settings or {}))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"settings must be a dict that JSON takes: {error}") from error
-
-
-def _arrays_of(batch):
-    found = {}
-    for path, leaf in keras.tree.flatten_with_path(batch):
-        array = leaf if isinstance(leaf, np.ndarray) or leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf))
-        if array is not None:
-            # Integers are 32 bits wide on one backend and 64 on another.
-            same = array.astype("int64") if array.dtype.kind in "iu" else array
-            content = repr(array.tolist()).encode() if array.dtype == object else _bytes_of(same)
-            found[name_of(path)] = [array.dtype.name, list(array.shape), hashlib.sha256(content).hexdigest()]
-    return found
-
-
-def _bytes_of(array):
-    return np.ascontiguousarray(array).reshape(-1).view("uint8")  # also of dtypes that no buffer knows, as bfloat16
-
-
-def _plain(thing):
-    config = thing.get_config()
-    values = {name: _number(value) for name, value in _flat(config) if name != "name" and _is_plain(value)}
-    return {"class": type(thing).__name__, **as_json(values)}
-
-
-def _flat(config):
-    """Name -> value of a config, and of those of what it holds (as an optimizer that wraps another), but for their rates."""
-    for name, value in config.items():
-        inner = value.get("config") if isinstance(value, dict) else None
-        if isinstance(inner, dict) and name != "learning_rate":
-            yield f"{name}.class", value.get("class_name")
-            yield from ((f"{name}.{one}", v) for one, v in _flat(inner) if one not in ("name", "learning_rate"))
-        else:
-            yield name, value
-
-
-def _is_plain(value):
-    if isinstance(value, list | tuple):
-        return all(_is_plain(one) for one in value)
-    return value is None or isinstance(value, bool | int | float | str | np.number)
-
-
-def _number(value):
-    if isinstance(value, list | tuple):
-        return [_number(one) for one in value]
-    return value.item() if isinstance(value, np.number) else value
-
-
 def _shown(value, other):
     """A number as one would write it, unless that hides the difference: a learning rate of 0.001 is kept in float32."""
     short = [f"{one:.6g}" if isinstance(one, float) else repr(one) for one in (value, other)]
     return short[0] if short[0] != short[1] else repr(value)
-
-
-def _form(leaf):
-    return f"{leaf[0]} {tuple(leaf[1])}"
-
-
-def _outside():
-    """The `stacklevel` of the caller's first caller that is not of this package."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("keras_seqlm"):
-        frame, level = frame.f_back, level + 1
-    return level

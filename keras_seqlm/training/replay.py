@@ -30,7 +30,7 @@ class InNameOnly:
         self._list = callback_list(self.model)
         if self._list is not None:
             self._callbacks = self._list.callbacks
-            self._list.callbacks = [callback for callback in self._callbacks if _knows_of_them(callback)]
+            self._list.callbacks = [callback for callback in self._callbacks if knows_of_them(callback)]
 
     def end(self):
         """The next step is a real one."""
@@ -39,5 +39,6 @@ class InNameOnly:
             self._list.callbacks = self._callbacks
 
 
-def _knows_of_them(callback):
+def knows_of_them(callback):
+    """Whether a callback is one of ours that looks after itself where a run goes on."""
     return isinstance(callback, RunCallback) and type(callback).__module__.startswith("keras_seqlm.")

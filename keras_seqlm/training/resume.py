@@ -11,9 +11,14 @@ from keras_seqlm.checkpoints import CheckpointError, Checkpoints, state
 from keras_seqlm.checkpoints.shards import Shards
 from keras_seqlm.devices import Single, processes
 from keras_seqlm.devices.feed import ByStep, Onward
-from keras_seqlm.nesting import innermost
 from keras_seqlm.training.agreement import agreed_checkpoint
-from keras_seqlm.training.beside import keep_rows, refuse_others, warn_of_optimizers
+from keras_seqlm.training.beside import (
+    acts_as_an_epoch_begins,
+    keep_rows,
+    refuse_others,
+    refuse_updates,
+    warn_of_optimizers,
+)
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback
 from keras_seqlm.training.replay import InNameOnly
@@ -39,10 +44,11 @@ class Resume(RunCallback):
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics, what the other callbacks remember (see `CallbackStates`) and the position, in one step that is whole
     or not there (see `Checkpoints`). What Keras does not know of is not: a `tf.Variable` of a layer's own, the generators of
-    `tf.random`, a number that a callback sets on an optimizer as a plain attribute. What is not finite is never saved. On SIGTERM, SIGUSR1 or ^C the step is finished
-    and saved; the process ends with exit code 143, or by `KeyboardInterrupt`. Of several processes (JAX, torch), which share the
-    folder, the first one decides from which checkpoint all of them go on and writes what all of them hold, and each one
-    its own parts of what lies spread over them.
+    `tf.random`, a number that a callback sets on an optimizer as a plain attribute. What is not finite is never saved.
+
+    On SIGTERM, SIGUSR1 or ^C the step is finished and saved; the process ends with exit code 143, or by `KeyboardInterrupt`.
+    Of several processes (JAX, torch), which share the folder, the first one decides from which checkpoint all of them go on
+    and writes what all of them hold, and each one its own parts of what lies spread over them.
 
     The folder belongs to this process from here on, until `fit` ends, `close()` is called or this object is gone. An
     object serves one `fit`. Wherever it stands among the callbacks, it begins and acts as the last one, so that what others
@@ -52,8 +58,8 @@ class Resume(RunCallback):
     A start goes on with what the run was begun with, or is refused: the batch of step 0, which tells data, batch size and
     seed (with their `content_hash`, where data have one); the optimizer's class and numbers, a learning rate that is a number
     included; the class and the numbers of the loss; and `settings`. The numbers are those that `get_config` says. A schedule of
-    the learning rate may change, as a longer run changes it, and a warning says so. Validation data
-    are held to that only where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
+    the learning rate may change, as a longer run changes it, and a warning says so. Validation data are held to that only
+    where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
 
     Args:
         folder: of the checkpoints.
@@ -75,7 +81,7 @@ class Resume(RunCallback):
     Raises:
         CheckpointError: no checkpoint is whole, or the newest is of other settings; from `data` and `fit`: of other data,
             of an optimizer or a loss with other numbers.
-        TypeError: settings that JSON does not take.
+        TypeError: settings that JSON does not take; from `data`: what cannot be asked for a step.
         OSError: the folder is another process's, cannot be written or locked, or (as training begins) has no room.
         ValueError: from `fit`: a callback that does not go with it.
 
@@ -150,6 +156,7 @@ class Resume(RunCallback):
         Raises:
             CheckpointError: the data are others than before: the batch of step 0 is, or their `content_hash`; or the
                 validation data are.
+            TypeError: `make_batch` is neither.
         """
         if not (hasattr(make_batch, "batches") or callable(make_batch)):
             raise TypeError(
@@ -178,7 +185,7 @@ class Resume(RunCallback):
             model.optimizer.build(model.trainable_variables)
         self._identity.know(model)
         if self._checkpoint is None:
-            _refuse_updates(model, self.checkpoints.folder)
+            refuse_updates(model, self.checkpoints.folder)
             return
         if self._others is not None:
             return
@@ -276,9 +283,7 @@ class Resume(RunCallback):
         self._current = epoch
         if self._begins and self._within_piece:  # saved after others had heard of the epoch's begin, as they have again
             self._restore_callbacks()
-            if any(
-                _acts_on_an_epochs_begin(one) for one in callbacks_of(self.model)
-            ):  # as one that halves the learning rate
+            if any(map(acts_as_an_epoch_begins, callbacks_of(self.model))):
                 state.assign(self.model, state.read(self.model, self._checkpoint))
                 self._identity.set_learning_rate(self.model)
         if self._begins and self._random and not self._done:
@@ -318,9 +323,9 @@ class Resume(RunCallback):
             self._save({"epoch": self._current, "done": done})
 
     def on_test_batch_end(self, batch, logs=None):
-        if (
-            self._signals is not None and self._told_to_end() and self._before_test
-        ):  # None: in `evaluate`, before any fit
+        if self._signals is None:  # in `evaluate`, before any fit
+            return
+        if self._told_to_end() and self._before_test:
             self._save({"epoch": self._current, "done": self.step - self._piece_start}, before_test=self._before_test)
             self._end()
 
@@ -483,20 +488,3 @@ class Resume(RunCallback):
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self._first_batch())
             self.model.compute_metrics(x, y, self.model(x, training=False), sample_weight)
             self.model.reset_metrics()
-
-
-def _acts_on_an_epochs_begin(callback):
-    kind = type(callback)
-    return kind.on_epoch_begin is not keras.callbacks.Callback.on_epoch_begin and not isinstance(callback, RunCallback)
-
-
-def _refuse_updates(model, folder):
-    """A run that starts at step 0 with updates behind it would save the state of 12 of them under the name of step 8."""
-    if model.optimizer is None:
-        return
-    made = int(keras.ops.convert_to_numpy(innermost(model.optimizer)._iterations))
-    if made:
-        raise ValueError(
-            f"the model's optimizer has made {made} steps, and {folder} has no checkpoint, so that steps would be counted "
-            "wrongly; compile the model anew (its weights stay), or go on in the folder of the run that made them"
-        )

@@ -13,7 +13,7 @@ from training_toy import Batches, compiled
 from keras_seqlm.data import causal_blocks
 from keras_seqlm.tokenizers import ByteTokenizer
 from keras_seqlm.training import CheckpointError, Checkpoints, Recipe, Resume, SafeOptimizer, WarmupSchedule, list_runs
-from keras_seqlm.training.identity import data_changes, identity_of_data, identity_of_validation
+from keras_seqlm.training.identity_of_data import data_changes, identity_of_data, identity_of_validation
 
 RUN = Recipe(steps=4, batch_size=4, warmup_steps=2, learning_rate=0.05, validate_every=2)
 

@@ -24,12 +24,8 @@ class Killed(Exception):
     """In place of a `kill -9`."""
 
 
-class KillAt(keras.callbacks.Callback):
-    """Ends the run before a step, counted from 0 over all epochs."""
-
-    def __init__(self, step, steps):
-        super().__init__()
-        self.step, self.steps, self.epoch = step, steps, None
+class OfTheTest(keras.callbacks.Callback):
+    """Knows the epoch, and has nothing to save."""
 
     def get_state(self):
         return {}
@@ -39,6 +35,14 @@ class KillAt(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
+
+
+class KillAt(OfTheTest):
+    """Ends the run before a step, counted from 0 over all epochs."""
+
+    def __init__(self, step, steps):
+        super().__init__()
+        self.step, self.steps, self.epoch = step, steps, None
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.epoch * self.steps + batch == self.step:
@@ -398,21 +402,12 @@ def test_callbacks_that_do_not_go_with_it_are_refused_before_training(tmp_path, 
     assert int(array(model.optimizer.iterations)) == 0
 
 
-class WithinValidation(keras.callbacks.Callback):
+class WithinValidation(OfTheTest):
     """Does something in the middle of a validation, once."""
 
     def __init__(self, epoch, action):
         super().__init__()
         self.wanted, self.action = epoch, action
-
-    def get_state(self):
-        return {}
-
-    def set_state(self, state):
-        raise AssertionError("there is none")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
 
     def on_test_batch_end(self, batch, logs=None):
         if self.epoch == self.wanted:
