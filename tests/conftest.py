@@ -24,7 +24,7 @@ gc.set_threshold(
     100_000, 50, 100
 )  # graphs are made of many objects: a sixteenth of the time went into looking for waste
 # Whoever asks for one of these trains, exports or starts another process.
-SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python"}
+SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python", "in_fork", "forks"}
 
 
 def pytest_addoption(parser):
@@ -147,9 +147,24 @@ def trained(run_folder):
 
 @pytest.fixture(scope="session")
 def forks():
-    program = Forks()
-    yield program
-    program.close()
+    """`forks(backend)` stands in for `subprocess`, on TensorFlow or JAX, and saves the time of imports."""
+    programs = {}
+    yield lambda backend: programs.setdefault(backend, Forks(backend))
+    for program in programs.values():
+        program.close()
+
+
+@pytest.fixture(scope="session")
+def in_fork(forks):
+    """As `in_python`, in a process that has Keras and the backend in memory."""
+
+    def run(script, *arguments, backend, timeout=300, **environment):
+        command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+        result = forks(backend).run(command, env={**os.environ, **environment}, timeout=timeout)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.strip().splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +175,7 @@ def fast_exports(forks):
     @contextlib.contextmanager
     def patched():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(clean_process, "subprocess", forks)
+            patch.setattr(clean_process, "subprocess", forks("tensorflow"))
             yield
 
     return patched

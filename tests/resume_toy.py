@@ -33,6 +33,5 @@ def main(folder, distribution, kill_at, number):
 
 
 if __name__ == "__main__":
-    sys.modules["tensorflow"] = None  # as where JAX trains alone: Keras would take four seconds to import it
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), signal.Signals(int(sys.argv[4])))

@@ -164,6 +164,14 @@ class LanguageModel(keras.Model):
         _refuse_class_weight(super().train_on_batch, args, kwargs)
         return super().train_on_batch(*args, **kwargs)
 
+    @functools.wraps(keras.Model.make_train_function)
+    def make_train_function(self, *args, **kwargs):
+        # A step that makes the optimizer's variables is traced twice by TensorFlow: once to make them, and once without.
+        ours = keras.backend.backend() == "tensorflow" and type(self).train_step is LanguageModel.train_step
+        if ours and self.built and self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(*args, **kwargs)
+
     def train_step(self, *args, **kwargs):
         """Keras's, with hidden states for logits if the loss is fused."""
         with batch_weighed(self, data=args[-1]):

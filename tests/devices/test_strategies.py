@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import socket
-import subprocess
 import sys
 import types
 
@@ -25,19 +24,11 @@ from keras_seqlm.training import Recipe, clip_after_all_reduce
 TESTS = pathlib.Path(__file__).parents[1]
 
 
-def start(backend, folder, *arguments, program=(str(TESTS / "training_toy.py"),), **environment):
+def start(forks, folder, *arguments, program=(str(TESTS / "training_toy.py"),), **environment):
     """A process of a run; it writes to files, since a pipe that nobody reads would stop it."""
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": str(TESTS.parent),
-        "TMPDIR": str(folder),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes most of these tests' time
-        **environment,
-    }
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TMPDIR": str(folder), **environment}
     with open(folder / "out", "wb") as out, open(folder / "errors", "wb") as errors:
-        return subprocess.Popen([sys.executable, *program, *arguments], env=environment, stdout=out, stderr=errors)
+        return forks.Popen([sys.executable, *program, *arguments], env=environment, stdout=out, stderr=errors)
 
 
 def finish(processes):
@@ -57,22 +48,23 @@ IN_ONE_PROCESS = ("tied", "untied", "gru")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(forks, tmp_path_factory):
     """What the settings within one process print: backend -> result. Both run at once, as each keeps one core busy."""
     folders = {backend: tmp_path_factory.mktemp(backend) for backend in ("tensorflow", "jax")}
     cases = " ".join(IN_ONE_PROCESS)
-    mirrored = start("tensorflow", folders["tensorflow"], "mirrored", CASES=cases)
-    spread = start("jax", folders["jax"], "data-parallel", "model-parallel:2", DEVICES="4", CASES=cases)
+    mirrored = start(forks("tensorflow"), folders["tensorflow"], "mirrored", CASES=cases)
+    spread = start(forks("jax"), folders["jax"], "data-parallel", "model-parallel:2", DEVICES="4", CASES=cases)
     found = finish({folders["tensorflow"]: mirrored, folders["jax"]: spread})
     return dict(zip(folders, found, strict=True))
 
 
-def run_two(tmp_path, *arguments, named, **options):
+def run_two(forks, tmp_path, *arguments, named, **options):
     """The same program in two processes that find each other by the environment, `named(index)`."""
     folders = [tmp_path / str(index) for index in range(2)]
     for folder in folders:
         folder.mkdir()
-    return finish({folder: start("jax", folder, *arguments, **named(i), **options) for i, folder in enumerate(folders)})
+    jax = forks("jax")
+    return finish({folder: start(jax, folder, *arguments, **named(i), **options) for i, folder in enumerate(folders)})
 
 
 def free_port(first=0):
@@ -129,7 +121,7 @@ def test_data_parallel_and_model_parallel_train_as_one_device_does(results):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_device_does(tmp_path):
+def test_two_processes_train_as_one_device_does(forks, tmp_path):
     address = f"127.0.0.1:{free_port()}"
 
     def named(index):
@@ -140,7 +132,7 @@ def test_two_processes_train_as_one_device_does(tmp_path):
     # whole of a weight.
     cases = {"data-parallel": ("tied", "gru", "lstm"), "model-parallel:4": ("tied",)}
     words = ("data-parallel", "model-parallel:4=tied")
-    first, second = run_two(tmp_path, *words, named=named, CASES="tied gru lstm")
+    first, second = run_two(forks, tmp_path, *words, named=named, CASES="tied gru lstm")
     check(first, {"data-parallel": 4, "model-parallel:4": 1}, cases)
     assert first["sums"] == second["sums"] and len(first["sums"]) == 4
     assert {case: all_ for case, (_, all_) in first["losses"].items()} == {
@@ -149,8 +141,6 @@ def test_two_processes_train_as_one_device_does(tmp_path):
 
 
 JOIN = """
-import sys
-sys.modules["tensorflow"] = None  # as where it is not installed: Keras would take four seconds to import it
 import json, jax
 from keras_seqlm.training import Recipe
 with Recipe(distribution="auto", batch_size=4).scope():
@@ -160,14 +150,14 @@ print(json.dumps([jax.process_count(), jax.process_index()]))
 
 
 @pytest.mark.slow
-def test_auto_joins_what_slurm_started(tmp_path):
+def test_auto_joins_what_slurm_started(forks, tmp_path):
     job = free_port() % 2**12  # JAX makes the port of the job's number
     common = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
 
     def named(index):
         return {**common, "SLURM_PROCID": str(index), "SLURM_LOCALID": "0"}
 
-    assert run_two(tmp_path, named=named, program=("-c", JOIN)) == [[2, 0], [2, 1]]
+    assert run_two(forks, tmp_path, named=named, program=("-c", JOIN)) == [[2, 0], [2, 1]]
 
 
 @pytest.mark.backends

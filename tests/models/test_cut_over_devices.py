@@ -13,6 +13,7 @@ COUNT = """
     from keras_seqlm.models import TransformerLM
     from keras_seqlm.training import Recipe
 
+    jax.config.update("jax_disable_most_optimizations", False)  # it is the program as users have it that is read
     found = {}
     for name, options in {
         "plain": {},
@@ -35,8 +36,8 @@ COUNT = """
 """
 
 
-def test_two_sums_a_layer_and_no_other_exchange(in_python):
-    found = in_python(COUNT, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+def test_two_sums_a_layer_and_no_other_exchange(in_fork):
+    found = in_fork(COUNT, backend="jax", XLA_FLAGS="--xla_force_host_platform_device_count=2")
     layers, embedding = 3, 1
     for name in ("plain", "llama"):
         assert found[f"{name}, forward"] == {"all-reduce": 2 * layers + embedding}

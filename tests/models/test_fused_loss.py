@@ -247,7 +247,6 @@ def test_low_rank_adapters_of_the_projection_learn():
     assert results[0][-1] < results[0][0]
 
 
-FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling takes most of these tests' time
 TWO_DEVICES = """
     import json, os, sys
     backend = os.environ["KERAS_BACKEND"]
@@ -306,13 +305,13 @@ TWO_DEVICES = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_two_devices_train_as_one_does(backend, in_python):
+def test_two_devices_train_as_one_does(backend, in_fork):
     """And the mean is over the tokens that count on both of them."""
     pytest.importorskip(backend)
     logical = "import tensorflow as tf; cpu = tf.config.list_physical_devices('CPU')[0]; "
     logical += "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)"
     script = (f"\n    {logical}" if backend == "tensorflow" else "") + TWO_DEVICES
-    one, both = in_python(script, KERAS_BACKEND=backend, XLA_FLAGS="--xla_force_host_platform_device_count=2", **FAST)
+    one, both = in_fork(script, backend=backend, XLA_FLAGS="--xla_force_host_platform_device_count=2")
     for name, losses in one.items():
         assert losses[-1] < losses[0] - 0.05, name
         assert both[name] == pytest.approx(losses, abs=1e-5), name
@@ -324,6 +323,7 @@ EXCHANGES = """
     from jax.sharding import NamedSharding, PartitionSpec
     from keras_seqlm.losses import fused_cross_entropy
 
+    jax.config.update("jax_disable_most_optimizations", False)  # it is the program as users have it that is read
     vocabulary, width, rows, time = 56, 8, 8, 12
     random = np.random.default_rng(0)
     hidden, table = (random.standard_normal((n, width)).astype("float32") for n in (rows * time, vocabulary))
@@ -370,10 +370,10 @@ EXCHANGES = """
 
 
 @pytest.mark.slow
-def test_the_kernels_gradient_is_exchanged_once(in_python):
+def test_the_kernels_gradient_is_exchanged_once(in_fork):
     """Of four devices the compiled program says so: one all-reduce of it, after the loop over chunks, and none inside."""
     pytest.importorskip("jax")
-    results = in_python(EXCHANGES, KERAS_BACKEND="jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    results = in_fork(EXCHANGES, backend="jax", XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert {name: result["part"] for name, result in results.items()} == {"data": [56, 8], "model": [28, 8]}
     for result in results.values():
         assert (result["outside"], result["inside"], result["loops"]) == (1, 0, 1)
