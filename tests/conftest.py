@@ -12,11 +12,13 @@ import sys
 import textwrap
 
 import pytest
-from forked import Forks
+from forked import Forks, quick_xla_flags
 from sentences import PROMPTS, SENTENCES, train_on_sentences
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if os.environ["KERAS_BACKEND"] == "jax":
+    os.environ["XLA_FLAGS"] = quick_xla_flags(os.environ)
 
 
 TESTS = pathlib.Path(__file__).parent

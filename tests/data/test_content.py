@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import types
@@ -214,14 +213,13 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir())[int(sys.argv[3])::4]:
 """
 
 
-def test_no_process_loses_what_another_has_put_into_the_index(tmp_path):
+def test_no_process_loses_what_another_has_put_into_the_index(forks, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(40):
         (folder / f"{number}.txt").write_text(f"text {number}")
-    environment = {**os.environ, "KERAS_BACKEND": "jax"}
     command = [sys.executable, "-c", WRITER, folder, tmp_path / "cache"]
-    started = [subprocess.Popen([*command, str(number)], env=environment) for number in range(4)]
+    started = [forks("jax").Popen([*command, number]) for number in range(4)]
     assert [process.wait() for process in started] == [0] * 4
     assert len(json.loads((tmp_path / "cache" / content.INDEX).read_text())) == 40
 

@@ -4,7 +4,6 @@ import gzip
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 
@@ -329,7 +328,7 @@ def test_statistics_after_an_interruption_are_those_of_the_whole(tmp_path, chara
     assert len(beats) > 3000, "a process that waits sees life, also while that is only read past"
 
 
-def test_tolerance_may_be_set(tmp_path, characters):
+def test_tolerance_may_be_set(tmp_path, characters, start_worker):
     folder = write(tmp_path / "text", good="abc " * 1000)
     (folder / "lines.jsonl").write_text('{"text": "abc"}\n' * 99 + "{\n")
     with pytest.raises(ValueError, match="1 of the first 100 lines are broken, more than 0.1%"):
@@ -364,13 +363,18 @@ print("done", flush=True)
 """
 
 
-def start_worker(folder, cache, delay, *more):
-    command = [sys.executable, "-c", WORKER, folder, cache, str(delay), *more]
-    # Which backend does not matter here; jax spares each process the import of TensorFlow.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "KERAS_BACKEND": "jax"})
+@pytest.fixture
+def start_worker(forks):
+    """Which backend does not matter here."""
+    jax = forks("jax")
+
+    def start(folder, cache, delay, *more):
+        return jax.Popen([sys.executable, "-c", WORKER, folder, cache, delay, *more], stdout=jax.PIPE)
+
+    return start
 
 
-def test_killed_and_started_again_gives_the_same_files(tmp_path, tokenizer):
+def test_killed_and_started_again_gives_the_same_files(tmp_path, tokenizer, start_worker):
     rng = np.random.default_rng(1)
     folder = write(tmp_path / "text", **{f"t{i:02d}": bytes(rng.integers(32, 127, 5000).tolist()) for i in range(40)})
     pack(folder, tokenizer, cache_dir=tmp_path / "whole", shard_tokens=20_000)
@@ -393,7 +397,7 @@ def test_killed_and_started_again_gives_the_same_files(tmp_path, tokenizer):
     assert not list(cache.glob("**/*.tmp")) and not list(cache.glob("*.partial"))
 
 
-def test_two_processes_at_once(tmp_path, tokenizer):
+def test_two_processes_at_once(tmp_path, tokenizer, start_worker):
     folder = write(tmp_path / "text", **{f"t{i}": "word " * 3000 for i in range(20)})
     cache = tmp_path / "cache"
     workers = [start_worker(folder, cache, 0.02) for _ in range(2)]
@@ -405,7 +409,7 @@ def test_two_processes_at_once(tmp_path, tokenizer):
     )
 
 
-def test_two_processes_at_once_where_there_are_no_locks(tmp_path, tokenizer):
+def test_two_processes_at_once_where_there_are_no_locks(tmp_path, tokenizer, start_worker):
     folder = write(tmp_path / "text", **{f"t{i}": "word " * 3000 for i in range(20)})
     cache = tmp_path / "cache"
     workers = [start_worker(folder, cache, 0.1, "no locks") for _ in range(2)]
@@ -419,7 +423,7 @@ def test_two_processes_at_once_where_there_are_no_locks(tmp_path, tokenizer):
     assert len(left) == 2, "one folder and its lock file"
 
 
-def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path, tokenizer, monkeypatch):
+def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path, tokenizer, monkeypatch, start_worker):
     monkeypatch.setattr(cache_lock, "PATIENCE", 1)
     folder = write(tmp_path / "text", **{f"t{i}": "word " * 3000 for i in range(20)})
     cache = tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""Exports of this room fork a process that has TensorFlow in memory; those of `test_clean_process.py` do not."""
+"""Exports of this room fork a process that has TensorFlow in memory; those of `test_clean_process.py` as each of them says."""
 
 import pathlib
 

@@ -39,6 +39,13 @@ def errands(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def in_forks(fast_exports):
+    """For what does not hang on a fresh Python, which the first test starts."""
+    with fast_exports():
+        yield
+
+
 def test_arguments_go_in_and_the_result_comes_back(errands, monkeypatch, capfd):
     """What is printed there is not in the way, and modules of the user's own are imported first."""
     monkeypatch.setenv("KERAS_BACKEND", "jax")
@@ -50,18 +57,18 @@ def test_arguments_go_in_and_the_result_comes_back(errands, monkeypatch, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_errors_for_the_user_come_back_as_they_were(errands):
+def test_errors_for_the_user_come_back_as_they_were(errands, in_forks):
     with pytest.raises(FileExistsError, match="^an error of kind exists$"):
         run_clean("errands:refuse", kind="exists")
 
 
-def test_other_failures_show_the_end_of_the_output(errands):
+def test_other_failures_show_the_end_of_the_output(errands, in_forks):
     with pytest.raises(RuntimeError, match="(?s)errands:refuse failed in its own process.*an error of kind type"):
         run_clean("errands:refuse", kind="type")
     with pytest.raises(RuntimeError, match=r"errands:die failed in its own process \(exit 9\)"):
         run_clean("errands:die")
 
 
-def test_a_module_that_is_missing_is_named_in_one_line(errands):
+def test_a_module_that_is_missing_is_named_in_one_line(errands, in_forks):
     with pytest.raises(ImportError, match="^No module named 'nowhere'$"):
         run_clean("errands:about", imports=("nowhere",))

@@ -66,7 +66,7 @@ def test_training_in_another_process_gives_the_same_files():
         "import sys; sys.path.insert(0, sys.argv[1]); from keras_seqlm import tokenizers as t; "
         f"print(*(getattr(t, name).train(texts={lines!r}, vocabulary_size=400).hash for name in {names}))"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "RAYON_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "KERAS_BACKEND": "jax", "RAYON_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, str(ROOT)], capture_output=True, text=True, env=environment, timeout=120
     )

@@ -3,10 +3,8 @@
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import socket
-import subprocess
 import sys
 import time
 
@@ -222,17 +220,13 @@ print(json.dumps([alone, is_chief()]))
 """
 
 
-def test_of_several_processes_the_first_one_writes():
+def test_of_several_processes_the_first_one_writes(forks):
     pytest.importorskip("jax")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHIEF, address, str(i)], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for i in range(2)
-    ]
-    answers = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    jax = forks("jax")
+    processes = [jax.Popen([sys.executable, "-c", CHIEF, address, str(i)], stdout=jax.PIPE) for i in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    answers = [json.loads(process.stdout.read().splitlines()[-1]) for process in processes]
     assert answers == [[True, True], [True, False]]

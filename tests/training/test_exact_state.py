@@ -1,10 +1,8 @@
 """What else belongs to a run's state: what callbacks remember, generators, rows of the history, and who is told what."""
 
 import dataclasses
-import os
 import random
 import signal
-import subprocess
 import sys
 import textwrap
 
@@ -299,9 +297,9 @@ AFTER_A_FIT_THAT_FAILED = """
 """
 
 
-def test_after_a_fit_that_failed_sigterm_kills_again(tmp_path):
+def test_after_a_fit_that_failed_sigterm_kills_again(forks, tmp_path):
     words = [sys.executable, "-c", textwrap.dedent(AFTER_A_FIT_THAT_FAILED), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ})
+    done = forks("tensorflow").run(words, timeout=120)
     assert done.returncode == -signal.SIGTERM and done.stdout.strip() == "failed", done.stderr[-2000:]
 
 
