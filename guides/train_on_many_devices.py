@@ -12,7 +12,7 @@ Question: how do I train on many devices, and how do I know that they train what
 | `"auto"` | all | several GPUs (torch: processes): mirrored or data-parallel; else single | |
 
 Measured on two to four devices of a CPU, in one process with a SimpleRNN, a GRU, an LSTM and two Transformers, and on JAX
-and torch in two processes with a GRU, an LSTM and a Transformer; `pytest tests/devices` does it anew.
+and torch in two processes with a GRU, an LSTM and a Transformer; `pytest tests/devices` does most of it anew.
 `batch_size` is that of all devices together.
 
 One machine: write the word. Several machines: set `KERAS_BACKEND=jax` (for torch see below), start the same script once on

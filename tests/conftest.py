@@ -64,11 +64,26 @@ def same_random_numbers():
 @pytest.fixture(autouse=True, scope="module")
 def small_heap():
     """What a module leaves behind is let go of, or the collector walks over it in every module that follows."""
+    if "tensorflow" in sys.modules:
+        _let_go_of_iterators_at_once(sys.modules["tensorflow"])
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
     gc.collect()
     gc.freeze()
+
+
+@functools.cache
+def _let_go_of_iterators_at_once(tf):
+    """Whoever lets go of an iterator of tf.data waits until its tuner has slept enough, up to a minute: none has one here."""
+    plain = tf.data.Dataset.__iter__
+
+    def iterate(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return plain(dataset.with_options(options) if tf.executing_eagerly() else dataset)
+
+    tf.data.Dataset.__iter__ = iterate
 
 
 @pytest.fixture(autouse=True, scope="session")
