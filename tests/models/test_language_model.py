@@ -19,7 +19,7 @@ from helpers import (
 )
 from keras import ops
 
-from keras_seqlm.models import LanguageModel
+from keras_seqlm.models import LanguageModel, RecurrentLM
 
 TOLERANCE = 1e-5
 ON_ALL_BACKENDS = ("lstm", "rotary")
@@ -298,3 +298,20 @@ def test_what_a_subclass_must_write():
     ):
         with pytest.raises(TypeError, match="LanguageModel must define"):
             call()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's functions may not make variables")
+def test_tensorflow_traces_a_training_step_once():
+    """The optimizer's variables are there before: the step that makes them would be traced anew without them."""
+    traces = []
+
+    class Counting(RecurrentLM):
+        def compute_loss(self, *args, **kwargs):
+            traces.append(1)
+            return super().compute_loss(*args, **kwargs)
+
+    model = compile_plainly(Counting(VOCABULARY, **MODELS["rnn"][1]))
+    model.build()
+    ids = ids_of(2, 9)
+    model.fit(ids[:, :-1], ids[:, 1:], epochs=2, verbose=0)
+    assert len(traces) == 1 and len(model.optimizer.variables) > 2
