@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_seqlm.generation import generate, score
+from keras_seqlm.generation import generate, score, stream
 from keras_seqlm.tasks.task import Task
 
 
@@ -63,24 +63,67 @@ class TextGeneration(Task):
             ValueError: an option out of range.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        stops = tuple(s for s in ([stop] if isinstance(stop, str) else stop or ()) if s)
-        decode = self.tokenizer.decode
+        stops = _stops(stop)
         results = generate(
-            self.model,
-            [self.ids_of(prompt) for prompt in prompts],
-            max_new_tokens,
-            eos_id=self.tokenizer.eos_id,
-            suppressed_ids=self.tokenizer.suppressed_ids,
-            stop=(lambda ids: any(s in decode(ids) for s in stops)) if stops else None,
-            **options,
+            self.model, [self.ids_of(prompt) for prompt in prompts], max_new_tokens, **self._rules(stops), **options
         )
-        texts = []
-        for prompt, result in zip(prompts, results, strict=True):
-            text = decode(result.token_ids)
-            ends = [at for at in (text.find(s) for s in stops) if at >= 0]
-            text = text[: min(ends)] if ends else text
-            texts.append(Text(prompt, text, result.token_ids.tolist(), result.stop_reason, result.truncated))
-        return texts
+        return [self._text(prompt, result, stops) for prompt, result in zip(prompts, results, strict=True)]
+
+    def stream(self, prompt, max_new_tokens=64, *, stop=(), **options):
+        """Write on after a prompt, and give each piece of the text as soon as it is sure.
+
+        Held back until more is known: a character whose bytes are not all there, and what may be the beginning of a text
+        of `stop`.
+
+        Args:
+            prompt: str.
+            max_new_tokens, stop, **options: see `write`; each is one number.
+
+        Returns:
+            An iterator of str, none of them empty; joined they are the text that `generate` gives. What its end gives (the
+            value of `StopIteration`, or of `yield from`) is the `Text`.
+
+        Raises:
+            ValueError: at the first step: an option out of range.
+
+        Example:
+
+        >>> from keras_seqlm.models import RecurrentLM
+        >>> from keras_seqlm.tokenizers import ByteTokenizer
+        >>> writer = TextGeneration(RecurrentLM(260, cell="gru", size="nano"), ByteTokenizer())
+        >>> pieces = list(writer.stream("It was a dark", max_new_tokens=8))
+        >>> "".join(pieces) == writer.generate("It was a dark", max_new_tokens=8)
+        True
+        """
+        stops, given = _stops(stop), 0
+        pieces = stream(self.model, self.ids_of(prompt), max_new_tokens, **self._rules(stops), **options)
+        while True:
+            try:
+                text = _sure(self.tokenizer.decode(next(pieces)), stops)
+            except StopIteration as ended:
+                result = self._text(prompt, ended.value, stops)
+                break
+            if len(text) > given:
+                yield text[given:]
+                given = len(text)
+        if len(result.text) > given:
+            yield result.text[given:]
+        return result
+
+    def _rules(self, stops):
+        """What the tokenizer and the texts of `stop` demand of `generate`."""
+        decode = self.tokenizer.decode
+        return {
+            "eos_id": self.tokenizer.eos_id,
+            "suppressed_ids": self.tokenizer.suppressed_ids,
+            "stop": (lambda ids: any(s in decode(ids) for s in stops)) if stops else None,
+        }
+
+    def _text(self, prompt, result, stops):
+        text = self.tokenizer.decode(result.token_ids)
+        ends = [at for at in (text.find(s) for s in stops) if at >= 0]
+        text = text[: min(ends)] if ends else text
+        return Text(prompt, text, result.token_ids.tolist(), result.stop_reason, result.truncated)
 
     def score(self, texts):
         """Log-probability of each text, in nats, after the beginning of a text: sum of ln p(token | tokens before it).
@@ -104,3 +147,14 @@ class TextGeneration(Task):
         """The ids that the model reads for a prompt: `bos`, then the text."""
         first = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return np.concatenate([np.asarray(first, "int32"), self.tokenizer.encode(text)]).astype("int32")
+
+
+def _stops(stop):
+    return tuple(s for s in ([stop] if isinstance(stop, str) else stop or ()) if s)
+
+
+def _sure(text, stops):
+    """The part of a text that stays as it is, whatever is written after it."""
+    text = text.rstrip("\ufffd")  # these may be the first bytes of a character
+    beginnings = (i for i in range(len(text)) if any(s.startswith(text[i : i + len(s)]) for s in stops))
+    return text[: next(beginnings, len(text))]
