@@ -45,17 +45,19 @@ class StatusLine:
             importance: for each part a number, higher for what stays longer; default: the first ones stay.
         """
         self._open = True
-        self.stream.write(f"\r{fitted(parts, columns_of(self.stream) - 1, importance)}\x1b[K")
-        self.stream.flush()
+        self._write(self._fitted(parts, importance))
 
     def keep(self, parts, importance=None):
         """Write a line that stays: within the width of a terminal, whole elsewhere."""
-        if self.redraws:
-            self.draw(parts, importance)
-            self.stream.write("\n")
-        else:
-            self.stream.write(f"{GAP.join(parts)}\n")
         self._open = False
+        self._write(f"{self._fitted(parts, importance)}\n" if self.redraws else f"{GAP.join(parts)}\n")
+
+    def _fitted(self, parts, importance):
+        # The last column stays free: a terminal whose cursor waits behind it would clear what stands there.
+        return f"\r{fitted(parts, columns_of(self.stream) - 1, importance)}\x1b[K"
+
+    def _write(self, text):  # in one piece, so that nothing comes between
+        self.stream.write(text)
         self.stream.flush()
 
     def clear(self):

@@ -1,7 +1,6 @@
 """`seqlm demo`: three models learn Python's own documentation, are exported, and each export is compared with its
 model. What it does is what the command line does; it prints each command."""
 
-import concurrent.futures
 import inspect
 import json
 import math
@@ -58,6 +57,8 @@ def demo(runs, saved_models, steps, seed, run_command):
     Returns:
         The exit code: 0, or 1 where an artifact disagrees with its model.
     """
+    import concurrent.futures  # here, since every command imports this file
+
     from keras_seqlm.files import write_json
 
     began = time.monotonic()
@@ -81,9 +82,7 @@ def demo(runs, saved_models, steps, seed, run_command):
         reports = dict(zip(MODELS, pool.map(exported, MODELS), strict=True))
     rows = [_row(runs / name, name, reports[name]) for name in MODELS]
     print()
-    lines = zip(*(_cells(row) for row in rows), strict=True)
-    (_, *titles), (names, *lines) = _COLUMNS.values(), lines
-    show_table(("", *names), [(title, *line) for title, line in zip(titles, lines, strict=True)])
+    _show(rows)
     print()
     for row in rows:
         print(f"{row['model']}: {PROMPT}{row['sample']}".replace("\n", " "))
@@ -199,6 +198,13 @@ _COLUMNS = {
 def _cells(row):
     formats = {"parameters": ",d", "validation_nats": ".3f", "bits_per_byte": ".3f", "tokens_per_second": ",.0f"}
     return [format(row[key], formats.get(key, "")) if row[key] is not None else "-" for key in _COLUMNS]
+
+
+def _show(rows):
+    """The table with a column for each model, since there are more figures than models."""
+    names, *lines = zip(*map(_cells, rows), strict=True)
+    _, *titles = _COLUMNS.values()
+    show_table(("", *names), [(title, *line) for title, line in zip(titles, lines, strict=True)])
 
 
 def _plot(runs):

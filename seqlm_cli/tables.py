@@ -32,6 +32,7 @@ def show_table(titles, rows, folded=(0,)):
         file=sys.stdout,
         width=width,
         force_terminal=not plain,
+        color_system=None if plain else "standard",
         no_color=plain,
         highlight=False,
         emoji=False,

@@ -57,7 +57,8 @@ def _numbers(folder):
     rows = read_history(history) if history.is_file() else []
     last = rows[-1] if rows else {}
     saved = Checkpoints(folder / CHECKPOINTS)
-    losses = [row["validation_loss"] for row in rows if row["step"] >= saved.comparable_from()]
+    first = saved.comparable_from()
+    losses = [row["validation_loss"] for row in rows if row["step"] >= first]
     step = max([last.get("step", 0), *saved.steps()])
     return {
         "model": content.get("command", {}).get("model"),
