@@ -11,7 +11,8 @@ EXAMPLES = (
     ("seqlm completion zsh > ~/.zfunc/_seqlm", "zsh, where ~/.zfunc is in fpath"),
     ("seqlm completion fish > ~/.config/fish/completions/seqlm.fish", "fish"),
 )
-_FOLDERS = ("RUN", "FOLDER", "runs/NAME")
+_FOLDERS = ("RUN", "FOLDER", "runs/NAME")  # what a metavar says of a value
+_FILES = ("FILE", "FILE.toml", "ARTIFACT")
 
 
 def arguments(p):
@@ -27,7 +28,7 @@ def run(args):
 
     parser = seqlm_cli.parser()
     for action in _arguments_of(parser):
-        if action.choices is None and action.nargs != 0 and action.type is None:
+        if action.metavar in _FOLDERS or action.metavar in _FILES:
             action.complete = shtab.DIRECTORY if action.metavar in _FOLDERS else shtab.FILE
     print(shtab.complete(parser, shell=args.shell))
 
