@@ -9,7 +9,7 @@ from seqlm_cli import cache, completion, demo, evaluate, export, generate, runs,
 from seqlm_cli.config import words_of
 from seqlm_cli.endings import INTERRUPTED, USAGE, exit_code
 from seqlm_cli.options import size_table, without_keras
-from seqlm_cli.parsers import Parser, short_usage
+from seqlm_cli.parsers import Parser, flags_named_in, short_usage
 
 VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
 VERBS |= {"verify": verify, "cache": cache, "completion": completion}
@@ -109,6 +109,10 @@ def _main(arguments):
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         if isinstance(error, ModuleNotFoundError) and error.name in (backend, f"{backend}lib"):
             message += f"; the {backend} backend needs: pip install keras-seqlm[{backend}]"
+        flags = Parser()
+        VERBS[args.command].arguments(flags)
+        if found := flags_named_in(message, flags):
+            message += f" ({', '.join(found)})"
         streams.say_error(message)
         return code
 

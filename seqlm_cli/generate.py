@@ -41,16 +41,15 @@ def run(args):
         return _converse(args)
     prompt = _prompt(args)
     task = load_task(args)
-    print(prompt, end="", flush=True)
-    result = _write(args, task, prompt)
+    result = _write(args, task, prompt, before=prompt)
     print()
     if result.truncated:
         _say_truncated(args, task)
     write_answer(args, {name: getattr(result, name) for name in ("prompt", "text", "token_ids", "stop_reason")})
 
 
-def _write(args, task, prompt, written=None):
-    """Print the new text as it comes, and keep its pieces in the list `written`; returns the `Text`."""
+def _write(args, task, prompt, written=None, before=""):
+    """Print the new text as it comes, and `before` before it; keep its pieces in the list `written`; returns the `Text`."""
     pieces = task.stream(
         prompt,
         args.max_new_tokens,
@@ -64,11 +63,21 @@ def _write(args, task, prompt, written=None):
     )
     written = [] if written is None else written
     while True:
-        try:
-            written.append(next(pieces))
-        except StopIteration as ended:
-            return ended.value
-        print(written[-1], end="", flush=True)
+        piece, result = _next(pieces)
+        if not written:
+            print(before, end="", flush=True)  # not sooner: where options are refused, nothing is shown
+        if result is not None:
+            return result
+        written.append(piece)
+        print(piece, end="", flush=True)
+
+
+def _next(pieces):
+    """The next piece of a stream, or at its end None and the result."""
+    try:
+        return next(pieces), None
+    except StopIteration as ended:
+        return None, ended.value
 
 
 def _prompt(args):

@@ -3,6 +3,21 @@
 import argparse
 import itertools
 import pathlib
+import re
+
+# What Python calls it -> the flag's own name, where the two differ.
+_IN_PYTHON = {
+    "batch_size": "batch",
+    "every_steps": "sample_every",
+    "max_length": "context",
+    "most_bytes": "to_size",
+    "num_heads": "heads",
+    "num_kv_heads": "kv_heads",
+    "num_layers": "layers",
+    "older_than_days": "older_than",
+    "sequence_length": "context",
+    "warmup_steps": "warmup",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,3 +75,26 @@ def _values(action):
     choices = action.choices and "{" + ",".join(map(str, action.choices)) + "}"
     name = action.metavar or choices or action.dest.upper()
     return {"+": f"{name} ...", "*": f"[{name} ...]", "?": f"[{name}]"}.get(action.nargs, name)
+
+
+def flags_named_in(message, parser):
+    """The flags of a parser whose Python names stand in a message that does not name the flags themselves.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> for flag in ("--batch", "--context", "--top-k", "--text"):
+    ...     _ = parser.add_argument(flag)
+    >>> flags_named_in("give more text, or a smaller `batch_size` or `sequence_length`", parser)
+    ['--batch', '--context']
+    >>> flags_named_in("top_k must be at least 0", parser), flags_named_in("--top-k: top_k is -1", parser)
+    (['--top-k'], [])
+    """
+    flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+    names = flags | {name: flags[dest] for name, dest in _IN_PYTHON.items() if dest in flags}
+    found = (flag for name, flag in names.items() if flag not in message and _stands_in(name, message))
+    return sorted(set(found))
+
+
+def _stands_in(name, message):
+    """Whether a message means a name of Python, and no word of the language."""
+    word = rf"\b{name}\b" if "_" in name else rf"`{name}`|^{name} must"
+    return re.search(word, message) is not None

@@ -84,5 +84,8 @@ def artifacts_of(name, saved_models):
     found = [root / name / str(versions)] if versions else []
     found += [path for suffix in ("", "-float16", "-int8") if (path := root / f"{name}{suffix}.tflite").exists()]
     if not found:
-        raise FileNotFoundError(f"there is no artifact of {name!r} in {root}; run `seqlm export` first, or name one")
+        raise FileNotFoundError(
+            f"there is no artifact of {name!r} in {root}; run `seqlm export` first, or name "
+            "one (artifacts of another name: --name; in another folder: --saved-models)"
+        )
     return found

@@ -53,7 +53,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
     suffix = "" if quantize == "none" or name.endswith(f"-{quantize}") else f"-{quantize}"
     target = path.with_name(f"{name}{suffix}.tflite")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; name another, or overwrite it")
+        raise FileExistsError(f"{target} exists; name another, or overwrite it (--name, --overwrite)")
     tokenizer = path.with_name(f"{name.removesuffix(f'-{quantize}')}.tokenizer")
     with replacing(target) as beside, as_run_folder(task) as run_folder:
         sidecar = run_clean(
@@ -78,7 +78,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
     if not overwrite and os.path.exists(tokenizer_path) and tokenizers.load(tokenizer_path).hash != task.tokenizer.hash:
         raise FileExistsError(
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
-            "overwrite it"
+            "overwrite it (--name, --overwrite)"
         )
     tell("tracing prefill and decode")
     with single_tokens_written("slice"):  # a builtin of LiteRT
