@@ -42,7 +42,8 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     off = {name: tf.constant([value], tf.as_dtype(dtype)) for name, (dtype, value) in OPTIONS.items()}
 
     def write(ids, lengths, budget, options, room, compiled=False):
-        cache = tf.shape(ids)[1] + room
+        cache = tf.shape(ids)[1] + room  # of all rows; that of none needs more slots than the context
+        cache = cache if context is None else tf.minimum(cache, context)
         if context is None:
             state = InParts(model, ids, lengths - 1, select=not compiled).state()
         else:  # groups are of no fixed shape, which XLA wants
