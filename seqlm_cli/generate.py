@@ -136,6 +136,6 @@ def _converse(args):
 
 def _say_truncated(args, task):
     say(
-        f"seqlm: prompt and {args.max_new_tokens} new tokens do not fit the context of {task.model.max_length}; the "
-        "beginning of the prompt was left out (fewer tokens: --max-new-tokens)"
+        f"seqlm: the prompt is longer than the {task.model.max_length - 1} tokens that this model reads of one; its "
+        "beginning was left out"
     )
