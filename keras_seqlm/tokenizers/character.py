@@ -3,7 +3,7 @@
 import numpy as np
 
 import seqlm_runtime.tokenizers
-from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up, padded
+from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up
 from keras_seqlm.tokenizers.saving import SavedTokenizer
 from keras_seqlm.tokenizers.texts import text_blocks
 from seqlm_runtime.tokenizers.character import NUM_SPECIAL_IDS
@@ -16,7 +16,7 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
     Nothing is normalised: "é" as one code point and as "e" with an accent are different text.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json` and `characters.txt`, the characters one after the other.
+        files: dict of file name to bytes: `seqlm_tokenizer.json` and `characters.txt`, the characters one after the other.
 
     Raises:
         ValueError: a file does not hold what it should.
@@ -58,11 +58,8 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
         import tensorflow as tf
 
-        tokens = [b"", b"", b"", "\ufffd".encode(), *(character.encode() for character in self.characters)]
-
-        def tokenize(text):
+        def encode(text):
             points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")  # (batch, characters), ragged
-            ids = look_up(self.table, points.flat_values)
-            return padded(ids, points.row_lengths(), self.pad_id)
+            return look_up(self.table, points.flat_values), tf.cast(points.row_lengths(), tf.int32)
 
-        return graph_module(tokenize, lambda ids, lengths: joined_tokens(ids, lengths, tokens))
+        return graph_module(self, encode, lambda ids, lengths: joined_tokens(ids, lengths, self.tokens))

@@ -3,21 +3,30 @@
 TensorFlow is imported inside the functions: most programs that import a tokenizer never make a graph of it.
 """
 
+from keras_seqlm.tokenizers.added_tokens_graph import with_added_tokens
 from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS
 
 
-def graph_module(tokenize, detokenize):
+def graph_module(tokenizer, encode, detokenize):
     """Joins two functions to the `tf.Module` that `in_graph()` returns.
 
     Args:
-        tokenize: function of a (batch,) string tensor to `(ids, lengths)`: (batch, time) int32 padded on the right,
-            and (batch,) int32.
+        tokenizer: the tokenizer, for its added tokens and its pad id.
+        encode: function of (texts,) string to `(flat ids, lengths)`: (all,) and (texts,) int32; it sees what stands
+            between added tokens.
         detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
 
     Returns:
-        `tf.Module` with `tokenize` and `detokenize` as `tf.function`.
+        `tf.Module` with `tokenize` and `detokenize` as `tf.function`. `tokenize` takes a (batch,) string tensor and
+        gives `ids` (batch, time) int32, padded on the right, and `lengths` (batch,) int32.
     """
     import tensorflow as tf
+
+    encode = with_added_tokens(tokenizer, encode)
+
+    def tokenize(text):
+        ids, lengths = encode(text if tokenizer.keeps_bytes else valid_utf8(text))
+        return padded(ids, lengths, tokenizer.pad_id)
 
     module = tf.Module()
     module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string, name="text")])

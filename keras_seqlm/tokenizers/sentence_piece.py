@@ -24,7 +24,7 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
     back, save that U+2581 reads as a space.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json` and `sentencepiece.model`.
+        files: dict of file name to bytes: `seqlm_tokenizer.json` and `sentencepiece.model`.
 
     Raises:
         ValueError: a file does not hold what it should, or the model has user-defined pieces.

@@ -15,6 +15,7 @@ from seqlm_runtime.tokenizers.words import (
     APOSTROPHE,
     CONTRACTION_LETTERS,
     LETTER,
+    LINE_END,
     NUMBER,
     OTHER,
     OTHER_SPACE,
@@ -25,8 +26,12 @@ SURROGATES = range(0xD800, 0xE000)
 
 
 @functools.cache
-def word_classes():
-    """The bytes of `classes.bin`: letter, number, space or other, as the `tokenizers` library sees it."""
+def word_classes(split="gpt2"):
+    """The bytes of `classes.bin`: letter, number, space or other, as the `tokenizers` library sees it.
+
+    Args:
+        split: Llama 3's and Qwen's patterns set line ends apart, and take capitals in contractions ("'S") too.
+    """
     from tokenizers import Regex, pre_tokenizers
 
     points = np.array([point for point in range(NUM_CODE_POINTS) if point not in SURROGATES])
@@ -34,12 +39,15 @@ def word_classes():
     values = np.full(NUM_CODE_POINTS, OTHER, np.uint8)
     for pattern, value in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", OTHER_SPACE)):
         # "removed" takes out what matches once the pattern is inverted: what is left are the matches.
-        split = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
-        for _, (start, end) in split.pre_tokenize_str(text):
+        splitter = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+        for _, (start, end) in splitter.pre_tokenize_str(text):
             values[points[start:end]] = value
     values[ord(" ")] = SPACE
     values[ord("'")] = APOSTROPHE
     values[list(CONTRACTION_LETTERS)] = list(CONTRACTION_LETTERS)
+    if split != "gpt2":
+        values[[ord("\r"), ord("\n")]] = LINE_END
+        values[list(CONTRACTION_LETTERS.upper())] = list(CONTRACTION_LETTERS)
     return table_bytes(two_level(values))
 
 

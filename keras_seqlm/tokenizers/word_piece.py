@@ -24,7 +24,7 @@ class WordPieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.WordPieceToken
     a tokenizer for reading text more than for writing it.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
+        files: dict of file name to bytes: `seqlm_tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
             `##` before those inside a word), `forms.bin` (a number for each code point) and `forms.txt` (what it
             becomes, a line each).
 

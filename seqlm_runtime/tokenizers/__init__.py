@@ -24,7 +24,7 @@ _CLASSES = {
 
 
 def load(folder):
-    """Reads the tokenizer in `folder`, of whichever type its `tokenizer.json` says.
+    """Reads the tokenizer in `folder`, of whichever type its `seqlm_tokenizer.json` says.
 
     Raises:
         FileNotFoundError: the folder, or a file in it, is missing.

@@ -27,7 +27,7 @@ class SentencePieceTokenizer(Tokenizer):
     text by text as its authors' library does, normalisation included.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json` and `sentencepiece.model`.
+        files: dict of file name to bytes: `seqlm_tokenizer.json` and `sentencepiece.model`.
 
     Raises:
         ValueError: a file does not hold what it should, or the model has user-defined pieces.
@@ -54,7 +54,7 @@ class SentencePieceTokenizer(Tokenizer):
         prepare()
         self._words = {}
 
-    def encode(self, text):
+    def encode_plain(self, text):
         """The ids of `text` (str or bytes) as a (time,) int32 array."""
         text = as_text(text)
         if not self.chunks:

@@ -22,7 +22,7 @@ class WordPieceTokenizer(Tokenizer):
     unknown is one `unk`. Decoding cannot bring back what normalisation took away.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
+        files: dict of file name to bytes: `seqlm_tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
             `##` before those inside a word), `forms.bin` (a number for each code point) and `forms.txt` (what it
             becomes, a line each).
 
@@ -60,7 +60,7 @@ class WordPieceTokenizer(Tokenizer):
         """`text` (str or bytes) as the words that are looked up, with spaces around them."""
         return as_text(text).translate(self._normal)
 
-    def encode(self, text):
+    def encode_plain(self, text):
         """The ids of `text` (str or bytes) as a (time,) int32 array."""
         ids, cache = [], self._words
         for word in self.normalize(text).split(" "):
