@@ -52,7 +52,8 @@ class TextGeneration(Task):
         Args:
             prompts: str, or a list of them.
             max_new_tokens: int, or one for each prompt.
-            stop: str or a sequence of them; a text ends before the first that it would hold.
+            stop: str or a sequence of them; a text ends before the first that it would hold, and so do its ids: a token
+                that reaches beyond is left out.
             **options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` (each a number or one for
                 each prompt) and `slide`; see `keras_seqlm.generation.generate`.
 
@@ -78,8 +79,12 @@ class TextGeneration(Task):
         for prompt, result in zip(prompts, results, strict=True):
             text = decode(result.token_ids)
             ends = [at for at in (text.find(s) for s in stops) if at >= 0]
-            text = text[: min(ends)] if ends else text
-            texts.append(Text(prompt, text, result.token_ids.tolist(), result.stop_reason, result.truncated))
+            ids = result.token_ids.tolist()
+            if ends:
+                text = text[: min(ends)]
+                while ids and not text.startswith(decode(ids)):
+                    ids.pop()  # what stands beyond the cut, or across it
+            texts.append(Text(prompt, text, ids, result.stop_reason, result.truncated))
         return texts
 
     def score(self, texts):

@@ -6,12 +6,15 @@ from keras_seqlm.tokenizers.character import CharacterTokenizer
 from keras_seqlm.tokenizers.huggingface import from_huggingface
 from keras_seqlm.tokenizers.sentence_piece import SentencePieceTokenizer
 from keras_seqlm.tokenizers.word_piece import WordPieceTokenizer
+from seqlm_runtime.tokenizers.chat import CHAT_TEMPLATES, ChatTemplate
 from seqlm_runtime.tokenizers.tokenizer import load_as
 
 __all__ = [
     "BytePairTokenizer",
     "ByteTokenizer",
+    "CHAT_TEMPLATES",
     "CharacterTokenizer",
+    "ChatTemplate",
     "SentencePieceTokenizer",
     "WordPieceTokenizer",
     "from_huggingface",

@@ -12,7 +12,8 @@ def with_added_tokens(tokenizer, encode):
 
     Args:
         tokenizer: a tokenizer of the runtime.
-        encode: function of (texts,) string to `(flat ids, lengths)`: (all,) and (texts,) int32.
+        encode: function of (texts,) string, and (texts,) bool that says which of them a row begins with, to
+            `(flat ids, lengths)`: (all,) and (texts,) int32.
 
     Returns:
         A function of the same form; `encode` itself where there are no added tokens.
@@ -33,14 +34,15 @@ def with_added_tokens(tokenizer, encode):
                     "not: a graph cannot tell them apart. Add one of them only, or both of one kind."
                 )
 
-    def encode_all(text):
+    def encode_all(text, _):
         rows = tf.range(tf.size(text))
         pieces, ids = text, tf.fill([tf.size(text)], NO_TOKEN)
         for phase in phases:
             pieces, ids, places = _split(pieces, ids, phase)
             rows = tf.gather(rows, places)
         is_token = tf.not_equal(ids, NO_TOKEN)
-        flat_ids, lengths = encode(tf.where(is_token, "", pieces))
+        first = tf.not_equal(tf.concat([[-1], rows[:-1]], axis=0)[: tf.size(rows)], rows)
+        flat_ids, lengths = encode(tf.where(is_token, "", pieces), first)
         encoded = tf.RaggedTensor.from_row_lengths(tf.cast(flat_ids, tf.int32), lengths, validate=False)
         # Each piece has ids of its text or is one token, never both.
         tokens = tf.RaggedTensor.from_row_lengths(

@@ -27,7 +27,7 @@ class ByteTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.ByteTokenizer):
         return graph_module(self, _encode, lambda ids, lengths: valid_utf8(joined_tokens(ids, lengths, self.tokens)))
 
 
-def _encode(text):
+def _encode(text, _):
     import tensorflow as tf
 
     codes = tf.io.decode_raw(tf.strings.reduce_join(text), tf.uint8)  # (bytes of all texts,)

@@ -1,6 +1,7 @@
 """Byte-pair encoding in a TensorFlow graph: words by core operations, merges by the stock SentencePiece operation."""
 
 from keras_seqlm.tokenizers.graph import (
+    cut_texts,
     cut_words,
     encode_words,
     graph_module,
@@ -25,7 +26,9 @@ def byte_pair_graph(tokenizer):
     whole = _whole_words(tokenizer, made) if tokenizer.ignore_merges else {}
     table = StringTable([_shown(token) for token in whole]) if whole else None
 
-    def encode(text):
+    def encode(text, _):
+        if tokenizer.nfc is not None:
+            text = _normal_form(text, tokenizer.nfc.table)
         if tokenizer.add_prefix_space:
             bare = (tf.strings.length(text) > 0) & tf.not_equal(tf.strings.substr(text, 0, 1), " ")
             text = tf.where(bare, " " + text, text)
@@ -51,6 +54,23 @@ def byte_pair_graph(tokenizer):
         return valid_utf8(joined_tokens(ids, lengths, tokenizer.tokens))
 
     return graph_module(tokenizer, encode, detokenize)
+
+
+def _normal_form(text, table):
+    """Texts (n,) in normal form C between the characters that `table` sets apart."""
+    import tensorflow as tf
+    import tensorflow_text
+
+    def starts_of(points, begins):
+        apart = look_up(table, points) > 0
+        return apart | begins | tf.concat([[False], apart[:-1]], axis=0)[: tf.size(points)]
+
+    parts, rows = cut_texts(text, tf.range(tf.size(text)), starts_of)
+    first = tf.strings.unicode_decode(tf.strings.substr(parts, 0, 1, unit="UTF8_CHAR"), "UTF-8").flat_values
+    apart = look_up(table, first) > 0
+    parts = tf.where(apart, parts, tensorflow_text.normalize_utf8(parts, "NFC"))
+    joined = tf.RaggedTensor.from_value_rowids(parts, tf.cast(rows, tf.int64), tf.size(text, tf.int64), validate=False)
+    return tf.strings.reduce_join(joined, axis=1)
 
 
 def _shown(token):

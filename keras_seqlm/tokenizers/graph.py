@@ -12,8 +12,8 @@ def graph_module(tokenizer, encode, detokenize):
 
     Args:
         tokenizer: the tokenizer, for its added tokens and its pad id.
-        encode: function of (texts,) string to `(flat ids, lengths)`: (all,) and (texts,) int32; it sees what stands
-            between added tokens.
+        encode: function of (texts,) string and (texts,) bool to `(flat ids, lengths)`: (all,) and (texts,) int32. It
+            sees what stands between added tokens, and whether a row begins with it.
         detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
 
     Returns:
@@ -25,7 +25,8 @@ def graph_module(tokenizer, encode, detokenize):
     encode = with_added_tokens(tokenizer, encode)
 
     def tokenize(text):
-        ids, lengths = encode(text if tokenizer.keeps_bytes else valid_utf8(text))
+        text = text if tokenizer.keeps_bytes else valid_utf8(text)
+        ids, lengths = encode(text, tf.fill([tf.size(text)], True))
         return padded(ids, lengths, tokenizer.pad_id)
 
     module = tf.Module()
@@ -111,3 +112,26 @@ def cut_words(starts, rows, end, longest):
     ends = tf.concat([starts[1:], [end]], axis=0)[: tf.size(starts)]
     parts = tf.ragged.range(starts, ends, longest)  # (words, parts)
     return parts.flat_values, tf.repeat(rows, tf.cast(parts.row_lengths(), tf.int32))
+
+
+def cut_texts(text, rows, starts_of):
+    """Cuts texts before the characters that `starts_of` says.
+
+    Args:
+        text: (texts,) string.
+        rows: (texts,) int32.
+        starts_of: function of (characters,) code points, and whether each is the first of its text, to bool.
+
+    Returns:
+        `(words, rows)`: (words,) string and int32.
+    """
+    import tensorflow as tf
+
+    points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")
+    flat = points.flat_values
+    texts = tf.repeat(tf.range(tf.size(text)), tf.cast(points.row_lengths(), tf.int32))
+    begins = tf.concat([[True], tf.not_equal(texts[1:], texts[:-1])], axis=0)[: tf.size(flat)]
+    starts = starts_of(flat, begins)
+    places = tf.boolean_mask(tf.range(tf.size(flat)), starts)
+    words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_starts(flat, places, validate=False), "UTF-8")
+    return words, tf.gather(rows, tf.boolean_mask(texts, starts))

@@ -7,8 +7,10 @@ model has a file of its own beside this one, which reads and writes the parts th
 import json
 import pathlib
 
+import keras_seqlm.tokenizers.huggingface_byte_pair as byte_pair
+import keras_seqlm.tokenizers.huggingface_sentence_piece as sentence_piece
+import keras_seqlm.tokenizers.huggingface_word_piece as word_piece
 from keras_seqlm.files import replacing
-from keras_seqlm.tokenizers import huggingface_byte_pair
 from keras_seqlm.tokenizers.huggingface_parts import Parts, Refused, check_fields, kinds, steps
 
 FILE_NAME = "tokenizer.json"
@@ -27,15 +29,22 @@ _PARTS = {
     "decoder",
     "model",
 }
-_READERS = (huggingface_byte_pair,)
-_WRITERS = {"byte_pair": huggingface_byte_pair}
+_READERS = (byte_pair, word_piece, sentence_piece)
+_WRITERS = {"byte_pair": byte_pair, "word_piece": word_piece, "sentence_piece": sentence_piece}
+_NAMES = {
+    "bos": ("<bos>", "<s>"),
+    "eos": ("<|endoftext|>", "<eos>", "</s>"),
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "mask": ("[MASK]", "<mask>"),
+}
 _ADDED = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 
 
 def from_huggingface(path, special_tokens=None):
     """Reads a tokenizer of Hugging Face's, keeping the ids: the same as those of the `tokenizers` library.
 
-    Taken are byte-level BPE with the splits of GPT-2 (RoBERTa), Llama 3 and Qwen. `encode` adds no token of its own, as
+    Taken are byte-level BPE with the splits of GPT-2 (RoBERTa), Llama 3 and Qwen, and WordPiece (BERT). `encode` adds no token of its own, as
     everywhere here; what the file's post-processor would add is kept for `to_huggingface`. Added tokens that stand in
     a text become their id.
 
@@ -80,8 +89,8 @@ def write_huggingface(tokenizer, folder):
     }
     added.update({entry["id"]: entry for entry in tokenizer.added_tokens.entries})
     _check_names(parts.tokens, added)
-    post_processor = tokenizer.config.get("post_processor", parts.post_processor)
-    if post_processor is None and "bos" in names:
+    post_processor = tokenizer.config.get("post_processor")
+    if "post_processor" not in tokenizer.config and "bos" in names:
         post_processor = _bos_first(names["bos"], tokenizer.bos_id)
     content = {
         "version": "1.0",
@@ -169,7 +178,11 @@ def _roles(parts, config_path, special_tokens):
     """dict of role to id, of what the caller, the config beside the file or the post-processor says."""
     ids = {token: i for i, token in enumerate(parts.tokens)}
     if special_tokens is None:
-        special_tokens = {**_template_roles(parts.post_processor, parts.tokens), **_configured_roles(config_path)}
+        special_tokens = {
+            **_named_roles(parts),
+            **_template_roles(parts.post_processor, parts.tokens),
+            **_configured_roles(config_path),
+        }
         unknown = parts.model.get("unk_token")
         if isinstance(unknown, str) and unknown in ids:
             special_tokens.setdefault("unk", unknown)
@@ -186,6 +199,12 @@ def _roles(parts, config_path, special_tokens):
         if token is not None and name not in found and ids[token] not in found.values():
             found[name] = ids[token]
     return found
+
+
+def _named_roles(parts):
+    """dict of role to token, of special tokens with a name that says it."""
+    special = {entry["content"] for entry in parts.added_tokens if entry.get("special")}
+    return {role: name for role, names in _NAMES.items() for name in names if name in special}
 
 
 def _configured_roles(path):

@@ -4,6 +4,7 @@ import re
 
 from keras_seqlm.tokenizers.byte_pair import BytePairTokenizer, byte_pair_files
 from keras_seqlm.tokenizers.huggingface_parts import Parts, Refused, check_fields, kinds, pairs_of, steps, true_or_false
+from keras_seqlm.tokenizers.unicode_tables import nfc_apart
 from seqlm_runtime.tokenizers.byte_pair import BYTE_CHARACTERS
 
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,18 +37,19 @@ def read(parts):
         vocab=None,
         merges=None,
     )
-    if parts.normalizer is not None:
-        raise Refused(f"the normalizer {kinds(parts.normalizer)} is not supported with byte-level BPE.")
+    if kinds(parts.normalizer) not in ("none", "NFC"):
+        raise Refused(f"the normalizer {kinds(parts.normalizer)} is not supported with byte-level BPE, only NFC.")
     if kinds(parts.decoder) != "ByteLevel":
         raise Refused(f"the decoder {kinds(parts.decoder)} is not supported with byte-level BPE, only ByteLevel.")
     more = _read_words(parts.pre_tokenizer)
     more["max_word_bytes"] = more.get("max_word_bytes")
+    if kinds(parts.normalizer) == "NFC":
+        more["nfc_apart"] = nfc_apart()
     if model.get("ignore_merges"):
         more["ignore_merges"] = True
     if _trims(parts.post_processor, more.get("add_prefix_space", False)):
         more["trim_offsets"] = True
-    if parts.post_processor is not None:
-        more["post_processor"] = parts.post_processor
+    more["post_processor"] = parts.post_processor
     if parts.added_tokens:
         more["added_tokens"] = parts.added_tokens
     known = set(BYTE_CHARACTERS)
@@ -82,7 +84,7 @@ def write(tokenizer):
     if tokenizer.max_word_bytes is not None:
         words.append(_split(f".{{1,{tokenizer.max_word_bytes}}}"))
     return Parts(
-        normalizer=None,
+        normalizer={"type": "NFC"} if tokenizer.nfc is not None else None,
         pre_tokenizer=words[0] if len(words) == 1 else {"type": "Sequence", "pretokenizers": words},
         post_processor=None,
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},

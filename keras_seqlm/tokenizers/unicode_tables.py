@@ -5,6 +5,8 @@ same version of Unicode.
 """
 
 import functools
+import itertools
+import unicodedata
 
 import numpy as np
 
@@ -52,7 +54,33 @@ def word_classes(split="gpt2"):
 
 
 @functools.cache
-def bert_forms(lowercase):
+def nfc_apart():
+    """The code points that the `tokenizers` library, in its version of Unicode, does not compose or put in order, and any
+    other library might: as `normal_form` reads them."""
+    from tokenizers import normalizers
+
+    nfc, nfd = normalizers.NFC().normalize_str, normalizers.NFD().normalize_str
+    apart = set()
+    for point in range(NUM_CODE_POINTS):
+        if point in SURROGATES:
+            continue
+        one = chr(point)
+        # Marks of the highest and the lowest class, which any other mark changes places with.
+        contexts = (one, f"a\u0345{one}b", f"a{one}\u0338b")
+        if unicodedata.category(one) == "Cn" or any(
+            nfc(text) != unicodedata.normalize("NFC", text) for text in contexts
+        ):
+            apart.add(point)
+        elif not unicodedata.decomposition(one).startswith("<") and nfd(one) != unicodedata.normalize("NFD", one):
+            apart.update(map(ord, one + unicodedata.normalize("NFD", one)))
+    points = sorted(apart)
+    borders = [n for n in range(len(points)) if n == 0 or points[n] != points[n - 1] + 1] + [len(points)]
+    pairs = [(points[start], points[end - 1]) for start, end in itertools.pairwise(borders)]
+    return " ".join(f"{first:x}" if first == last else f"{first:x}-{last:x}" for first, last in pairs)
+
+
+@functools.cache
+def bert_forms(lowercase, strip_accents=None, clean_text=True, handle_chinese_chars=True):
     """The bytes of `forms.bin` and `forms.txt`: what BERT's normaliser and word splitter make of each code point.
 
     Each code point stands between two marks that no other one turns into, so one call answers for many. What a
@@ -60,7 +88,7 @@ def bert_forms(lowercase):
     """
     from tokenizers import normalizers, pre_tokenizers
 
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    normalizer = normalizers.BertNormalizer(clean_text, handle_chinese_chars, strip_accents, lowercase)
     splitter = pre_tokenizers.BertPreTokenizer()
     mark = "\u3131"  # a Korean letter without a decomposition
     points = [point for point in range(NUM_CODE_POINTS) if point not in SURROGATES and point != ord(mark)]

@@ -5,6 +5,7 @@ import numpy as np
 from seqlm_runtime.tokenizers.added_tokens import WHITE_SPACE
 from seqlm_runtime.tokenizers.code_points import byte_characters
 from seqlm_runtime.tokenizers.merges import merge
+from seqlm_runtime.tokenizers.normal_form import NormalFormC
 from seqlm_runtime.tokenizers.tokenizer import CONFIG_NAME, Tokenizer, as_bytes, as_text, flag, text_lines, whole_number
 from seqlm_runtime.tokenizers.words import CLASSES_NAME, SPLITS, parse_classes, split_words, word_bytes
 
@@ -33,7 +34,8 @@ class BytePairTokenizer(Tokenizer):
             for each code point). Tokens are written in GPT-2's characters for bytes; an empty line is an id that only
             `added_tokens` name. The config may name a `split`, and set `add_prefix_space` (a text begins with a
             space), `ignore_merges` (a word that is a token is that token, whatever the merges say) and `trim_offsets`
-            (the offsets of a token leave out its spaces).
+            (the offsets of a token leave out its spaces). With `nfc_apart` a text is brought into normal form C; see
+            `normal_form`.
 
     Raises:
         ValueError: a file does not hold what it should.
@@ -54,6 +56,11 @@ class BytePairTokenizer(Tokenizer):
         self.add_prefix_space = flag(self.config, "add_prefix_space")
         self.ignore_merges = flag(self.config, "ignore_merges")
         self.trim_offsets = flag(self.config, "trim_offsets")
+        self.nfc = NormalFormC(self.config["nfc_apart"]) if "nfc_apart" in self.config else None
+        if self.nfc is not None:
+            self.keeps_bytes = False  # a text comes back in normal form
+            if any(entry["normalized"] for entry in self.added_tokens.entries):
+                raise ValueError("added_tokens: normalized ones are not supported with a normal form.")
         self.classes = parse_classes(self.files[CLASSES_NAME])
         vocabulary = self._parse_vocabulary()
         self._ids = {token: i for i, token in enumerate(vocabulary) if token}
@@ -71,16 +78,22 @@ class BytePairTokenizer(Tokenizer):
     def encode_plain(self, text):
         """The ids of `text` (str or bytes) as a (time,) int32 array."""
         ids, cache = [], self._cache
-        for word in split_words(self._prefixed(as_bytes(text)), self.classes, self.split):
+        data = as_bytes(text) if self.nfc is None else self.nfc.normalize(as_text(text)).encode("utf-8")
+        for word in split_words(self._prefixed(data), self.classes, self.split):
             known = cache.get(word)
             ids.extend(self._encode_word(word) if known is None else known)
         return np.array(ids, np.int32)
 
     def spans_plain(self, text):
         """The ids of `text` and the code points that each stands for; see `encode_with_offsets`."""
-        data = as_bytes(text)
+        data, sources = as_bytes(text), None
+        if self.nfc is not None:
+            normal, sources = self.nfc.with_sources(as_text(text))
+            data = normal.encode("utf-8")
         ids = self.encode_plain(data)
         characters = byte_characters(data)
+        if sources is not None:
+            characters = np.array(sources, np.int64)[characters]
         if len(self._prefixed(data)) > len(data):
             characters = np.concatenate([characters[:1], characters])  # the added space belongs to the first character
         ends = np.cumsum([self._sizes[i] for i in ids.tolist()], dtype=np.int64)
@@ -121,9 +134,9 @@ class BytePairTokenizer(Tokenizer):
 
     def last_rank(self, data):
         """The rank of the last merge of a token's bytes."""
-        ranks = []
-        merge([self.byte_ids[byte] for byte in data], self.pairs, ranks)
-        return ranks[-1]
+        made = []
+        merge([self.byte_ids[byte] for byte in data], self.pairs, made)
+        return self.pairs[made[-1]][0]
 
     def token_id(self, data):
         """The id of the token with these bytes, added tokens and special ones aside; None if there is none."""

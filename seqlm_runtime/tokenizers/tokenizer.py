@@ -33,6 +33,7 @@ class Tokenizer:
 
     type = ""
     file_names = ()
+    max_file_bytes = MAX_FILE_BYTES
     keeps_bytes = False  # True where decode_bytes(encode(data)) == data for any bytes
 
     def __init__(self, files):
@@ -70,7 +71,8 @@ class Tokenizer:
         if not (added_tokens and self.added_tokens):
             return np.asarray(self.encode_plain(text), np.int32)
         parts = [
-            self.encode_plain(piece) if i is None else [i] for piece, i in self.added_tokens.split(self._data(text))
+            self._part(self.encode_plain, piece, number == 0) if i is None else [i]
+            for number, (piece, i) in enumerate(self.added_tokens.split(self._data(text)))
         ]
         return np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)])
 
@@ -94,9 +96,9 @@ class Tokenizer:
         """
         pieces = self.added_tokens.split(self._data(text)) if added_tokens and self.added_tokens else [(text, None)]
         all_ids, all_offsets, before = [], [], 0
-        for piece, i in pieces:
+        for number, (piece, i) in enumerate(pieces):
             size = len(as_text(piece))
-            ids, offsets = self.spans_plain(piece) if i is None else ([i], [(0, size)])
+            ids, offsets = self._part(self.spans_plain, piece, number == 0) if i is None else ([i], [(0, size)])
             all_ids.append(np.asarray(ids, np.int32))
             all_offsets.append(np.asarray(offsets, np.int32).reshape(-1, 2) + np.int32(before))
             before += size
@@ -107,6 +109,10 @@ class Tokenizer:
     def _more_ids(self, count):
         """The files that change where there are `count` more ids, which only `added_tokens` name."""
         return {}
+
+    def _part(self, encode, piece, first):
+        """`encode` of a piece between added tokens; `first` says whether the text begins with it."""
+        return encode(piece)
 
     def _data(self, text):
         return as_bytes(text) if self.keeps_bytes else as_text(text).encode("utf-8")
@@ -249,9 +255,10 @@ def load_as(folder, classes):
     name = parse_config(files[CONFIG_NAME])["type"]
     if name not in classes:
         raise ValueError(f"{config_path}: expected a type of {', '.join(sorted(classes))}, got {name!r}.")
-    files.update({file_name: _read(folder / file_name) for file_name in classes[name].file_names})
+    cls = classes[name]
+    files.update({file_name: _read(folder / file_name, cls.max_file_bytes) for file_name in cls.file_names})
     try:
-        return classes[name](files)
+        return cls(files)
     except ValueError as error:
         raise ValueError(f"The tokenizer in {str(folder)!r} is damaged. {error}") from error
 
@@ -271,9 +278,9 @@ def config_path_of(folder):
     return old
 
 
-def _read(path):
+def _read(path, most=MAX_FILE_BYTES):
     if not path.is_file():
         raise FileNotFoundError(f"The tokenizer folder {str(path.parent)!r} has no file {path.name!r}.")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes are more than a tokenizer file has ({MAX_FILE_BYTES}).")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are more than a tokenizer file has ({most}).")
     return path.read_bytes()
