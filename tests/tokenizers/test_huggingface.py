@@ -109,8 +109,8 @@ def test_the_graph_decodes_the_same_text(pairs, served, kind):
         assert text.decode() == ours.decode(row[:length])
         if b"\xef\xbf\xbd" in text:
             continue  # of bytes in a row that are no text theirs makes a U+FFFD each
-        if not (ours.type == "word_piece" and length and theirs.id_to_token(row[0]).startswith("##")):
-            assert ours.decode(row[:length]) == theirs.decode(row[:length].tolist())
+        # Theirs leaves the mark of an inner piece where it comes first.
+        assert ours.decode(row[:length]) == theirs.decode(row[:length].tolist()).removeprefix("##")
 
 
 @pytest.mark.parametrize("kind", KINDS)

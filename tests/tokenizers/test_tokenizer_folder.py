@@ -121,6 +121,20 @@ def test_save_replaces_tokenizers_only(tokenizers, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "kept"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_folders_of_before_the_file_got_its_name(tokenizers, tmp_path, kind):
+    """Its name was that of Hugging Face's file; runs of then keep their tokenizer, and its hash."""
+    tokenizer = tokenizers[kind]
+    tokenizer.save(tmp_path / "run")
+    (tmp_path / "run" / "seqlm_tokenizer.json").rename(tmp_path / "run" / "tokenizer.json")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((tmp_path / "run").iterdir())))
+    for package in (keras_seqlm.tokenizers, seqlm_runtime.tokenizers):
+        loaded = package.load(tmp_path / "run")
+        assert loaded.hash == tokenizer.hash == digest.hexdigest()[:16]
+    tokenizer.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
+
+
 GOOD = {"format": 1, "type": "byte", "vocabulary_size": 260, "special_ids": {"pad": 0, "bos": 1, "eos": 2, "unk": 3}}
 
 
