@@ -17,20 +17,25 @@ def graph_module(tokenizer, encode, detokenize):
         detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
 
     Returns:
-        `tf.Module` with `tokenize` and `detokenize` as `tf.function`. `tokenize` takes a (batch,) string tensor and
-        gives `ids` (batch, time) int32, padded on the right, and `lengths` (batch,) int32.
+        `tf.Module` with `tokenize_flat`, of a (batch,) string tensor to `(ids, lengths)`: the ids of all rows, (all,)
+        int32, and how many are whose, (batch,) int32; `tokenize`, whose ids are (batch, time), padded on the right; and
+        `detokenize`, each a `tf.function`.
     """
     import tensorflow as tf
 
     encode = with_added_tokens(tokenizer, encode)
 
-    def tokenize(text):
+    def tokenize_flat(text):
         text = text if tokenizer.keeps_bytes else valid_utf8(text)
         ids, lengths = encode(text, tf.fill([tf.size(text)], True))
-        return padded(ids, lengths, tokenizer.pad_id)
+        return tf.cast(ids, tf.int32), tf.cast(lengths, tf.int32)
 
     module = tf.Module()
-    module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    text = [tf.TensorSpec([None], tf.string, name="text")]
+    module.tokenize_flat = tf.function(tokenize_flat, input_signature=text)
+    module.tokenize = tf.function(
+        lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text
+    )
     module.detokenize = tf.function(
         detokenize,
         input_signature=[
@@ -52,10 +57,9 @@ def padded(flat_ids, lengths, pad_id):
     """Rows of `flat_ids` (all,) by their `lengths` (batch,), as `(ids, lengths)` of `tokenize`."""
     import tensorflow as tf
 
-    rows = tf.RaggedTensor.from_row_lengths(tf.cast(flat_ids, tf.int32), tf.cast(lengths, tf.int32), validate=False)
+    rows = tf.RaggedTensor.from_row_lengths(flat_ids, lengths, validate=False)
     # A tokenizer without a pad id pads with 0; only `lengths` says what is text.
-    ids = rows.to_tensor(0 if pad_id is None else pad_id)
-    return ids, tf.cast(lengths, tf.int32)
+    return rows.to_tensor(0 if pad_id is None else pad_id), lengths
 
 
 def joined_tokens(ids, lengths, tokens):

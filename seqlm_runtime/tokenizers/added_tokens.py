@@ -36,6 +36,7 @@ class AddedTokens:
         self.shown = {  # id -> bytes that it is decoded to
             entry["id"]: b"" if entry["special"] else entry["content"].encode("utf-8") for entry in self.entries
         }
+        self.longest = max((len(entry["content"].encode("utf-8")) for entry in self.entries), default=0)  # in bytes
         # The first phase, then the second.
         self.phases = [[e for e in self.entries if e["normalized"] == late] for late in (False, True)]
         self.phases = [phase for phase in self.phases if phase]

@@ -23,6 +23,7 @@ class ByteTokenizer(Tokenizer):
 
     type = "byte"
     keeps_bytes = True
+    max_token_bytes = 1
 
     def __init__(self, files=None):
         super().__init__({CONFIG_NAME: config_bytes(self.type, BYTE_VOCABULARY_SIZE)} if files is None else files)
@@ -37,6 +38,7 @@ class ByteTokenizer(Tokenizer):
                 f"{STANDARD_SPECIAL_IDS}, got {self.vocabulary_size} and {self.special_ids}."
             )
         tokens = [b""] * FIRST_BYTE_ID + [bytes([byte]) for byte in range(256)] + [b""] * len(more)
+        self.max_token_bytes = max(1, self.added_tokens.longest)
         self.tokens = [self.added_tokens.shown.get(i, token) for i, token in enumerate(tokens)]
 
     def encode_plain(self, text):

@@ -73,6 +73,9 @@ class BytePairTokenizer(Tokenizer):
         self.byte_ids = [self._ids[bytes([byte])] for byte in range(256)]
         self.pairs = self._parse_merges()
         self._sizes = [len(token) for token in self.tokens]
+        longest = max(map(len, self.tokens))
+        # What normal form C composes may have had three times the bytes.
+        self.max_token_bytes = max(longest if self.nfc is None else 3 * longest, self.added_tokens.longest)
         self._cache = {}
 
     def encode_plain(self, text):

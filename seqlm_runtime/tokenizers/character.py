@@ -24,6 +24,7 @@ class CharacterTokenizer(Tokenizer):
 
     type = "character"
     file_names = (CHARACTERS_NAME,)
+    max_token_bytes = 4
 
     def __init__(self, files):
         super().__init__(files)
@@ -48,6 +49,7 @@ class CharacterTokenizer(Tokenizer):
         # unk is the last special id and the only one that shows.
         tokens = [b""] * self.unk_id + [chr(REPLACEMENT).encode(), *(one.encode() for one in self.characters)]
         tokens += [b""] * (self.vocabulary_size - known)
+        self.max_token_bytes = max(4, self.added_tokens.longest)
         self.tokens = [self.added_tokens.shown.get(i, token) for i, token in enumerate(tokens)]
 
     @staticmethod

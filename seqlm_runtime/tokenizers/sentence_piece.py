@@ -76,6 +76,7 @@ class SentencePieceTokenizer(Tokenizer):
             self.drops_first_space = flag(self.config, "drops_first_space")
         else:
             self.drops_first_space = self.model.add_dummy_prefix
+        self.max_token_bytes = max([4 if self.chunks else 32, *map(len, self.shown), self.added_tokens.longest])
         prepare = self._prepare_merges if self.model.model_type == BPE else self._prepare_paths
         prepare()
         self._words = {}

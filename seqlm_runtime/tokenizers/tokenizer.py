@@ -20,8 +20,9 @@ STANDARD_SPECIAL_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}
 class Tokenizer:
     """Text to ids and back, made from the bytes of its files and from nothing else.
 
-    Subclasses give `type`, `file_names`, `decode_bytes`, and for a text without added tokens `encode_plain` and
-    `spans_plain`. Two tokenizers with the same files have the same `hash`, which is what a model keeps of its tokenizer.
+    Subclasses give `type`, `file_names`, `max_token_bytes`, `decode_bytes`, and for a text without added tokens
+    `encode_plain` and `spans_plain`. Two tokenizers with the same files have the same `hash`, which is what a model keeps
+    of its tokenizer.
 
     Args:
         files: dict of file name to bytes; `seqlm_tokenizer.json` and each of `file_names`.
@@ -35,6 +36,9 @@ class Tokenizer:
     file_names = ()
     max_file_bytes = MAX_FILE_BYTES
     keeps_bytes = False  # True where decode_bytes(encode(data)) == data for any bytes
+    # The most bytes of a text that one id stands for. Where text is left out or one id stands for any unknown word there is
+    # no such number: there it is what the known pieces are made of, and at least 32.
+    max_token_bytes = 32
 
     def __init__(self, files):
         if CONFIG_NAME not in files and OLD_CONFIG_NAME in files:

@@ -60,6 +60,9 @@ class WordPieceTokenizer(Tokenizer):
         self.shown = [b"" if i in specials else _shown(token, self.clean_up) for i, token in enumerate(self.lines)]
         for entry in self.added_tokens.entries:
             self.shown[entry["id"]] = b"" if entry["special"] else _shown(entry["content"], self.clean_up)
+        self.max_token_bytes = max(
+            [32, *(len(token.encode("utf-8")) + 1 for token, _ in plain), self.added_tokens.longest]
+        )  # and a space before it
         self._normal = _Normal(self.form_table, self.forms)
         self._words = {}
 
