@@ -246,10 +246,10 @@ def no_process(monkeypatch):
         path.mkdir() if folder else path.write_text("")
         return path
 
-    def saved_model(run, path, limit, imports):
+    def saved_model(run, path, limit, imports, max_prompt_tokens):
         return make(f"saved-model limit {limit}", path, folder=True)
 
-    def litert(run, path, quantize, overwrite, imports):
+    def litert(run, path, quantize, overwrite, imports, max_prompt_tokens):
         return make(f"litert {quantize}", path, folder=False)
 
     def verify(run, *artifacts, imports):
@@ -329,7 +329,8 @@ def test_exit_codes_and_streams_of_the_script(tmp_path):
     assert unknown.returncode == 2 and "invalid choice: 'translate'" in unknown.stderr
     missing = seqlm("generate", str(tmp_path / "nowhere"))
     assert missing.returncode == 2 and missing.stdout == ""
-    assert missing.stderr == f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}'\n"
+    said = f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}' (`seqlm runs` lists those below a folder)\n"
+    assert missing.stderr == said
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "export", "verify"])
