@@ -12,10 +12,9 @@ TEXT = "aé秦😀b".encode()  # 1, 2, 3, 4 and 1 bytes
 class Words(ByteTokenizer):
     """Ids for words of up to 8 letters; how many bytes were given is kept."""
 
-    max_token_bytes = 9
-
     def __init__(self):
         super().__init__()
+        self.max_token_bytes = 9
         self.read = []
 
     def encode(self, text):
