@@ -7,11 +7,13 @@ import tempfile
 
 from keras_seqlm import tokenizers
 from keras_seqlm.cache import single_tokens_written
+from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.sidecar import as_json, description
 from keras_seqlm.export.signatures import litert_module
-from keras_seqlm.files import replacing, write_json
+from keras_seqlm.files import replacing, write_text
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
@@ -64,7 +66,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
             quantize=quantize,
             overwrite=overwrite,
         )
-        write_json(target.with_suffix(".json"), sidecar)
+        write_text(target.with_suffix(".json"), as_json(sidecar) + "\n")
     return target
 
 
@@ -92,7 +94,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
     tokenizer = task.tokenizer
-    return {
+    sidecar = {
         "format": 1,
         "sha256": hashlib.sha256(content).hexdigest(),
         "model": type(task.model).__name__,
@@ -105,4 +107,6 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "tokenizer_hash": tokenizer.hash,
+        **description(task.model, tokenizer, signatures, pathlib.Path(tokenizer_path).name),
     }
+    return {**sidecar, "test_vectors": vectors.of_litert(task, path, sidecar)}

@@ -1,11 +1,12 @@
 """A SavedModel that TensorFlow Serving runs: text in, text out."""
 
-import json
 import pathlib
 
+from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
 from keras_seqlm.files import replacing
 
@@ -81,5 +82,7 @@ def write_saved_model(run_folder, path, max_new_tokens_limit):
         "vocabulary_size": task.model.vocabulary_size,
         "tokenizer_hash": task.tokenizer.hash,
         "max_new_tokens_limit": max_new_tokens_limit,
+        **description(task.model, task.tokenizer, signatures, save_tokenizer(task.tokenizer, sidecar)),
+        "test_vectors": vectors.of_saved_model(task, signatures, max_new_tokens_limit),
     }
-    sidecar.write_text(json.dumps(content, indent=1) + "\n")
+    sidecar.write_text(as_json(content) + "\n", encoding="utf-8")
