@@ -1,0 +1,27 @@
+package seqlm;
+
+/** Every byte of the text is the id byte + 4. */
+final class ByteTokenizer extends Tokenizer {
+    private static final int FIRST = 4;
+
+    ByteTokenizer(Files files) {
+        super(files);
+        if (vocabularySize != FIRST + 256) {
+            throw new IllegalArgumentException("a byte tokenizer has " + (FIRST + 256) + " ids, not " + vocabularySize);
+        }
+    }
+
+    @Override
+    public int[] encode(byte[] text) {
+        int[] ids = new int[text.length];
+        for (int i = 0; i < ids.length; i++) {
+            ids[i] = FIRST + (text[i] & 0xFF);
+        }
+        return ids;
+    }
+
+    @Override
+    byte[] shown(int id) {
+        return id < FIRST ? new byte[0] : new byte[] {(byte) (id - FIRST)};
+    }
+}

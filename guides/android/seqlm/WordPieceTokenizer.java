@@ -1,0 +1,103 @@
+package seqlm;
+
+import java.io.IOException;
+import java.util.HashMap;
+import java.util.Map;
+
+/** BERT's tokenizer: every code point becomes its form, then the longest piece that a word begins with, again and again. */
+final class WordPieceTokenizer extends Tokenizer {
+    private static final String INSIDE = "##";
+    private static final int APART = 2;
+    private static final int FIRST_FORM = 4;
+    private final CodePointTable table;
+    private final String[] forms;
+    private final byte[][] shown;
+    private final Map<String, Integer> starting = new HashMap<>();
+    private final Map<String, Integer> inside = new HashMap<>();
+    private final int maxWordCharacters;
+    private final int unknown;
+    private int longest;
+
+    WordPieceTokenizer(Files files) throws IOException {
+        super(files);
+        unknown = specialIds.get("unk");
+        maxWordCharacters = Json.integer(files.config, "max_word_characters");
+        table = new CodePointTable(files.bytes("forms.bin"), 2, "forms.bin");
+        forms = files.lines("forms.txt");
+        String[] lines = files.lines("vocabulary.txt");
+        if (lines.length != vocabularySize) {
+            throw new IllegalArgumentException("vocabulary.txt must hold " + vocabularySize + " lines");
+        }
+        shown = new byte[lines.length][];
+        for (int i = 0; i < lines.length; i++) {
+            boolean continues = lines[i].startsWith(INSIDE);
+            String piece = continues ? lines[i].substring(INSIDE.length()) : lines[i];
+            shown[i] = isSpecial(i) ? new byte[0] : Utf8.encode(continues ? piece : " " + piece);
+            if (!isSpecial(i)) {
+                (continues ? inside : starting).put(piece, i);
+                longest = Math.max(longest, lines[i].codePointCount(0, lines[i].length()));
+            }
+        }
+    }
+
+    @Override
+    public int[] encode(byte[] text) {
+        StringBuilder normal = new StringBuilder();
+        for (int point : Utf8.codePoints(text)) {
+            int form = table.get(point);
+            if (form >= FIRST_FORM) {
+                normal.append(forms[form - FIRST_FORM]);
+            } else if (form == 0) {
+                normal.appendCodePoint(point);
+            } else if (form == 1) {
+                normal.append(' ');
+            } else if (form == APART) {
+                normal.append(' ').appendCodePoint(point).append(' ');
+            }  // else nothing
+        }
+        Ints ids = new Ints();
+        for (int start = 0; start < normal.length(); ) {
+            int end = normal.indexOf(" ", start);
+            end = end < 0 ? normal.length() : end;
+            if (end > start) {
+                ids.addAll(word(normal.substring(start, end)));
+            }
+            start = end + 1;
+        }
+        return ids.toArray();
+    }
+
+    @Override
+    byte[] shown(int id) {
+        return shown[id];
+    }
+
+    @Override
+    public byte[] decodeBytes(int[] ids) {
+        return withoutLeadingSpace(super.decodeBytes(ids));
+    }
+
+    private int[] word(String word) {
+        int size = word.codePointCount(0, word.length());
+        if (size > maxWordCharacters) {
+            return new int[] {unknown};
+        }
+        Ints ids = new Ints();
+        for (int start = 0; start < word.length(); ) {
+            int left = word.codePointCount(start, word.length());
+            int end = word.offsetByCodePoints(start, Math.min(left, longest));
+            Map<String, Integer> known = start == 0 ? starting : inside;
+            Integer id = null;
+            while (end > start && id == null) {
+                id = known.get(word.substring(start, end));
+                end = id == null ? word.offsetByCodePoints(end, -1) : end;
+            }
+            if (id == null) {
+                return new int[] {unknown};
+            }
+            ids.add(id);
+            start = end;
+        }
+        return ids.toArray();
+    }
+}
