@@ -12,7 +12,9 @@ import subprocess
 
 import numpy as np
 import pytest
+from helpers import randomize
 
+from keras_seqlm import export, models, tasks
 from keras_seqlm import tokenizers as kinds
 from keras_seqlm.export.vectors import tokenizer_vectors
 from seqlm_runtime import LiteRTModel
@@ -289,6 +291,22 @@ def test_the_sampler_chooses_as_in_python(java):
             rows.append({"logits": logits.astype("<f4").tobytes().hex(), **given})
     assert len(rows) > 400
     assert java.ask("sample", rows=rows)["tokens"] == wanted
+
+
+def test_an_export_with_pieces(java, trained_tokenizers, tmp_path, fast_exports):
+    tokenizer, _ = trained_tokenizers["unigram"]
+    model = models.RecurrentLM(tokenizer.vocabulary_size, cell="gru", size="nano", hidden_dim=32)
+    model.build()
+    randomize(model, scale=2.0)  # so that no two logits are near each other
+    with fast_exports():
+        path = export.litert(tasks.TextGeneration(model, tokenizer), tmp_path / "pieces.tflite", "int8")
+    assert path.name == "pieces-int8.tflite"
+    assert java.load(path) == {"describes": True}
+    assert java.ask("self_test") == {"wrong": []}
+    rows = json.loads(sidecar_of(path).read_text("utf-8"))["test_vectors"]["written"]
+    assert {row["options"]["temperature"] for row in rows} == {0.0, 0.8}
+    got = java.ask("generate", prompt="The lowest 中 road", max_new_tokens=9, options=SAMPLED)
+    assert got["token_ids"] == LiteRTModel(path).generate("The lowest 中 road", 9, **SAMPLED)["token_ids"].tolist()
 
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
