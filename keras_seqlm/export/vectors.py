@@ -52,11 +52,11 @@ def of_saved_model(task, signatures, limit):
             "truncated": bool(answer["truncated"].numpy()[0]),
         }
 
-    def logits_along(ids):
-        ids = tf.constant([ids], tf.int32)
-        return signatures["logits"](token_ids=ids, lengths=tf.shape(ids)[1:])["logits"].numpy()[0]
+    def logits_after(ids, more):
+        row = tf.constant([[*ids, *more]], tf.int32)
+        return signatures["logits"](token_ids=row, lengths=tf.shape(row)[1:])["logits"].numpy()[0, len(ids) - 1 :]
 
-    written = written_vectors(task.tokenizer, task.model.max_length, limit, generate, logits_along)
+    written = written_vectors(task.tokenizer, task.model.max_length, limit, generate, logits_after)
     return _all(task.tokenizer, written)
 
 
@@ -73,14 +73,15 @@ def of_litert(task, path, sidecar):
             answer = model.generate(prompt, max_new_tokens, **options)
             return {**answer, "token_ids": answer["token_ids"].tolist()}
 
-        def logits_along(ids):
-            rows, state = [], model.initial_state()
-            for i in ids:
+        def logits_after(ids, more):
+            logits, state = model.step(ids, model.initial_state())
+            rows = [logits]
+            for i in more:
                 logits, state = model.step([i], state)
                 rows.append(logits)
             return np.stack(rows)
 
-        written = written_vectors(task.tokenizer, model.max_length, NEW_TOKENS, generate, logits_along)
+        written = written_vectors(task.tokenizer, model.max_length, NEW_TOKENS, generate, logits_after)
     return _all(task.tokenizer, written)
 
 
@@ -153,7 +154,7 @@ def sampler_vectors():
     return {"logits": rows, "choices": choices}
 
 
-def written_vectors(tokenizer, max_length, limit, generate, logits_along):
+def written_vectors(tokenizer, max_length, limit, generate, logits_after):
     """Whole prompts, as the artifact itself goes on from them.
 
     Args:
@@ -161,13 +162,14 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_along):
         max_length: the context, None for a model without one.
         limit: the most new tokens that may be asked for.
         generate: `generate(prompt, max_new_tokens, options)` gives the artifact's `text`, `token_ids` and `truncated`.
-        logits_along: `logits_along(ids)` gives its logits (time, vocabulary) along a list of ids.
+        logits_after: `logits_after(ids, more)` gives its logits (1 + more, vocabulary) after a list of ids, and after each of
+            some more.
 
     Returns:
         A list of dicts of `prompt`, `max_new_tokens`, `options`, `prompt_ids` (those that are read), `token_ids`, `text`,
         `stop_reason`, `truncated` and `margin`: how far the nearest step is from another choice.
     """
-    vectors, new = [], min(NEW_TOKENS, limit)
+    vectors, new = [], min(NEW_TOKENS, limit, NEW_TOKENS if max_length is None else max(1, max_length // 2))
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for options in WAYS:
         found = 0
@@ -175,7 +177,7 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_along):
             ids = bos + tokenizer.encode(prompt).tolist()
             if not ids or max_length is not None and len(ids) + new > max_length:
                 continue
-            vector = _written(tokenizer, prompt, ids, new, options, generate, logits_along)
+            vector = _written(tokenizer, prompt, ids, new, options, generate, logits_after)
             if vector is not None:
                 vectors.append(vector)
                 found += 1
@@ -183,30 +185,30 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_along):
                 break
     if max_length is not None:
         long = " ".join([*_PROMPTS, "and so on"])
-        while len(bos) + len(tokenizer.encode(long)) <= max_length + 4:
+        while len(tokenizer.encode(long)) < max_length + 4 and len(long) < 100 * max_length:
             long += " " + long
         ids = (bos + tokenizer.encode(long).tolist())[1 - max_length :] if max_length > 1 else bos
-        vector = _written(tokenizer, long, ids, 1, WAYS[0], generate, logits_along)
+        vector = _written(tokenizer, long, ids, 1, WAYS[0], generate, logits_after) if ids else None
         vectors += [] if vector is None else [vector]
     return vectors
 
 
-def _written(tokenizer, prompt, ids, new, options, generate, logits_along):
+def _written(tokenizer, prompt, ids, new, options, generate, logits_after):
     """One vector of as many steps as are sure, None where the first is not."""
-    token_ids = generate(prompt, new, options)["token_ids"]
+    result = generate(prompt, new, options)
+    token_ids = result["token_ids"]
     steps = min(new, len(token_ids) + 1)  # a text that the end-of-text id ended has one step more
-    logits = logits_along([*ids, *token_ids[: steps - 1]])[len(ids) - 1 :]
     margins = []
-    for step in range(steps):
-        seen = np.zeros(logits.shape[1], bool)
+    for step, logits in enumerate(logits_after(ids, token_ids[: steps - 1])):
+        seen = np.zeros(len(logits), bool)
         seen[[*ids, *token_ids[:step]]] = True
-        position, suppressed = len(ids) + step, tokenizer.suppressed_ids
-        margins.append(float(sample(logits[step], options, seen, position, suppressed, with_margin=True)[1][0]))
+        _, margin = sample(logits, options, seen, len(ids) + step, tokenizer.suppressed_ids, with_margin=True)
+        margins.append(float(margin[0]))
     sure = next((step for step, margin in enumerate(margins) if not margin >= SURE), steps)
     if sure == 0:
         return None
-    new = new if sure == steps else sure
-    result = generate(prompt, new, options)
+    if sure < steps:
+        new, result = sure, generate(prompt, sure, options)
     return {
         "prompt": prompt,
         "max_new_tokens": new,
