@@ -108,7 +108,7 @@ def test_a_prompt_beyond_the_context_works_and_is_told(run_folder, capsys):
     )
     shown = capsys.readouterr()
     assert shown.out.startswith(prompt) and shown.err.count("\n") == 1
-    assert f"do not fit the context of {CONTEXT}; the beginning of the prompt was left out" in shown.err
+    assert f"longer than the {CONTEXT - 1} tokens that this model reads of one; its beginning was left out" in shown.err
 
 
 def test_a_huge_number_of_tokens_ends_at_the_context(run_folder, tmp_path):

@@ -5,6 +5,7 @@ import pathlib
 from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
@@ -13,7 +14,7 @@ from keras_seqlm.files import replacing
 SIDECAR = "assets.extra/seqlm.json"
 
 
-def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=()):
+def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(), max_prompt_tokens=None):
     """Export a model that speaks text as a SavedModel for TensorFlow Serving.
 
     The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
@@ -29,13 +30,16 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         max_new_tokens_limit: what a request's `max_new_tokens` is clamped to.
         overwrite: whether a folder that exists is replaced.
         imports: modules to import first, for your own registered classes.
+        max_prompt_tokens: ids of a prompt that are read, its last ones, `bos` among them; None for 4096 of a recurrent model,
+            `max_length - 1` of a Transformer. However long a text is, it costs no more; see `seqlm_runtime.prompts`.
 
     Returns:
         The path as `pathlib.Path`.
 
     Raises:
         FileExistsError: the path exists and `overwrite` is false.
-        ValueError: the path's last part is no version number, or the limit is below 1.
+        ValueError: the path's last part is no version number, the limit is below 1, or `max_prompt_tokens` is none that the
+            model can read.
 
     Example:
 
@@ -55,6 +59,7 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
             run_folder=str(run_folder),
             path=str(beside),
             max_new_tokens_limit=max_new_tokens_limit,
+            max_prompt_tokens=max_prompt_tokens,
         )
     return path
 
@@ -66,15 +71,16 @@ def next_version(folder):
     return max(versions, default=0) + 1
 
 
-def write_saved_model(run_folder, path, max_new_tokens_limit):
+def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=None):
     """Trace and save, in the clean process."""
     import tensorflow as tf
 
     task = load_at_float32(run_folder)
-    module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit)
+    module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit, max_prompt_tokens)
     tf.saved_model.save(module, path, signatures=signatures)
     sidecar = pathlib.Path(path) / SIDECAR
     sidecar.parent.mkdir(parents=True, exist_ok=True)
+    most = served_prompt_room(task.model, max_prompt_tokens)
     content = {
         "format": 1,
         "model": type(task.model).__name__,
@@ -82,7 +88,8 @@ def write_saved_model(run_folder, path, max_new_tokens_limit):
         "vocabulary_size": task.model.vocabulary_size,
         "tokenizer_hash": task.tokenizer.hash,
         "max_new_tokens_limit": max_new_tokens_limit,
-        **description(task.model, task.tokenizer, signatures, save_tokenizer(task.tokenizer, sidecar)),
-        "test_vectors": vectors.of_saved_model(task, signatures, max_new_tokens_limit),
+        "max_prompt_tokens": most,
+        **description(task.model, task.tokenizer, signatures, save_tokenizer(task.tokenizer, sidecar), most),
+        "test_vectors": vectors.of_saved_model(task, signatures, max_new_tokens_limit, most),
     }
     sidecar.write_text(as_json(content) + "\n", encoding="utf-8")

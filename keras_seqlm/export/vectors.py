@@ -16,6 +16,7 @@ from seqlm_runtime.sampler import sample, uniform
 
 SURE = 1e-3
 NEW_TOKENS = 16
+LONGEST = 1024  # ids that are read: where more are, no vector has a prompt that is cut
 EACH = 2  # prompts for each way of writing
 WAYS = (
     {"temperature": 0.0},
@@ -38,7 +39,7 @@ _TEXTS = (
 _BYTES = (b"\xff\xfe", b"caf\xc3", b"a\xed\xa0\x80b", b"\xf0\x9f\x98 \xe2\x82", b"\xc0\x80\xf5\x80")
 
 
-def of_saved_model(task, signatures, limit):
+def of_saved_model(task, signatures, limit, most):
     """The vectors of a SavedModel: its own signatures, as they were traced, write the texts."""
     import tensorflow as tf
 
@@ -56,7 +57,7 @@ def of_saved_model(task, signatures, limit):
         ids = tf.constant([ids], tf.int32)
         return signatures["logits"](token_ids=ids, lengths=tf.shape(ids)[1:])["logits"].numpy()[0]
 
-    written = written_vectors(task.tokenizer, task.model.max_length, limit, generate, logits_along)
+    written = written_vectors(task.tokenizer, task.model.max_length, most, limit, generate, logits_along)
     return _all(task.tokenizer, written)
 
 
@@ -80,7 +81,8 @@ def of_litert(task, path, sidecar):
                 rows.append(logits)
             return np.stack(rows)
 
-        written = written_vectors(task.tokenizer, model.max_length, NEW_TOKENS, generate, logits_along)
+        most = model.max_prompt_tokens
+        written = written_vectors(task.tokenizer, model.max_length, most, NEW_TOKENS, generate, logits_along)
     return _all(task.tokenizer, written)
 
 
@@ -153,12 +155,13 @@ def sampler_vectors():
     return {"logits": rows, "choices": choices}
 
 
-def written_vectors(tokenizer, max_length, limit, generate, logits_along):
+def written_vectors(tokenizer, max_length, most, limit, generate, logits_along):
     """Whole prompts, as the artifact itself goes on from them.
 
     Args:
         tokenizer: the task's.
         max_length: the context, None for a model without one.
+        most: how many ids of a prompt are read.
         limit: the most new tokens that may be asked for.
         generate: `generate(prompt, max_new_tokens, options)` gives the artifact's `text`, `token_ids` and `truncated`.
         logits_along: `logits_along(ids)` gives its logits (time, vocabulary) along a list of ids.
@@ -173,7 +176,7 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_along):
         found = 0
         for prompt in _PROMPTS:
             ids = bos + tokenizer.encode(prompt).tolist()
-            if not ids or max_length is not None and len(ids) + new > max_length:
+            if not ids or len(ids) > most or max_length is not None and len(ids) + new > max_length:
                 continue
             vector = _written(tokenizer, prompt, ids, new, options, generate, logits_along)
             if vector is not None:
@@ -181,11 +184,11 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_along):
                 found += 1
             if found == EACH:
                 break
-    if max_length is not None:
+    if most <= LONGEST:
         long = " ".join([*_PROMPTS, "and so on"])
-        while len(bos) + len(tokenizer.encode(long)) <= max_length + 4:
+        while len(bos) + len(tokenizer.encode(long)) <= most + 4:
             long += " " + long
-        ids = (bos + tokenizer.encode(long).tolist())[1 - max_length :] if max_length > 1 else bos
+        ids = (bos + tokenizer.encode(long).tolist())[-most:]
         vector = _written(tokenizer, long, ids, 1, WAYS[0], generate, logits_along)
         vectors += [] if vector is None else [vector]
     return vectors

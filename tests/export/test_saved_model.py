@@ -40,7 +40,10 @@ SIGNATURES = {
     "generate_text": (TEXT, WRITTEN),
     "generate": ({**TEXT, **OPTIONS}, WRITTEN),
     "generate_xla": ({**TEXT, **OPTIONS}, WRITTEN),
-    "score": (TEXT, {"log_probability": (np.float32, (None,)), "num_tokens": (np.int32, (None,))}),
+    "score": (
+        TEXT,
+        {"log_probability": (np.float32, (None,)), "num_tokens": (np.int32, (None,)), "truncated": (np.bool_, (None,))},
+    ),
     "logits": (
         {"token_ids": (np.int32, (None, None)), "lengths": (np.int32, (None,))},
         {"logits": (np.float32, (None, None, 260))},
@@ -183,7 +186,7 @@ def test_no_request_fails_or_gives_what_is_no_text(saved_model, trained, serve, 
     assert np.isfinite(scores["log_probability"]).all() and scores["log_probability"][0] == 0.0
     for answer in (empty, empty_default):
         assert answer["generated_text"] == answer["num_tokens"] == answer["truncated"] == answer["token_ids"] == []
-    assert empty_score == {"log_probability": [], "num_tokens": []}
+    assert empty_score == {"log_probability": [], "num_tokens": [], "truncated": []}
 
     new, (greedy, longest, sampled, hottest) = ids_of(options), ids_of(plain)
     assert len(texts_of(options)) == len(new) and all(0 <= i < 260 for ids in new for i in ids)

@@ -156,7 +156,7 @@ def test_the_go_program_of_the_page(server, trained, tmp_path):
         ({"instances": [1]}, "not of the type"),
         ({"signature_name": "generate", "instances": ["a"]}, "every row names the same inputs"),
         ({"signature_name": "generate", "inputs": {"text": ["a"], "top_k": [0.5]}}, "not of the type"),
-        ({"signature_name": "generate", "inputs": {"text": ["a"]}}, "takes the inputs"),
+        ({"signature_name": "generate", "inputs": {"temperature": [0.5]}}, "takes the inputs"),
         ({"signature_name": "score", "inputs": {"words": ["a"]}}, "not of the type"),
     ],
 )
