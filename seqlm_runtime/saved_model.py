@@ -9,6 +9,7 @@ import numpy as np
 
 from seqlm_runtime.graph_file import graph_file, read_signatures
 from seqlm_runtime.tensorflow_c import Endpoint, load_library
+from seqlm_runtime.warm_up import read_warm_up
 
 
 class SavedModel:
@@ -97,6 +98,17 @@ class SavedModel:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
+
+    def warm_up(self):
+        """Answer the requests that the export left for it, as a server does while it loads the model.
+
+        Returns:
+            The number of requests; 0 where there are none.
+        """
+        requests = read_warm_up(self.path)
+        for signature, inputs in requests:
+            self.run(signature, **inputs)
+        return len(requests)
 
     def optional_inputs(self, signature):
         """The names of a signature's inputs that may be left out, for they have a default."""

@@ -98,13 +98,11 @@ class InParts:
         import tensorflow as tf
 
         self.model, self.lengths, self.select = model, lengths, select
-        filling = PART + 1
-        self.token_ids = tf.pad(token_ids, [[0, 0], [0, filling]])
-        self.turns = (tf.reduce_max(tf.concat([lengths, [0]], axis=0)) + PART - 1) // PART
+        self.token_ids = tf.pad(token_ids, [[0, 0], [0, PART + 1]])
 
     def state(self):
         """The state after all tokens."""
-        return self._run(lambda hidden, ids, start: None)[0]
+        return self._run(lambda hidden, ids, left: None)[0]
 
     def log_probabilities(self):
         """The sum of ln p(id | ids before it) of `lengths` ids after the first of each row, float32 (batch,).
@@ -113,8 +111,9 @@ class InParts:
         """
         import tensorflow as tf
 
-        def sums(hidden, ids, counted):
-            return tf.reduce_sum(tf.where(counted, of_targets(self.model, hidden, ids[:, 1:]), 0.0), axis=1)
+        def sums(hidden, ids, left):
+            found = of_targets(self.model, hidden, ids[:, 1:])
+            return tf.reduce_sum(found if left is None else tf.where(tf.sequence_mask(left, PART), found, 0.0), axis=1)
 
         return self._run(sums)[1]
 
@@ -124,29 +123,35 @@ class InParts:
         batch = tf.shape(self.lengths)[0]
         first = self.model.initial_state(batch)
         names = sorted(first)
+        whole = self.lengths // PART  # parts of a row that are full, where no step has to ask whether its token is real
+        turns = whole if self.select else (self.lengths + PART - 1) // PART
 
-        def turn(i, total, *leaves):
-            left = self.lengths - i * PART
-            ids = tf.slice(self.token_ids, [0, i * PART], [batch, PART + 1])
-            before = dict(zip(names, leaves, strict=True))
-            if self.select:
-                rows = tf.where(left > 0)
-                left, ids = tf.gather_nd(left, rows), tf.gather_nd(ids, rows)
-                before = {name: tf.gather_nd(leaf, rows) for name, leaf in before.items()}
-            left = tf.clip_by_value(left, 0, PART)
+        def read(ids, left, before):
             ids = tf.ensure_shape(ids, [None, PART + 1])
-            inputs = {"token_ids": ids[:, :PART], "lengths": left}
+            inputs = {"token_ids": ids[:, :PART], **({} if left is None else {"lengths": left})}
             with steps_written_out(PART):
                 hidden, after = self.model.hidden_states(inputs, before, training=False)
-            more = sums(hidden, ids, tf.sequence_mask(left, PART))
-            if self.select:
-                after = {
-                    name: tf.tensor_scatter_nd_update(leaf, rows, after[name])
-                    for name, leaf in zip(names, leaves, strict=True)
-                }
-                more = None if more is None else tf.scatter_nd(rows, more, [batch])
-            return i + 1, total if more is None else total + more, *(after[name] for name in names)
+            return after, sums(hidden, ids, left)
+
+        def turn(i, total, *leaves):
+            before = dict(zip(names, leaves, strict=True))
+            ids = tf.slice(self.token_ids, [0, i * PART], [batch, PART + 1])
+            if not self.select:
+                after, more = read(ids, tf.clip_by_value(self.lengths - i * PART, 0, PART), before)
+                return i + 1, total if more is None else total + more, *(after[name] for name in names)
+            rows = tf.where(whole > i)
+            after, more = read(
+                tf.gather_nd(ids, rows), None, {name: tf.gather_nd(leaf, rows) for name, leaf in before.items()}
+            )
+            total = total if more is None else tf.tensor_scatter_nd_add(total, rows, more)
+            return i + 1, total, *(tf.tensor_scatter_nd_update(before[name], rows, after[name]) for name in names)
 
         start = (tf.constant(0), tf.zeros(tf.shape(self.lengths), tf.float32), *(first[name] for name in names))
-        _, total, *leaves = tf.while_loop(lambda i, *_: i < self.turns, turn, start, parallel_iterations=1)
-        return dict(zip(names, leaves, strict=True)), total
+        last = tf.reduce_max(tf.concat([turns, [0]], axis=0))
+        _, total, *leaves = tf.while_loop(lambda i, *_: i < last, turn, start, parallel_iterations=1)
+        state = dict(zip(names, leaves, strict=True))
+        if self.select:  # what is left of each row
+            ids = tf.gather(self.token_ids, whole[:, None] * PART + tf.range(PART + 1), batch_dims=1)
+            state, more = read(ids, self.lengths - whole * PART, state)
+            total = total if more is None else total + more
+        return state, total

@@ -9,6 +9,7 @@ from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
+from keras_seqlm.export.warm_up import WARM_UP, warm_up_requests, write_server_files, write_warm_up
 from keras_seqlm.files import replacing
 
 SIDECAR = "assets.extra/seqlm.json"
@@ -18,10 +19,11 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
     """Export a model that speaks text as a SavedModel for TensorFlow Serving.
 
     The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
-    every kind for each row), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
+    every kind, which may be left out), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
     which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
     saved model at float32, whatever backend and precision trained it; of a quantised one, from the float32 weights that
-    its integers stand for.
+    its integers stand for. With it come requests by which a server warms up, and beside the versions `models.config` and
+    `batching.txt`, as far as they are not there.
 
     Args:
         task: a `TextGeneration`, or the path of a run folder.
@@ -52,7 +54,8 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         raise ValueError(f"max_new_tokens_limit must be at least 1, got {max_new_tokens_limit}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another version, or overwrite it")
-    with replacing(path) as beside, as_run_folder(task) as run_folder:  # TF Serving looks at whole numbers only
+    # TF Serving looks at whole numbers only.
+    with replacing(path) as beside, as_run_folder(task) as run_folder:
         run_clean(
             "keras_seqlm.export.saved_model:write_saved_model",
             imports=imports,
@@ -61,6 +64,7 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
             max_new_tokens_limit=max_new_tokens_limit,
             max_prompt_tokens=max_prompt_tokens,
         )
+    write_server_files(path.parent, path.parent.name)
     return path
 
 
@@ -93,3 +97,5 @@ def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=
         "test_vectors": vectors.of_saved_model(task, signatures, max_new_tokens_limit, most),
     }
     sidecar.write_text(as_json(content) + "\n", encoding="utf-8")
+    context = task.model.max_length
+    write_warm_up(pathlib.Path(path) / WARM_UP, warm_up_requests(task.tokenizer, most, context or most))

@@ -230,10 +230,11 @@ def test_xla_is_in_the_compiled_signature_alone(saved_model, name):
 
 def test_what_lies_in_the_folder(saved_model):
     folder = pathlib.Path(saved_model("lstm"))
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["1"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "batching.txt", "models.config"]
     sidecar = json.loads((folder / "assets.extra" / "seqlm.json").read_text())
     assert sidecar["max_new_tokens_limit"] == LIMIT and sidecar["vocabulary_size"] == 260
     assert sidecar["max_length"] is None and sidecar["model"] == "RecurrentLM" and len(sidecar["tokenizer_hash"]) == 16
+    assert sidecar["max_prompt_tokens"] == 4096
 
 
 def test_an_existing_version_is_kept_unless_told(saved_model, run_folder, monkeypatch, tmp_path):
@@ -246,7 +247,7 @@ def test_an_existing_version_is_kept_unless_told(saved_model, run_folder, monkey
         export.saved_model(run_folder("lstm"), target)
     assert (target / "kept").exists()
     assert export.saved_model(run_folder("lstm"), target, overwrite=True) == target
-    assert [path.name for path in tmp_path.rglob("*")] == ["books", "1"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "batching.txt", "books", "models.config"]
 
 
 @pytest.mark.parametrize("path", ["books", "books/v1", "books/1.5", "books/-1"])
