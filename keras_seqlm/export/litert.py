@@ -10,6 +10,7 @@ from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.sidecar import as_json, description
 from keras_seqlm.export.signatures import litert_module
@@ -18,7 +19,7 @@ from keras_seqlm.files import replacing, write_text
 QUANTIZATIONS = ("none", "float16", "int8")
 
 
-def litert(task, path, quantize="none", overwrite=False, imports=()):
+def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_tokens=None):
     """Export a model that speaks text as a LiteRT file of builtin operations only.
 
     Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
@@ -33,13 +34,15 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
         quantize: "none", "float16" (weights), or "int8" (weights; products in the dynamic range of their inputs).
         overwrite: whether a file that exists is replaced.
         imports: modules to import first, for your own registered classes.
+        max_prompt_tokens: ids of a prompt that `seqlm_runtime.LiteRTModel` reads, its last ones; None for 4096 of a
+            recurrent model, `max_length - 1` of a Transformer.
 
     Returns:
         The path of the .tflite as `pathlib.Path`.
 
     Raises:
         FileExistsError: the file, or beside it the tokenizer of another model, exists and `overwrite` is false.
-        ValueError: another ending than .tflite, or an unknown `quantize`.
+        ValueError: another ending than .tflite, an unknown `quantize`, or a `max_prompt_tokens` that the model cannot read.
 
     Example:
 
@@ -65,12 +68,13 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
             tokenizer_path=str(tokenizer),
             quantize=quantize,
             overwrite=overwrite,
+            max_prompt_tokens=max_prompt_tokens,
         )
         write_text(target.with_suffix(".json"), as_json(sidecar) + "\n")
     return target
 
 
-def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
+def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prompt_tokens=None):
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
@@ -80,6 +84,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
             "overwrite it"
         )
+    most = served_prompt_room(task.model, max_prompt_tokens)
     with single_tokens_written("slice"):  # a builtin of LiteRT
         module, signatures, prefills, zeros = litert_module(task.model)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,11 +107,12 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
         "state": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in zeros.items()},
         "prefill_lengths": prefills,
         "max_length": task.model.max_length,
+        "max_prompt_tokens": most,
         "vocabulary_size": task.model.vocabulary_size,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "tokenizer_hash": tokenizer.hash,
-        **description(task.model, tokenizer, signatures, pathlib.Path(tokenizer_path).name),
+        **description(task.model, tokenizer, signatures, pathlib.Path(tokenizer_path).name, most),
     }
     return {**sidecar, "test_vectors": vectors.of_litert(task, path, sidecar)}

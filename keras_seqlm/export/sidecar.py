@@ -4,17 +4,16 @@
 as they were traced and from the files of the tokenizer, so that it cannot say another thing than the artifact.
 """
 
+import inspect
 import json
 import pathlib
 
 from keras_seqlm.export.signatures import DEFAULT_NEW_TOKENS
 from keras_seqlm.generation.samplers import OPTIONS
+from seqlm_runtime.prompts import byte_limits
 
 WIDTH = 160  # of a line of the file
 SAMPLER = "seqlm-sampler-1"  # another number where one of its numbers or its order changes: it is one seed, one text
-# How many of its last tokens a prompt keeps that is too long for the context, at least 1.
-PROMPT_KEEPS = "max_length - max_new_tokens"
-
 # What each tensor of a signature means.
 _INPUTS = {
     "text": "a text a row, UTF-8; bytes that are none are read as U+FFFD, but kept by byte and byte_pair tokenizers",
@@ -49,14 +48,15 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def description(model, tokenizer, signatures, folder):
+def description(model, tokenizer, signatures, folder, most):
     """The fields that every sidecar has beside those of its own kind.
 
     Args:
         model: the language model.
         tokenizer: the task's tokenizer.
-        signatures: dict name -> concrete function, as they are saved.
+        signatures: dict name -> function, as they are saved.
         folder: name of the folder beside the sidecar that holds the tokenizer's files.
+        most: how many ids of a prompt are read; see `seqlm_runtime.prompts`.
 
     Returns:
         dict of what JSON can hold: `signatures`, `tokenizer`, `context`, `stop` and `sampler`.
@@ -78,7 +78,8 @@ def description(model, tokenizer, signatures, folder):
         },
         "context": {
             "max_length": model.max_length,
-            "prompt_keeps": None if model.max_length is None else PROMPT_KEEPS,
+            "max_prompt_tokens": most,
+            "prompt_bytes": list(byte_limits(tokenizer, most)),
             "default_new_tokens": DEFAULT_NEW_TOKENS,
         },
         "stop": {"eos_id": tokenizer.eos_id, "rule": "eos ends the text and is no part of it, else the count does"},
@@ -116,6 +117,11 @@ def save_tokenizer(tokenizer, sidecar):
 
 def _signature(name, function):
     """What one signature takes and gives; the leaves of a state, which go in and come out, by name alone."""
+    defaults = {}
+    if not hasattr(function, "structured_outputs"):  # not traced for one list of inputs alone
+        parameters = inspect.signature(function.python_function).parameters
+        defaults = {key: part.default for key, part in parameters.items() if part.default is not part.empty}
+        function = function.get_concrete_function()
     positional, named = function.structured_input_signature
     inputs = {spec.name: spec for spec in (*positional, *named.values())}
     read = name.removeprefix("prefill_")
@@ -125,7 +131,11 @@ def _signature(name, function):
     state = [key for key in function.structured_outputs if key in inputs] if name == "decode" or read != name else []
     return {
         "meaning": meaning,
-        "inputs": {key: _tensor(key, spec, _INPUTS) for key, spec in inputs.items() if key not in state},
+        "inputs": {
+            key: {**_tensor(key, spec, _INPUTS), **({"optional": True} if key in defaults else {})}
+            for key, spec in inputs.items()
+            if key not in state
+        },
         "outputs": {
             key: _tensor(key, spec, _OUTPUTS) for key, spec in function.structured_outputs.items() if key not in state
         },

@@ -12,10 +12,12 @@ import numpy as np
 
 from keras_seqlm.generation.samplers import OPTIONS
 from seqlm_runtime.litert import LiteRTModel
+from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.sampler import sample, uniform
 
 SURE = 1e-3
 NEW_TOKENS = 16
+LONGEST = 1024  # ids that are read: where more are, no vector has a prompt that is cut
 EACH = 2  # prompts for each way of writing
 WAYS = (
     {"temperature": 0.0},
@@ -38,7 +40,7 @@ _TEXTS = (
 _BYTES = (b"\xff\xfe", b"caf\xc3", b"a\xed\xa0\x80b", b"\xf0\x9f\x98 \xe2\x82", b"\xc0\x80\xf5\x80")
 
 
-def of_saved_model(task, signatures, limit):
+def of_saved_model(task, signatures, limit, most):
     """The vectors of a SavedModel: its own signatures, as they were traced, write the texts."""
     import tensorflow as tf
 
@@ -56,7 +58,7 @@ def of_saved_model(task, signatures, limit):
         row = tf.constant([[*ids, *more]], tf.int32)
         return signatures["logits"](token_ids=row, lengths=tf.shape(row)[1:])["logits"].numpy()[0, len(ids) - 1 :]
 
-    written = written_vectors(task.tokenizer, task.model.max_length, limit, generate, logits_after)
+    written = written_vectors(task.tokenizer, task.model.max_length, most, limit, generate, logits_after)
     return _all(task.tokenizer, written)
 
 
@@ -81,7 +83,8 @@ def of_litert(task, path, sidecar):
                 rows.append(logits)
             return np.stack(rows)
 
-        written = written_vectors(task.tokenizer, model.max_length, NEW_TOKENS, generate, logits_after)
+        most = model.max_prompt_tokens
+        written = written_vectors(task.tokenizer, model.max_length, most, NEW_TOKENS, generate, logits_after)
     return _all(task.tokenizer, written)
 
 
@@ -154,12 +157,13 @@ def sampler_vectors():
     return {"logits": rows, "choices": choices}
 
 
-def written_vectors(tokenizer, max_length, limit, generate, logits_after):
+def written_vectors(tokenizer, max_length, most, limit, generate, logits_after):
     """Whole prompts, as the artifact itself goes on from them.
 
     Args:
         tokenizer: the task's.
         max_length: the context, None for a model without one.
+        most: how many ids of a prompt are read.
         limit: the most new tokens that may be asked for.
         generate: `generate(prompt, max_new_tokens, options)` gives the artifact's `text`, `token_ids` and `truncated`.
         logits_after: `logits_after(ids, more)` gives its logits (1 + more, vocabulary) after a list of ids, and after each of
@@ -175,7 +179,7 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_after):
         found = 0
         for prompt in _PROMPTS:
             ids = bos + tokenizer.encode(prompt).tolist()
-            if not ids or max_length is not None and len(ids) + new > max_length:
+            if not ids or len(ids) > most or max_length is not None and len(ids) + new > max_length:
                 continue
             vector = _written(tokenizer, prompt, ids, new, options, generate, logits_after)
             if vector is not None:
@@ -183,11 +187,11 @@ def written_vectors(tokenizer, max_length, limit, generate, logits_after):
                 found += 1
             if found == EACH:
                 break
-    if max_length is not None:
+    if most <= LONGEST:
         long = " ".join([*_PROMPTS, "and so on"])
-        while len(tokenizer.encode(long)) < max_length + 4 and len(long) < 100 * max_length:
+        while len(tokenizer.encode(long)) < most + 4 and len(long) < 100 * most:
             long += " " + long
-        ids = (bos + tokenizer.encode(long).tolist())[1 - max_length :] if max_length > 1 else bos
+        ids = read_ids(tokenizer, long, most)[0].tolist()
         vector = _written(tokenizer, long, ids, 1, WAYS[0], generate, logits_after) if ids else None
         vectors += [] if vector is None else [vector]
     return vectors

@@ -145,7 +145,7 @@ def write_reference(run_folder, prompts, path):
     """The model's half, in the clean process: its texts, and its logits along them."""
     task = load_reference(run_folder)
     model, context = task.model, task.model.max_length
-    keep = None if context is None else max(1, context - NEW_TOKENS)
+    keep = None if context is None else max(1, context - 1)
     content = {
         "prompts": json.dumps(prompts),
         "max_new_tokens": NEW_TOKENS,

@@ -331,10 +331,23 @@ def test_the_loop_writes_what_python_writes(java, litert, name):
                 "token_ids": wanted["token_ids"].tolist(),
             }
     assert {"decode", "prefill_16"} <= set(java.runs)
-    long = "the cat sat on the mat and looked. " * 3
-    got = java.ask("generate", prompt=long, max_new_tokens=1, options=OFF)
-    assert got["token_ids"] == model.generate(long, max_new_tokens=1)["token_ids"].tolist()
-    assert got["truncated"] == (name == "transformer")
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_a_prompt_is_cut_as_in_python(java, litert, name):
+    java.load(litert(name))
+    model = LiteRTModel(litert(name))
+    for prompt in (
+        "the cat sat on the mat and looked. " * 3,
+        "Zoë " * 1500,
+        "中文" * 900,
+        "x" + "😀" * 1100,
+        "a" * 4095,
+        "a" * 4096,
+    ):
+        got = java.ask("generate", prompt=prompt, max_new_tokens=7, options=OFF)
+        wanted = model.generate(prompt, max_new_tokens=7)
+        assert got["token_ids"] == wanted["token_ids"].tolist() and got["truncated"] == wanted["truncated"], prompt[:9]
 
 
 def test_a_listener_stops_it_and_a_new_text_starts_from_nothing(java, litert):

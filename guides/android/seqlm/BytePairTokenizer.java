@@ -15,12 +15,21 @@ final class BytePairTokenizer extends Tokenizer {
     private final int[] byteIds = new int[256];
     private final Merges merges;
     private final int maxWordBytes;
+    private final String split;
+    private final boolean addPrefixSpace;
+    private final Map<String, Integer> wholeWords;
     private final Map<String, int[]> cache = new HashMap<>();
 
     BytePairTokenizer(Files files) throws IOException {
         super(files);
         Integer most = Json.integerOrNull(files.config, "max_word_bytes");
         maxWordBytes = most == null ? Integer.MAX_VALUE : most;
+        split = files.config.get("split") == null ? "gpt2" : Json.string(files.config, "split");
+        if (!split.equals("gpt2") && !split.equals("llama3") && !split.equals("qwen2")) {
+            throw new IllegalArgumentException("there is no split of words named \"" + split + "\" here");
+        }
+        addPrefixSpace = Boolean.TRUE.equals(files.config.get("add_prefix_space"));
+        wholeWords = Boolean.TRUE.equals(files.config.get("ignore_merges")) ? new HashMap<String, Integer>() : null;
         classes = new CodePointTable(files.bytes("classes.bin"), 1, "classes.bin");
         int[] bytes = bytesOfCharacters();
         String[] lines = files.lines("vocabulary.txt");
@@ -34,7 +43,10 @@ final class BytePairTokenizer extends Tokenizer {
                 tokens[i] = new byte[0];
             } else {
                 tokens[i] = bytes(lines[i], bytes);
-                ids.put(lines[i], i);
+                ids.put(lines[i], i);  // an empty line is an id that only the added tokens name
+                if (wholeWords != null && tokens[i].length > 0) {
+                    wholeWords.put(latin(tokens[i]), i);
+                }
             }
         }
         Arrays.fill(byteIds, -1);
@@ -65,7 +77,13 @@ final class BytePairTokenizer extends Tokenizer {
     }
 
     @Override
-    public int[] encode(byte[] text) {
+    int[] encodePlain(byte[] given) {
+        byte[] text = given;
+        if (addPrefixSpace && given.length > 0 && given[0] != ' ') {
+            text = new byte[given.length + 1];
+            text[0] = ' ';
+            System.arraycopy(given, 0, text, 1, given.length);
+        }
         int[] points = Utf8.codePointsOrBytes(text);
         char[] kinds = new char[points.length];
         for (int i = 0; i < kinds.length; i++) {
@@ -74,10 +92,15 @@ final class BytePairTokenizer extends Tokenizer {
         Ints ids = new Ints();
         int place = 0;
         for (int start = 0; start < kinds.length; ) {
-            int end = wordEnd(kinds, start);
+            int end = split.equals("gpt2") ? gpt2WordEnd(kinds, start) : llama3WordEnd(kinds, start, split.equals("llama3") ? 3 : 1);
             int from = place;
             for (int i = start; i < end; i++) {
                 place += Utf8.size(points[i]);
+            }
+            Integer whole = wholeWords == null ? null : wholeWords.get(latin(Arrays.copyOfRange(text, from, place)));
+            if (whole != null) {
+                ids.add(whole);
+                from = place;
             }
             for (int part = from; part < place; part += Math.min(maxWordBytes, place - part)) {
                 ids.addAll(word(Arrays.copyOfRange(text, part, part + Math.min(maxWordBytes, place - part))));
@@ -85,6 +108,11 @@ final class BytePairTokenizer extends Tokenizer {
             start = end;
         }
         return ids.toArray();
+    }
+
+    @Override
+    boolean keepsBytes() {
+        return true;
     }
 
     @Override
@@ -112,34 +140,71 @@ final class BytePairTokenizer extends Tokenizer {
     }
 
     /** Where the word that begins at `start` ends; see guides/sidecar.md for the expression. */
-    private static int wordEnd(char[] kinds, int start) {
+    private static int gpt2WordEnd(char[] kinds, int start) {
         int size = kinds.length;
         char first = kinds[start];
-        if (first == '\'' && start + 1 < size) {
-            char second = kinds[start + 1];
-            if (second == 's' || second == 't' || second == 'm' || second == 'd') {
-                return start + 2;
-            }
-            if (start + 2 < size && isPair(second, kinds[start + 2])) {
-                return start + 3;
-            }
+        if (contraction(kinds, start) > 0) {
+            return start + contraction(kinds, start);
         }
         int body = first == ' ' ? start + 1 : start;
         if (body < size) {
             int kind = kind(kinds[body]);
             if (kind > 0) {
-                int end = body + 1;
-                while (end < size && kind(kinds[end]) == kind) {
-                    end++;
-                }
-                return end;
+                return run(kinds, body + 1, kind);
             }
         }
-        int end = start + 1;
-        while (end < size && kind(kinds[end]) == 0) {
+        int end = run(kinds, start + 1, 0);
+        return end < size && end - start > 1 ? end - 1 : end;  // the last space belongs to the word after it
+    }
+
+    /** The same as Llama 3 splits, numbers in groups of `digits`. */
+    private static int llama3WordEnd(char[] kinds, int start, int digits) {
+        int size = kinds.length;
+        if (contraction(kinds, start) > 0) {
+            return start + contraction(kinds, start);
+        }
+        int first = kind(kinds[start]);
+        int next = start + 1 < size ? kind(kinds[start + 1]) : -1;
+        if (first == 1 || next == 1 && first != 2 && kinds[start] != 'R') {
+            return run(kinds, start + 1, 1);
+        }
+        if (first == 2) {
+            return Math.min(run(kinds, start + 1, 2), start + digits);
+        }
+        if (first == 3 || next == 3 && kinds[start] == ' ') {
+            int end = run(kinds, start + 1, 3);
+            while (end < size && kinds[end] == 'R') {
+                end++;
+            }
+            return end;
+        }
+        int end = run(kinds, start + 1, 0);
+        for (int last = end; last > start; last--) {
+            if (kinds[last - 1] == 'R') {
+                return last;
+            }
+        }
+        return end < size && end - start > 1 ? end - 1 : end;
+    }
+
+    private static int run(char[] kinds, int start, int kind) {
+        int end = start;
+        while (end < kinds.length && kind(kinds[end]) == kind) {
             end++;
         }
-        return end < size && end - start > 1 ? end - 1 : end;  // the last space belongs to the word after it
+        return end;
+    }
+
+    /** How long the contraction is that begins at `start`, 0 where there is none. */
+    private static int contraction(char[] kinds, int start) {
+        if (kinds[start] != '\'' || start + 1 == kinds.length) {
+            return 0;
+        }
+        char second = kinds[start + 1];
+        if (second == 's' || second == 't' || second == 'm' || second == 'd') {
+            return 2;
+        }
+        return start + 2 < kinds.length && isPair(second, kinds[start + 2]) ? 3 : 0;
     }
 
     private static boolean isPair(char second, char third) {
@@ -148,7 +213,7 @@ final class BytePairTokenizer extends Tokenizer {
 
     /** 0 for a space, 1 for a letter, 2 for a number, 3 for the rest. */
     private static int kind(char c) {
-        if (c == ' ' || c == 'S') {
+        if (c == ' ' || c == 'S' || c == 'R') {
             return 0;
         }
         return LETTERS.indexOf(c) >= 0 ? 1 : c == 'N' ? 2 : 3;

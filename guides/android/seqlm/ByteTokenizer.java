@@ -6,13 +6,13 @@ final class ByteTokenizer extends Tokenizer {
 
     ByteTokenizer(Files files) {
         super(files);
-        if (vocabularySize != FIRST + 256) {
-            throw new IllegalArgumentException("a byte tokenizer has " + (FIRST + 256) + " ids, not " + vocabularySize);
+        if (vocabularySize < FIRST + 256) {
+            throw new IllegalArgumentException("a byte tokenizer has " + (FIRST + 256) + " ids and more, not " + vocabularySize);
         }
     }
 
     @Override
-    public int[] encode(byte[] text) {
+    int[] encodePlain(byte[] text) {
         int[] ids = new int[text.length];
         for (int i = 0; i < ids.length; i++) {
             ids[i] = FIRST + (text[i] & 0xFF);
@@ -21,7 +21,12 @@ final class ByteTokenizer extends Tokenizer {
     }
 
     @Override
+    boolean keepsBytes() {
+        return true;
+    }
+
+    @Override
     byte[] shown(int id) {
-        return id < FIRST ? new byte[0] : new byte[] {(byte) (id - FIRST)};
+        return id < FIRST || id >= FIRST + 256 ? new byte[0] : new byte[] {(byte) (id - FIRST)};
     }
 }

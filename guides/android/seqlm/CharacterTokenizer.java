@@ -15,8 +15,8 @@ final class CharacterTokenizer extends Tokenizer {
         super(files);
         unknown = specialIds.get("unk");
         characters = Utf8.codePoints(files.bytes("characters.txt"));
-        if (characters.length != vocabularySize - FIRST || unknown != FIRST - 1) {
-            throw new IllegalArgumentException("characters.txt must hold " + (vocabularySize - FIRST) + " characters");
+        if (characters.length > vocabularySize - FIRST || unknown != FIRST - 1) {
+            throw new IllegalArgumentException("characters.txt must hold no more than " + (vocabularySize - FIRST) + " characters");
         }
         for (int i = 0; i < characters.length; i++) {
             ids.put(characters[i], FIRST + i);
@@ -24,7 +24,7 @@ final class CharacterTokenizer extends Tokenizer {
     }
 
     @Override
-    public int[] encode(byte[] text) {
+    int[] encodePlain(byte[] text) {
         int[] found = Utf8.codePoints(text);
         for (int i = 0; i < found.length; i++) {
             Integer id = ids.get(found[i]);
@@ -35,7 +35,7 @@ final class CharacterTokenizer extends Tokenizer {
 
     @Override
     byte[] shown(int id) {
-        if (id < unknown) {
+        if (id < unknown || id >= FIRST + characters.length) {
             return new byte[0];
         }
         int point = id == unknown ? Utf8.REPLACEMENT : characters[id - FIRST];

@@ -42,6 +42,9 @@ public final class LanguageModel implements Closeable {
         }
     }
 
+    private static final int SPARE_IDS = 8;
+    private static final int SPARE_BYTES = 3;
+
     public final Tokenizer tokenizer;
     public final int vocabularySize;
     /** Tokens that the model reads at most; null where there is no such limit. */
@@ -52,7 +55,8 @@ public final class LanguageModel implements Closeable {
     private final int[] beforePrompt;
     private final int[] suppressedIds;
     private final Integer eosId;
-    private final String promptKeeps;
+    private final int maxPromptTokens;
+    private final int[] promptBytes;
     private final int[] prefillLengths;
     private final Map<String, Integer> leafBytes = new TreeMap<>();
     // The leaves go round between two sets of buffers: what one call gives, the next one takes.
@@ -80,8 +84,10 @@ public final class LanguageModel implements Closeable {
         suppressedIds = Json.integers(sampler, "suppressed_ids");
         eosId = Json.integerOrNull(Json.object(sidecar, "stop"), "eos_id");
         vocabularySize = Json.integer(sidecar, "vocabulary_size");
-        maxLength = Json.integerOrNull(Json.object(sidecar, "context"), "max_length");
-        promptKeeps = (String) Json.object(sidecar, "context").get("prompt_keeps");
+        Map<String, Object> context = Json.object(sidecar, "context");
+        maxLength = Json.integerOrNull(context, "max_length");
+        maxPromptTokens = Json.integer(context, "max_prompt_tokens");
+        promptBytes = Json.integers(context, "prompt_bytes");
         prefillLengths = Json.integers(sidecar, "prefill_lengths");
         Arrays.sort(prefillLengths);
         for (Map.Entry<String, Object> leaf : Json.object(sidecar, "state").entrySet()) {
@@ -122,11 +128,10 @@ public final class LanguageModel implements Closeable {
      */
     public synchronized Answer generate(String prompt, Options options, Listener listener) throws IOException {
         options.check();
-        int[] ids = promptIds(prompt);
-        int keep = maxLength == null ? ids.length : kept(options.maxNewTokens);
-        boolean truncated = ids.length > keep;
-        ids = truncated ? Arrays.copyOfRange(ids, ids.length - keep, ids.length) : ids;
-        int room = maxLength == null ? options.maxNewTokens : Math.min(options.maxNewTokens, maxLength - ids.length);
+        boolean[] truncated = {false};
+        int[] ids = promptIds(prompt, truncated);
+        int room = maxLength == null ? options.maxNewTokens : Math.max(1, maxLength - ids.length);
+        room = Math.min(room, options.maxNewTokens);
         boolean[] seen = new boolean[vocabularySize];
         for (int id : ids) {
             seen[id] = true;
@@ -150,25 +155,35 @@ public final class LanguageModel implements Closeable {
             }
         }
         int[] tokenIds = written.toArray();
-        return new Answer(tokenizer.decode(tokenIds), tokenIds, stopReason, truncated);
+        return new Answer(tokenizer.decode(tokenIds), tokenIds, stopReason, truncated[0]);
     }
 
-    /** The ids that are read for a prompt, before any is cut off. */
-    int[] promptIds(String prompt) {
-        Ints ids = new Ints();
-        ids.addAll(beforePrompt);
-        ids.addAll(tokenizer.encode(prompt));
-        if (ids.size() == 0) {
+    /** The ids that are read for a prompt: its last ones. No text costs more than the part of it that is read. */
+    int[] promptIds(String prompt, boolean[] truncated) {
+        byte[] text = Utf8.encode(prompt);
+        truncated[0] = text.length > promptBytes[1];
+        int[] ids = tokenizer.encode(truncated[0] ? end(text, promptBytes[0]) : text);
+        if (truncated[0] && ids.length < maxPromptTokens + SPARE_IDS) {
+            ids = tokenizer.encode(end(text, promptBytes[1]));
+        }
+        Ints all = new Ints();
+        all.addAll(beforePrompt);
+        all.addAll(ids);
+        if (all.size() == 0) {
             throw new IllegalArgumentException("the prompt is empty and nothing stands before it");
         }
-        return ids.toArray();
+        int cut = Math.max(0, all.size() - maxPromptTokens);
+        truncated[0] |= cut > 0;
+        return Arrays.copyOfRange(all.toArray(), cut, all.size());
     }
 
-    private int kept(int maxNewTokens) {
-        if (!"max_length - max_new_tokens".equals(promptKeeps)) {
-            throw new IllegalArgumentException("the sidecar cuts prompts by the rule \"" + promptKeeps + "\"");
+    /** The last bytes of a longer text, from the beginning of a character on. */
+    private static byte[] end(byte[] text, int size) {
+        int start = text.length - size;
+        for (int i = 0; i < SPARE_BYTES && (text[start] & 0xC0) == 0x80; i++) {
+            start++;
         }
-        return Math.max(1, maxLength - maxNewTokens);
+        return Arrays.copyOfRange(text, start, text.length);
     }
 
     private void reset() {

@@ -94,10 +94,8 @@ public final class SelfTest {
             String wanted = Arrays.toString(Json.integers(row, "token_ids")) + row.get("stop_reason") + row.get("truncated");
             equal("written " + row, wanted, Arrays.toString(got.tokenIds) + got.stopReason + got.truncated);
             equal("written " + row, Json.string(row, "text"), got.text);
-            int[] ids = model.promptIds(prompt);
-            int[] read = Json.integers(row, "prompt_ids");
-            int[] last = Arrays.copyOfRange(ids, Math.max(0, ids.length - read.length), ids.length);
-            equal("prompt " + row, Arrays.toString(read), Arrays.toString(last));
+            String ids = Arrays.toString(Json.integers(row, "prompt_ids"));
+            equal("prompt " + row, ids, Arrays.toString(model.promptIds(prompt, new boolean[1])));
         }
     }
 

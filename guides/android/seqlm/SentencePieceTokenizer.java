@@ -56,7 +56,7 @@ final class SentencePieceTokenizer extends Tokenizer {
     }
 
     @Override
-    public int[] encode(byte[] text) {
+    int[] encodePlain(byte[] text) {
         Ints ids = new Ints();
         if (!chunks) {
             String normal = normalize(Utf8.decode(text));

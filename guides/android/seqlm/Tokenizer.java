@@ -8,6 +8,7 @@ import java.io.IOException;
 import java.io.InputStream;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.HashSet;
@@ -19,13 +20,16 @@ import java.util.TreeMap;
 /** Text to ids and back, from the files of a tokenizer's folder. One object may be used by one thread at a time. */
 public abstract class Tokenizer {
     private static final Set<String> KNOWN =
-        new HashSet<>(Arrays.asList("format", "type", "vocabulary_size", "special_ids"));
+        new HashSet<>(Arrays.asList("format", "type", "vocabulary_size", "special_ids", "added_tokens"));
 
     final int vocabularySize;
     final Map<String, Integer> specialIds = new HashMap<>();
+    final AddedTokens added;
     private String hash;
 
     Tokenizer(Files files) {
+        List<Object> tokens = new ArrayList<>();
+        added = new AddedTokens(files.config.containsKey("added_tokens") ? Json.list(files.config, "added_tokens") : tokens);
         vocabularySize = Json.integer(files.config, "vocabulary_size");
         for (String name : Json.object(files.config, "special_ids").keySet()) {
             specialIds.put(name, Json.integer(Json.object(files.config, "special_ids"), name));
@@ -56,7 +60,7 @@ public abstract class Tokenizer {
                 files.knows();
                 return new CharacterTokenizer(files);
             case "byte_pair":
-                files.knows("max_word_bytes");
+                files.knows("max_word_bytes", "split", "add_prefix_space", "ignore_merges", "trim_offsets");
                 return new BytePairTokenizer(files);
             case "word_piece":
                 files.knows("lowercase", "max_word_characters");
@@ -70,10 +74,27 @@ public abstract class Tokenizer {
     }
 
     /** The ids of some bytes, which may be no UTF-8. */
-    public abstract int[] encode(byte[] text);
+    public final int[] encode(byte[] text) {
+        if (added.shown.isEmpty()) {
+            return encodePlain(text);
+        }
+        Ints ids = new Ints();
+        for (AddedTokens.Piece piece : added.split(keepsBytes() ? text : Utf8.encode(Utf8.decode(text)))) {
+            ids.addAll(piece.id < 0 ? encodePlain(piece.text) : new int[] {piece.id});
+        }
+        return ids.toArray();
+    }
 
-    /** The bytes of one id; none for a special one. */
+    /** The ids of some bytes in which no added token is looked for. */
+    abstract int[] encodePlain(byte[] text);
+
+    /** The bytes of one id that is no added token; none for a special one. */
     abstract byte[] shown(int id);
+
+    /** Whether bytes that are no UTF-8 come back as they were. */
+    boolean keepsBytes() {
+        return false;
+    }
 
     /** The ids of a text. */
     public final int[] encode(String text) {
@@ -92,7 +113,7 @@ public abstract class Tokenizer {
             if (id < 0 || id >= vocabularySize) {
                 throw new IllegalArgumentException("ids must lie in 0 ... " + (vocabularySize - 1) + "; got " + id);
             }
-            byte[] data = shown(id);
+            byte[] data = added.shown.containsKey(id) ? added.shown.get(id) : shown(id);
             out.write(data, 0, data.length);
         }
         return out.toByteArray();
@@ -147,7 +168,8 @@ public abstract class Tokenizer {
         void knows(String... more) {
             List<String> names = Arrays.asList(more);
             for (String field : config.keySet()) {
-                if (!KNOWN.contains(field) && !names.contains(field) && config.get(field) != null) {
+                Object value = config.get(field);
+                if (!KNOWN.contains(field) && !names.contains(field) && value != null && !Boolean.FALSE.equals(value)) {
                     throw new IllegalArgumentException(
                         name + " has the field \"" + field + "\", which this reader does not know: the ids would be "
                             + "others. Take the guide's files of the release that made the export.");

@@ -41,7 +41,7 @@ final class WordPieceTokenizer extends Tokenizer {
     }
 
     @Override
-    public int[] encode(byte[] text) {
+    int[] encodePlain(byte[] text) {
         StringBuilder normal = new StringBuilder();
         for (int point : Utf8.codePoints(text)) {
             int form = table.get(point);
