@@ -9,6 +9,7 @@ from keras_seqlm import tokenizers
 from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
+from keras_seqlm.export.litert_file import compact
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
@@ -95,7 +96,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        content = converter.convert()
+        content = compact(converter.convert())
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
     tokenizer = task.tokenizer

@@ -89,7 +89,7 @@ def test_the_official_reader_reads_the_same(saved_model):
 
 
 @linux_only
-@pytest.mark.parametrize("name", ["gru", "transformer", "pairs"])
+@pytest.mark.parametrize("name", ["transformer", "pairs"])
 def test_every_request_is_answered(saved_model, pairs, in_python, name):
     """One that fails keeps the stock server from loading the model."""
     path = pairs if name == "pairs" else saved_model(name)
