@@ -10,7 +10,7 @@ import org.tensorflow.lite.Interpreter;
 /**
  * A .tflite file in LiteRT on Android.
  *
- * <p>In build.gradle: {@code implementation "com.google.ai.edge.litert:litert:1.+"}, whose classes still have the package
+ * <p>In build.gradle: {@code implementation "com.google.ai.edge.litert:litert:2.1.0"}, whose classes still have the package
  * name org.tensorflow.lite. The sources of `seqlm/` need nothing but the platform (minSdk 24).
  */
 public final class LiteRtNetwork implements Network {
