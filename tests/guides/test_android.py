@@ -17,6 +17,7 @@ from helpers import randomize
 from keras_seqlm import export, models, tasks
 from keras_seqlm import tokenizers as kinds
 from keras_seqlm.export.vectors import tokenizer_vectors
+from keras_seqlm.tokenizers.unicode_tables import word_classes
 from seqlm_runtime import LiteRTModel
 from seqlm_runtime.sampler import sample
 
@@ -221,6 +222,48 @@ def test_a_tokenizer_reads_and_writes_as_in_python(java, trained_tokenizers, nam
         assert "ids must lie in 0" in java.ask("decode", ids=ids)["error"]
     for text in ("\ud800", "a\udc00b", "😀\ud83d"):  # half a pair of surrogates, as a text field of a phone can hold
         assert java.ask("encode_text", text=text) == {"ids": tokenizer.encode(text).tolist()}
+
+
+@pytest.mark.parametrize("kind", ["byte", "character", "gpt2", "llama3", "qwen2"])
+def test_added_tokens_and_splits_of_words(java, trained_tokenizers, tmp_path, kind):
+    base, _ = trained_tokenizers[kind if kind in ("byte", "character") else "byte_pair"]
+    if not hasattr(base, "added_tokens"):
+        pytest.skip("added tokens are NOT tried in Java: the tokenizers of this release have none")
+    files, name = dict(base.files), next(iter(base.files))
+    config = json.loads(files[name])
+    entries = [("<|user|>", True, False, False), ("<|user", False, False, False), ("LOW", False, True, True)]
+    entries += [("[X]", False, False, True), ("中", False, False, False)]
+    config["added_tokens"] = [
+        {
+            "content": text,
+            "id": base.vocabulary_size + i,
+            "special": special,
+            "lstrip": left,
+            "rstrip": right,
+            "normalized": i % 2 == 1,
+        }
+        for i, (text, special, left, right) in enumerate(entries)
+    ]
+    config["vocabulary_size"] += len(entries)
+    if kind in ("gpt2", "llama3", "qwen2"):
+        files["vocabulary.txt"] += b"\n" * len(entries)
+    if kind in ("llama3", "qwen2"):
+        config.update(split=kind, add_prefix_space=kind == "qwen2", ignore_merges=kind == "llama3")
+        files["classes.bin"] = word_classes(kind)
+    files[name] = json.dumps(config).encode()
+    tokenizer = type(base)(files)
+    tokenizer.save(tmp_path / "tokenizer")
+    load(java, tokenizer, tmp_path / "tokenizer")
+    assert java.ask("vectors", vectors=tokenizer_vectors(tokenizer)) == {"wrong": []}
+    choose = random.Random(6)
+    pieces = [*FRAGMENTS, *[text for text, *_ in entries] * 4, "\r", "\n", " \n", "'S", "'Re", "1234567"]
+    texts = ["".join(choose.choices(pieces, k=choose.randint(1, 9))).encode() for _ in range(800)]
+    assert_same_ids(
+        java, tokenizer, [*hard_texts(100), *texts, *(text[:3] + b"\xe2" + text[3:] for text in texts[:100])]
+    )
+    for text in texts[:50]:
+        ids = tokenizer.encode(text).tolist()
+        assert java.ask("decode", ids=ids) == {"text": tokenizer.decode(ids), "hex": tokenizer.decode_bytes(ids).hex()}
 
 
 @pytest.mark.shared_data
