@@ -148,7 +148,7 @@ def keys_of(content):
     if isinstance(content, dict):
         for key, value in content.items():
             yield key
-            if key not in ("signatures", "special_ids"):  # names, each with the parts that the guide lists
+            if key not in ("signatures", "special_ids", "files", "tokenizer_files"):  # names, not fields
                 yield from keys_of(value)
     elif isinstance(content, list):
         for item in content:

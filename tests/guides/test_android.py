@@ -266,6 +266,24 @@ def test_added_tokens_and_splits_of_words(java, trained_tokenizers, tmp_path, ki
         assert java.ask("decode", ids=ids) == {"text": tokenizer.decode(ids), "hex": tokenizer.decode_bytes(ids).hex()}
 
 
+@pytest.mark.parametrize("name", ["word_piece", "unigram", "bpe"])
+def test_tokens_of_a_user(java, trained_tokenizers, tmp_path, name):
+    tokenizer, _ = trained_tokenizers[name]
+    if not hasattr(tokenizer, "with_added_tokens"):
+        pytest.skip("added tokens are NOT tried in Java: the tokenizers of this release have none")
+    tokenizer = tokenizer.with_added_tokens(["<user>", "<bot>"], special=True).with_added_tokens(["lowest", ".x", "中"])
+    tokenizer.save(tmp_path / "tokenizer")
+    load(java, tokenizer, tmp_path / "tokenizer")
+    assert java.ask("vectors", vectors=tokenizer_vectors(tokenizer)) == {"wrong": []}
+    choose = random.Random(6)
+    pieces = [*FRAGMENTS, *["<user>", "<bot>", "lowest", ".x", "中", "n't", "."] * 4]
+    texts = ["".join(choose.choices(pieces, k=choose.randint(1, 9))).encode() for _ in range(500)]
+    assert_same_ids(java, tokenizer, texts)
+    for text in texts[:50]:
+        ids = tokenizer.encode(text).tolist()
+        assert java.ask("decode", ids=ids) == {"text": tokenizer.decode(ids), "hex": tokenizer.decode_bytes(ids).hex()}
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize("model", ["t5_sentencepiece", "test_oss_model"])
 def test_a_sentence_piece_model_of_others(java, tmp_path, model):
