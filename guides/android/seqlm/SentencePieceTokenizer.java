@@ -1,5 +1,6 @@
 package seqlm;
 
+import java.io.ByteArrayOutputStream;
 import java.io.IOException;
 import java.util.Arrays;
 import java.util.HashMap;
@@ -87,7 +88,25 @@ final class SentencePieceTokenizer extends Tokenizer {
     @Override
     public byte[] decodeBytes(int[] ids) {
         byte[] data = super.decodeBytes(ids);
+        if (chunks) {  // a mark that was written in bytes, for want of a piece
+            data = withSpaces(data);
+        }
         return model.addDummyPrefix ? withoutLeadingSpace(data) : data;
+    }
+
+    /** Bytes with a space for each mark. */
+    private static byte[] withSpaces(byte[] data) {
+        byte[] mark = Utf8.encode(String.valueOf(MARK));
+        ByteArrayOutputStream out = new ByteArrayOutputStream(data.length);
+        for (int i = 0; i < data.length; i++) {
+            if (i + 2 < data.length && data[i] == mark[0] && data[i + 1] == mark[1] && data[i + 2] == mark[2]) {
+                out.write(' ');
+                i += 2;
+            } else {
+                out.write(data[i]);
+            }
+        }
+        return out.toByteArray();
     }
 
     /** A text as the model's own normalisation leaves it. */

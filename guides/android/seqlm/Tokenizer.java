@@ -63,7 +63,7 @@ public abstract class Tokenizer {
                 files.knows("max_word_bytes", "split", "add_prefix_space", "ignore_merges", "trim_offsets");
                 return new BytePairTokenizer(files);
             case "word_piece":
-                files.knows("lowercase", "max_word_characters");
+                files.knows("lowercase", "max_word_characters", "clean_up");
                 return new WordPieceTokenizer(files);
             case "sentence_piece":
                 files.knows("chunks");

@@ -8,6 +8,8 @@ import java.util.Map;
 final class WordPieceTokenizer extends Tokenizer {
     private static final String INSIDE = "##";
     private static final int APART = 2;
+    /** Beginnings of tokens that stand without a space before them where decoding cleans up. */
+    private static final String[] JOINING = {".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re"};
     private static final int FIRST_FORM = 4;
     private final CodePointTable table;
     private final String[] forms;
@@ -22,6 +24,10 @@ final class WordPieceTokenizer extends Tokenizer {
         super(files);
         unknown = specialIds.get("unk");
         maxWordCharacters = Json.integer(files.config, "max_word_characters");
+        boolean cleanUp = Boolean.TRUE.equals(files.config.get("clean_up"));
+        for (Map.Entry<Integer, byte[]> token : added.shown.entrySet()) {
+            token.setValue(token.getValue().length == 0 ? token.getValue() : shown(Utf8.decode(token.getValue()), cleanUp));
+        }
         table = new CodePointTable(files.bytes("forms.bin"), 2, "forms.bin");
         forms = files.lines("forms.txt");
         String[] lines = files.lines("vocabulary.txt");
@@ -32,8 +38,8 @@ final class WordPieceTokenizer extends Tokenizer {
         for (int i = 0; i < lines.length; i++) {
             boolean continues = lines[i].startsWith(INSIDE);
             String piece = continues ? lines[i].substring(INSIDE.length()) : lines[i];
-            shown[i] = isSpecial(i) ? new byte[0] : Utf8.encode(continues ? piece : " " + piece);
-            if (!isSpecial(i)) {
+            shown[i] = isSpecial(i) ? new byte[0] : shown(lines[i], cleanUp);
+            if (!isSpecial(i) && !lines[i].isEmpty()) {  // an empty line is an id that only the added tokens name
                 (continues ? inside : starting).put(piece, i);
                 longest = Math.max(longest, lines[i].codePointCount(0, lines[i].length()));
             }
@@ -75,6 +81,14 @@ final class WordPieceTokenizer extends Tokenizer {
     @Override
     public byte[] decodeBytes(int[] ids) {
         return withoutLeadingSpace(super.decodeBytes(ids));
+    }
+
+    private static byte[] shown(String token, boolean cleanUp) {
+        boolean joins = token.startsWith(INSIDE);
+        for (int i = 0; cleanUp && i < JOINING.length; i++) {
+            joins |= token.startsWith(JOINING[i]);
+        }
+        return Utf8.encode(joins ? token.startsWith(INSIDE) ? token.substring(INSIDE.length()) : token : " " + token);
     }
 
     private int[] word(String word) {
