@@ -26,7 +26,7 @@ gc.set_threshold(
     100_000, 50, 100
 )  # graphs are made of many objects: a sixteenth of the time went into looking for waste
 # Whoever asks for one of these trains, exports or starts another process.
-SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python", "in_fork", "forks"}
+SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python", "in_fork", "forks", "java"}
 
 
 def pytest_addoption(parser):

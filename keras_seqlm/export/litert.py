@@ -7,14 +7,16 @@ import tempfile
 
 from keras_seqlm import tokenizers
 from keras_seqlm.cache import single_tokens_written
+from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.litert_file import compact
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.sidecar import as_json, description
 from keras_seqlm.export.signatures import litert_module
 from keras_seqlm.export.stages import tell
-from keras_seqlm.files import replacing, write_json
+from keras_seqlm.files import replacing, write_text
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
@@ -70,7 +72,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_
             overwrite=overwrite,
             max_prompt_tokens=max_prompt_tokens,
         )
-        write_json(target.with_suffix(".json"), sidecar)
+        write_text(target.with_suffix(".json"), as_json(sidecar) + "\n")
     return target
 
 
@@ -102,7 +104,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
     tokenizer = task.tokenizer
-    return {
+    sidecar = {
         "format": 1,
         "sha256": hashlib.sha256(content).hexdigest(),
         "model": type(task.model).__name__,
@@ -116,4 +118,6 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "tokenizer_hash": tokenizer.hash,
+        **description(task.model, tokenizer, signatures, pathlib.Path(tokenizer_path).name, most),
     }
+    return {**sidecar, "test_vectors": vectors.of_litert(task, path, sidecar)}

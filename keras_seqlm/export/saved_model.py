@@ -1,12 +1,13 @@
 """A SavedModel that TensorFlow Serving runs: text in, text out."""
 
-import json
 import pathlib
 
+from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
 from keras_seqlm.export.stages import tell
 from keras_seqlm.export.warm_up import WARM_UP, warm_up_requests, write_server_files, write_warm_up
@@ -87,6 +88,7 @@ def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=
     tf.saved_model.save(module, path, signatures=signatures)
     sidecar = pathlib.Path(path) / SIDECAR
     sidecar.parent.mkdir(parents=True, exist_ok=True)
+    most = served_prompt_room(task.model, max_prompt_tokens)
     content = {
         "format": 1,
         "model": type(task.model).__name__,
@@ -94,8 +96,10 @@ def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=
         "vocabulary_size": task.model.vocabulary_size,
         "tokenizer_hash": task.tokenizer.hash,
         "max_new_tokens_limit": max_new_tokens_limit,
-        "max_prompt_tokens": served_prompt_room(task.model, max_prompt_tokens),
+        "max_prompt_tokens": most,
+        **description(task.model, task.tokenizer, signatures, save_tokenizer(task.tokenizer, sidecar), most),
+        "test_vectors": vectors.of_saved_model(task, signatures, max_new_tokens_limit, most),
     }
-    sidecar.write_text(json.dumps(content, indent=1) + "\n")
-    most, context = content["max_prompt_tokens"], task.model.max_length
+    sidecar.write_text(as_json(content) + "\n", encoding="utf-8")
+    context = task.model.max_length
     write_warm_up(pathlib.Path(path) / WARM_UP, warm_up_requests(task.tokenizer, most, context or most))

@@ -1,0 +1,150 @@
+"""What a stranger needs to program against an export: the fields of `assets.extra/seqlm.json` and of `NAME.json`.
+
+`guides/sidecar.md` says each field in words. What comes with every kind of export is written here, from the signatures
+as they were traced and from the files of the tokenizer, so that it cannot say another thing than the artifact.
+"""
+
+import inspect
+import json
+import pathlib
+
+from keras_seqlm.export.signatures import DEFAULT_NEW_TOKENS
+from keras_seqlm.generation.samplers import OPTIONS
+from seqlm_runtime.prompts import byte_limits
+
+WIDTH = 160  # of a line of the file
+SAMPLER = "seqlm-sampler-1"  # another number where one of its numbers or its order changes: it is one seed, one text
+# What each tensor of a signature means.
+_INPUTS = {
+    "text": "a text a row, UTF-8; bytes that are none are read as U+FFFD, but kept by byte and byte_pair tokenizers",
+    "max_new_tokens": "most tokens to write; the export's limit and the end of the context come first",
+    "token_ids": "ids of the tokenizer, padding on the right",
+    "lengths": "how many ids of the row are real, at least 1",
+}
+_OUTPUTS = {
+    "generated_text": "the new text alone, valid UTF-8",
+    "token_ids": "the new ids, without the end-of-text id; beyond num_tokens they are 0",
+    "num_tokens": "how many tokens were written, or scored; bos does not count",
+    "truncated": "whether text was cut off to fit the context",
+    "log_probability": "sum of ln p(token | tokens before it) of the whole text, in nats",
+    "logits": "of the token that follows each id; of the last real one where there is no axis of time",
+}
+_SIGNATURES = {
+    "serving_default": "text in, text out: generate with the default of every option",
+    "generate_text": "the same as serving_default",
+    "generate": "text and an option of every kind for each row",
+    "generate_xla": "the same as generate, compiled; only for a server that was started with XLA on",
+    "score": "how probable a text is after the beginning of a text",
+    "logits": "one pass over ids that are given, from the beginning of a text: nothing is put before them",
+    "decode": "reads one token",
+}
+_OPTIONS = {
+    "temperature": {"minimum": 0, "maximum": 1e6, "meaning": "0 takes the best logit, else the logits are divided by it"},
+    "top_k": {"minimum": 0, "maximum": 2**31 - 1, "meaning": "keeps that many of the best ids; 0 keeps all"},
+    "top_p": {"above": 0, "maximum": 1, "meaning": "keeps the fewest of the best ids that hold this part; 1 keeps all"},
+    "min_p": {"minimum": 0, "maximum": 1, "meaning": "keeps ids at least this part as probable as the best; 0 keeps all"},
+    "repetition_penalty": {"above": 0, "maximum": 1e6, "meaning": "above 1 makes ids that were read less likely; 1 is off"},
+    "seed": {"minimum": 0, "maximum": 2**31 - 1, "meaning": "the stream of random numbers; greedy rows ask for none"},
+}  # fmt: skip
+
+
+def description(model, tokenizer, signatures, folder, most):
+    """The fields that every sidecar has beside those of its own kind.
+
+    Args:
+        model: the language model.
+        tokenizer: the task's tokenizer.
+        signatures: dict name -> function, as they are saved.
+        folder: name of the folder beside the sidecar that holds the tokenizer's files.
+        most: how many ids of a prompt are read; see `seqlm_runtime.prompts`.
+
+    Returns:
+        dict of what JSON can hold: `signatures`, `tokenizer`, `context`, `stop` and `sampler`.
+
+    Raises:
+        ValueError: a signature or a tensor that this file has no words for.
+    """
+    return {
+        "signatures": {name: _signature(name, function) for name, function in signatures.items()},
+        "tokenizer": {
+            "type": tokenizer.type,
+            "folder": folder,
+            "files": sorted(tokenizer.files),
+            "config": next(iter(tokenizer.files)),  # the one that names the type comes first
+            "hash": tokenizer.hash,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "special_ids": tokenizer.special_ids,
+            "before_prompt": [] if tokenizer.bos_id is None else [tokenizer.bos_id],
+        },
+        "context": {
+            "max_length": model.max_length,
+            "max_prompt_tokens": most,
+            "prompt_bytes": list(byte_limits(tokenizer, most)),
+            "default_new_tokens": DEFAULT_NEW_TOKENS,
+        },
+        "stop": {"eos_id": tokenizer.eos_id, "rule": "eos ends the text and is no part of it, else the count does"},
+        "sampler": {
+            "name": SAMPLER,
+            "order": ["repetition_penalty", "suppressed_ids", "temperature", "top_k", "top_p", "min_p", "draw"],
+            "suppressed_ids": list(tokenizer.suppressed_ids),
+            "random": "Threefry-2x32-20, key (seed, 0), counter (tokens read so far, 0), the first word's upper 24 bits",
+            "options": {
+                name: {"dtype": dtype, "default": value, **_OPTIONS[name]} for name, (dtype, value) in OPTIONS.items()
+            },
+        },
+    }
+
+
+def as_json(content, depth=0):
+    """The sidecar's text: what fits a line is written in one, and so is every list of numbers."""
+    line = json.dumps(content, ensure_ascii=False)
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    numbers = isinstance(content, list) and not any(isinstance(item, dict | list | str) for item in content)
+    if not items or numbers or depth + len(line) < WIDTH:
+        return line
+    names = isinstance(content, dict)
+    parts = [(f"{json.dumps(key)}: " if names else "") + as_json(item, depth + 1) for key, item in items]
+    inside, end = "\n" + " " * (depth + 1), "\n" + " " * depth
+    return ("{" if names else "[") + inside + f",{inside}".join(parts) + end + ("}" if names else "]")
+
+
+def save_tokenizer(tokenizer, sidecar):
+    """The tokenizer's files in a folder beside a SavedModel's sidecar; returns the folder's name."""
+    folder = pathlib.Path(sidecar).with_name("tokenizer")
+    tokenizer.save(folder)
+    return folder.name
+
+
+def _signature(name, function):
+    """What one signature takes and gives; the leaves of a state, which go in and come out, by name alone."""
+    defaults = {}
+    if not hasattr(function, "structured_outputs"):  # not traced for one list of inputs alone
+        parameters = inspect.signature(function.python_function).parameters
+        defaults = {key: part.default for key, part in parameters.items() if part.default is not part.empty}
+        function = function.get_concrete_function()
+    positional, named = function.structured_input_signature
+    inputs = {spec.name: spec for spec in (*positional, *named.values())}
+    read = name.removeprefix("prefill_")
+    meaning = f"reads up to {read} tokens of a prompt" if read != name else _SIGNATURES.get(name)
+    if meaning is None:
+        raise ValueError(f"the signature {name!r} has no words in {__name__}: say there what it does.")
+    state = [key for key in function.structured_outputs if key in inputs] if name == "decode" or read != name else []
+    return {
+        "meaning": meaning,
+        "inputs": {
+            key: {**_tensor(key, spec, _INPUTS), **({"optional": True} if key in defaults else {})}
+            for key, spec in inputs.items()
+            if key not in state
+        },
+        "outputs": {
+            key: _tensor(key, spec, _OUTPUTS) for key, spec in function.structured_outputs.items() if key not in state
+        },
+        **({"state": state} if state else {}),
+    }
+
+
+def _tensor(name, spec, meanings):
+    meaning = meanings.get(name) or (_OPTIONS[name]["meaning"] if name in _OPTIONS else None)
+    if meaning is None:
+        raise ValueError(f"the tensor {name!r} has no words in {__name__}: say there what it means.")
+    return {"dtype": spec.dtype.name, "shape": spec.shape.as_list(), "meaning": meaning}
