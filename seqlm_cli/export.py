@@ -3,7 +3,7 @@
 import pathlib
 
 from seqlm_cli.options import add_checkpoint, add_common
-from seqlm_cli.verify import artifact_name, show, source
+from seqlm_cli.verify import add_allowances, allowances, artifact_name, show, source
 
 HELP = "write a SavedModel or a LiteRT file, and verify it"
 
@@ -20,6 +20,7 @@ def arguments(p):
     p.add_argument("--overwrite", action="store_true", help="replace a LiteRT file that exists")
     p.add_argument("--no-verify", action="store_true", help="do not compare with the model afterwards")
     p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
+    add_allowances(p)
     add_common(p, backend=False)
 
 
@@ -33,9 +34,15 @@ def run(args):
         if args.quantize != "none":
             raise ValueError("--quantize is for --to litert; a SavedModel is exact")
         target = root / name / str(export.next_version(root / name))
-        artifact = export.saved_model(run, target, args.max_new_tokens_limit, imports=args.imports)
+        artifact = export.saved_model(
+            run, target, args.max_new_tokens_limit, imports=args.imports, allow_ops=args.allow_ops
+        )
     else:
         target = root / f"{name}.tflite"
-        artifact = export.litert(run, target, args.quantize, args.overwrite, imports=args.imports)
+        artifact = export.litert(
+            run, target, args.quantize, args.overwrite, imports=args.imports, allow_ops=args.allow_ops
+        )
     print(f"wrote {artifact}")
-    return 0 if args.no_verify else show(args, export.verify(run, artifact, imports=args.imports))
+    if args.no_verify:
+        return 0
+    return show(args, export.verify(run, artifact, imports=args.imports, **allowances(args)))

@@ -48,7 +48,7 @@ class Forks:
 
 
 def serve():
-    for name in ("litert", "saved_model", "verify"):
+    for name in ("litert", "saved_model", "reference"):
         importlib.import_module(f"keras_seqlm.export.{name}")
     from tensorflow.python.eager import context
 

@@ -12,11 +12,13 @@ from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import litert_module
 from keras_seqlm.files import replacing, write_json
+from seqlm_runtime.op_gate import check_lite_content
+from seqlm_runtime.seals import folder_hashes, sealed
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
 
-def litert(task, path, quantize="none", overwrite=False, imports=()):
+def litert(task, path, quantize="none", overwrite=False, imports=(), allow_ops=()):
     """Export a model that speaks text as a LiteRT file of builtin operations only.
 
     Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
@@ -31,13 +33,14 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
         quantize: "none", "float16" (weights), or "int8" (weights; products in the dynamic range of their inputs).
         overwrite: whether a file that exists is replaced.
         imports: modules to import first, for your own registered classes.
+        allow_ops: names of the operations that these need beside those of our models. Whoever loads it names them, too.
 
     Returns:
         The path of the .tflite as `pathlib.Path`.
 
     Raises:
         FileExistsError: the file, or beside it the tokenizer of another model, exists and `overwrite` is false.
-        ValueError: another ending than .tflite, or an unknown `quantize`.
+        ValueError: another ending than .tflite, an unknown `quantize`, or a model that becomes other operations.
 
     Example:
 
@@ -63,12 +66,13 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
             tokenizer_path=str(tokenizer),
             quantize=quantize,
             overwrite=overwrite,
+            allow_ops=list(allow_ops),
         )
         write_json(target.with_suffix(".json"), sidecar)
     return target
 
 
-def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
+def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, allow_ops=()):
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
@@ -89,10 +93,11 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
         content = converter.convert()
+    check_lite_content(path, content, allow_ops)
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
     tokenizer = task.tokenizer
-    return {
+    sidecar = {
         "format": 1,
         "sha256": hashlib.sha256(content).hexdigest(),
         "model": type(task.model).__name__,
@@ -105,4 +110,6 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "tokenizer_hash": tokenizer.hash,
+        "tokenizer_files": folder_hashes(tokenizer_path),
     }
+    return sealed(sidecar)

@@ -8,18 +8,18 @@ from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import serving_module
 from keras_seqlm.files import replacing
+from seqlm_runtime.op_gate import SIDECAR, check_saved_model
+from seqlm_runtime.seals import folder_hashes, sealed
 
-SIDECAR = "assets.extra/seqlm.json"
 
-
-def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=()):
+def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(), allow_ops=()):
     """Export a model that speaks text as a SavedModel for TensorFlow Serving.
 
     The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
     every kind for each row), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
     which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
     saved model at float32, whatever backend and precision trained it; of a quantised one, from the float32 weights that
-    its integers stand for.
+    its integers stand for. `assets.extra/seqlm.json` names the checksum of every file.
 
     Args:
         task: a `TextGeneration`, or the path of a run folder.
@@ -28,13 +28,14 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         max_new_tokens_limit: what a request's `max_new_tokens` is clamped to.
         overwrite: whether a folder that exists is replaced.
         imports: modules to import first, for your own registered classes.
+        allow_ops: names of the operations that these need beside those of our models. Whoever loads it names them, too.
 
     Returns:
         The path as `pathlib.Path`.
 
     Raises:
         FileExistsError: the path exists and `overwrite` is false.
-        ValueError: the path's last part is no version number, or the limit is below 1.
+        ValueError: the path's last part is no version number, the limit is below 1, or the graph holds other operations.
 
     Example:
 
@@ -54,6 +55,7 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
             run_folder=str(run_folder),
             path=str(beside),
             max_new_tokens_limit=max_new_tokens_limit,
+            allow_ops=list(allow_ops),
         )
     return path
 
@@ -65,7 +67,7 @@ def next_version(folder):
     return max(versions, default=0) + 1
 
 
-def write_saved_model(run_folder, path, max_new_tokens_limit):
+def write_saved_model(run_folder, path, max_new_tokens_limit, allow_ops=()):
     """Trace and save, in the clean process."""
     import tensorflow as tf
 
@@ -82,4 +84,6 @@ def write_saved_model(run_folder, path, max_new_tokens_limit):
         "tokenizer_hash": task.tokenizer.hash,
         "max_new_tokens_limit": max_new_tokens_limit,
     }
-    sidecar.write_text(json.dumps(content, indent=1) + "\n")
+    content["files"] = folder_hashes(path)  # last, so that it names all that was written
+    sidecar.write_text(json.dumps(sealed(content), indent=1) + "\n")
+    check_saved_model(path, allow_ops)
