@@ -17,6 +17,12 @@ def arguments(p):
     p.add_argument("--name", help="default: the path below runs/, with - for /")
     p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to write")
     p.add_argument("--max-new-tokens-limit", type=int, default=256, help="of a SavedModel's requests")
+    p.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        metavar="N",
+        help="of a prompt the last N tokens are read (default: 4096 of a recurrent model, the context less 1 of a Transformer)",
+    )
     p.add_argument("--overwrite", action="store_true", help="replace a LiteRT file that exists")
     p.add_argument("--no-verify", action="store_true", help="do not compare with the model afterwards")
     p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
@@ -29,19 +35,16 @@ def run(args):
     from keras_seqlm import export
 
     run = source(args)
+    options = {"imports": args.imports, "max_prompt_tokens": args.max_prompt_tokens, "allow_ops": args.allow_ops}
     name, root = args.name or artifact_name(args.run), pathlib.Path(args.saved_models)
     if args.to == "saved-model":
         if args.quantize != "none":
             raise ValueError("--quantize is for --to litert; a SavedModel is exact")
         target = root / name / str(export.next_version(root / name))
-        artifact = export.saved_model(
-            run, target, args.max_new_tokens_limit, imports=args.imports, allow_ops=args.allow_ops
-        )
+        artifact = export.saved_model(run, target, args.max_new_tokens_limit, **options)
     else:
         target = root / f"{name}.tflite"
-        artifact = export.litert(
-            run, target, args.quantize, args.overwrite, imports=args.imports, allow_ops=args.allow_ops
-        )
+        artifact = export.litert(run, target, args.quantize, args.overwrite, **options)
     print(f"wrote {artifact}")
     if args.no_verify:
         return 0

@@ -41,8 +41,8 @@ def run(args):
     )
     if result.truncated:
         print(
-            f"seqlm: prompt and {args.max_new_tokens} new tokens do not fit the context of {task.model.max_length}; "
-            "the beginning of the prompt was left out",
+            f"seqlm: the prompt is longer than the {task.model.max_length - 1} tokens that this model reads of one; its "
+            "beginning was left out",
             file=sys.stderr,
         )
     print(f"{result.prompt}{result.text}")

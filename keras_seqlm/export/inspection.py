@@ -21,11 +21,11 @@ SIGNATURES = {
     "generate_text": (_TEXT, _WRITTEN),
     "generate": (_REQUEST, _WRITTEN),
     "generate_xla": (_REQUEST, _WRITTEN),
-    "score": (_TEXT, {"log_probability": np.float32, "num_tokens": np.int32}),
+    "score": (_TEXT, {"log_probability": np.float32, "num_tokens": np.int32, "truncated": np.bool_}),
     "logits": ({"token_ids": np.int32, "lengths": np.int32}, {"logits": np.float32}),
 }
-_MAY_GIVE = {"score": {"truncated"}}
-_SAVED_FACTS = ("model", "max_length", "vocabulary_size", "tokenizer_hash", "max_new_tokens_limit")
+_BOUNDS = ("max_new_tokens_limit", "max_prompt_tokens")
+_SAVED_FACTS = ("model", "max_length", "vocabulary_size", "tokenizer_hash")
 KINDS = ("litert", "litert-float16", "litert-int8")  # from the exact to the coarse
 _KIND_OF = {"none": "litert", "float16": "litert-float16", "int8": "litert-int8"}
 
@@ -64,16 +64,18 @@ def inspect(artifact, allow_ops=()):
 def _inspect_saved(path, allow_ops, found):
     found.sidecar, graph = check_saved_model(path, allow_ops)
     missing = [name for name in _SAVED_FACTS if name not in found.sidecar]
-    limit = found.sidecar.get("max_new_tokens_limit")
-    if missing or not isinstance(limit, int) or not 0 < limit < 2**31:
-        raise ValueError(
-            f"{path} is damaged: its sidecar lacks {missing}, or its max_new_tokens_limit {limit!r} is none."
-        )
+    missing += [name for name in _BOUNDS if not _is_bound(found.sidecar.get(name))]
+    if missing:
+        raise ValueError(f"{path} is damaged: in its sidecar {missing} are missing, or no numbers above 0.")
     found.forbidden_ops = _xla_in(graph)
     found.reasons += [f"a server without XLA cannot run {name}" for name in found.forbidden_ops]
     found.reasons += _wrong_signatures(graph.signatures)
     if {"serving_default", "generate_text"} <= set(graph.signatures) and not _same_function(graph):
         found.reasons.append("serving_default is another function than generate_text")
+
+
+def _is_bound(number):
+    return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 2**31
 
 
 def _xla_in(graph):
@@ -88,8 +90,7 @@ def _wrong_signatures(signatures):
     for name in sorted(set(signatures) & set(SIGNATURES)):
         for side, wanted, given in zip(("takes", "gives"), SIGNATURES[name], signatures[name], strict=True):
             types = {key: info.dtype for key, info in given.items()}
-            more = set(types) - set(wanted) - (_MAY_GIVE.get(name, set()) if side == "gives" else set())
-            if more or not wanted.items() <= types.items():
+            if types != wanted:
                 wrong.append(f"the signature {name!r} {side} {_shown(types)}, and not {_shown(wanted)}")
     return wrong
 

@@ -8,7 +8,9 @@ import tempfile
 from keras_seqlm import tokenizers
 from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export.clean_process import run_clean
+from keras_seqlm.export.litert_file import compact
 from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import litert_module
 from keras_seqlm.files import replacing, write_json
@@ -18,7 +20,7 @@ from seqlm_runtime.seals import folder_hashes, sealed
 QUANTIZATIONS = ("none", "float16", "int8")
 
 
-def litert(task, path, quantize="none", overwrite=False, imports=(), allow_ops=()):
+def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()):
     """Export a model that speaks text as a LiteRT file of builtin operations only.
 
     Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
@@ -33,14 +35,18 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), allow_ops=(
         quantize: "none", "float16" (weights), or "int8" (weights; products in the dynamic range of their inputs).
         overwrite: whether a file that exists is replaced.
         imports: modules to import first, for your own registered classes.
-        allow_ops: names of the operations that these need beside those of our models. Whoever loads it names them, too.
+        max_prompt_tokens: ids of a prompt that `seqlm_runtime.LiteRTModel` reads, its last ones; None for 4096 of a
+            recurrent model, `max_length - 1` of a Transformer.
+        allow_ops: names of operations that layers of your own need beside those of our models; whoever loads it names
+            them, too.
 
     Returns:
         The path of the .tflite as `pathlib.Path`.
 
     Raises:
         FileExistsError: the file, or beside it the tokenizer of another model, exists and `overwrite` is false.
-        ValueError: another ending than .tflite, an unknown `quantize`, or a model that becomes other operations.
+        ValueError: another ending than .tflite, an unknown `quantize`, a `max_prompt_tokens` that the model cannot read, or
+            a model that becomes other operations.
 
     Example:
 
@@ -66,13 +72,14 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), allow_ops=(
             tokenizer_path=str(tokenizer),
             quantize=quantize,
             overwrite=overwrite,
+            max_prompt_tokens=max_prompt_tokens,
             allow_ops=list(allow_ops),
         )
         write_json(target.with_suffix(".json"), sidecar)
     return target
 
 
-def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, allow_ops=()):
+def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prompt_tokens=None, allow_ops=()):
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
@@ -82,6 +89,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, allow_op
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
             "overwrite it"
         )
+    most = served_prompt_room(task.model, max_prompt_tokens)
     with single_tokens_written("slice"):  # a builtin of LiteRT
         module, signatures, prefills, zeros = litert_module(task.model)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +100,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, allow_op
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        content = converter.convert()
+        content = compact(converter.convert())
     check_lite_content(path, content, allow_ops)
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
@@ -105,6 +113,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, allow_op
         "state": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in zeros.items()},
         "prefill_lengths": prefills,
         "max_length": task.model.max_length,
+        "max_prompt_tokens": most,
         "vocabulary_size": task.model.vocabulary_size,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,

@@ -7,12 +7,14 @@ import numpy as np
 from keras_seqlm.export.loading import load_reference
 from keras_seqlm.export.signatures import RECURRENT_PREFILLS
 from keras_seqlm.generation.buckets import buckets
+from keras_seqlm.generation.generate import prompt_room
+from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.replay import MODES, MOST_TOKENS, columns_of_longest, options_of
 
 _AT_ONCE = 2**25  # logits in memory, 128 MiB
 
 
-def write_reference(run_folder, prompts, path, limit):
+def write_reference(run_folder, prompts, path, limit, max_prompt_tokens=None):
     """Write the reference for artifacts that write at most `limit` tokens, in the clean process.
 
     Args:
@@ -21,12 +23,16 @@ def write_reference(run_folder, prompts, path, limit):
         path: the .npz file to write: for each mode and prompt what `seqlm_runtime.replay` asks for, and the logits;
             `facts` (JSON), what a sidecar says of the model; `score_texts` and their `score_log_probability`.
         limit: most tokens that are asked for.
+        max_prompt_tokens: most ids of a prompt that are read; None for all that the model can read.
     """
     task = load_reference(run_folder)
     model, tokenizer = task.model, task.tokenizer
     prompts = [prompt for prompt in prompts if len(task.ids_of(prompt))]  # without bos an empty one is none
     if not prompts:
         raise ValueError("all prompts are empty, and the tokenizer has no bos to begin a text with: give others")
+    room = prompt_room(model)
+    # What is no number of this model is a contradiction, which the other half finds.
+    most = min((number for number in (room, max_prompt_tokens) if number is not None), default=None)
     content = {
         "prompts": json.dumps(prompts),
         "facts": json.dumps(_facts(model, tokenizer)),
@@ -41,8 +47,8 @@ def write_reference(run_folder, prompts, path, limit):
         columns = {name: [row[name] for row in options] for name in options[0]}
         counts = [min(count, limit) for count in columns.pop("max_new_tokens")]
         texts = []
-        for row, result in enumerate(task.write(prompts, counts, **columns)):
-            ids = kept_ids(task.ids_of(prompts[row]), model.max_length, counts[row])
+        for row, result in enumerate(task.write(prompts, counts, max_prompt_tokens=most, **columns)):
+            ids, _ = read_ids(tokenizer, prompts[row], most)
             texts.append(np.concatenate([ids, np.asarray(result.token_ids, "int32")]))
             content[f"{mode}_ids_{row}"] = texts[row]
             content[f"{mode}_first_{row}"] = len(ids)
@@ -51,17 +57,11 @@ def write_reference(run_folder, prompts, path, limit):
             content[f"{mode}_truncated_{row}"] = result.truncated
         for row, logits in enumerate(logits_along(model, texts)):
             content[f"{mode}_logits_{row}"] = logits[content[f"{mode}_first_{row}"] - 1 :]
-    most = columns_of_longest(min(limit, MOST_TOKENS))
-    rows = len(most["seed"])
-    options = {name: column.tolist() for name, column in most.items()}
-    counts = [len(text.token_ids) for text in task.write(prompts[:1] * rows, options.pop("max_new_tokens"), **options)]
-    content["longest"] = np.array(counts)
-    np.savez(path, **content, **_scores(task, prompts, content), **_long(model, content, len(prompts)))
-
-
-def kept_ids(ids, context, new_tokens):
-    """The part of a prompt that the model reads before it writes."""
-    return ids if context is None else ids[-max(1, context - new_tokens) :]
+    options = {name: column.tolist() for name, column in columns_of_longest(min(limit, MOST_TOKENS)).items()}
+    several = prompts[:1] * len(options["seed"])
+    longest = task.write(several, options.pop("max_new_tokens"), max_prompt_tokens=most, **options)
+    content["longest"] = np.array([len(text.token_ids) for text in longest])
+    np.savez(path, **content, **_scores(task, prompts, content, most), **_long(model, content, len(prompts)))
 
 
 def logits_along(model, texts):
@@ -95,9 +95,9 @@ def _facts(model, tokenizer):
     }
 
 
-def _scores(task, prompts, content):
+def _scores(task, prompts, content, most):
     """How probable the model finds each prompt with its greedy text: from its logits, in float64 and by NumPy alone."""
-    texts, most = [], task.model.max_length or np.inf
+    texts, most = [], most or np.inf
     for row, prompt in enumerate(prompts):
         text = prompt + str(content[f"greedy_text_{row}"])
         while text and len(task.ids_of(text)) > most:

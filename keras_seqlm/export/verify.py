@@ -156,8 +156,8 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
         if prompts is None:
             prompts = _stored_prompts(run_folder / PROMPTS)
         references = {}
-        for limit in sorted(limits := _limits(inspections)):
-            path = os.path.join(folder, f"reference-{limit}.npz")
+        for (limit, most), numbers in _bounds(inspections).items():
+            path = os.path.join(folder, "reference.npz")
             run_clean(
                 "keras_seqlm.export.reference:write_reference",
                 imports=imports,
@@ -165,27 +165,37 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
                 prompts=list(prompts),
                 path=path,
                 limit=limit,
+                max_prompt_tokens=most,
             )
             with np.load(path) as stored:
-                references |= dict.fromkeys(limits[limit], dict(stored))
+                references |= dict.fromkeys(numbers, dict(stored))
         return Report(
             _agreement(artifact, found, references[number], folder, max_loss_increase, allow_ops)
             for number, (artifact, found) in enumerate(zip(artifacts, inspections, strict=True))
         )
 
 
-def _limits(inspections):
-    """The most tokens that artifacts write -> the numbers of the artifacts: each is compared with a model that writes as few."""
-    limits = {}
+def _bounds(inspections):
+    """The numbers of the artifacts by how many tokens they write and read at most: (limit, max_prompt_tokens) -> numbers.
+
+    Each is compared with a model that writes and reads as few. A LiteRT file writes as many as it is asked for, so that
+    it goes with a SavedModel that does, and with it what is not run at all.
+    """
+    bounds = {}
     for number, found in enumerate(inspections):
-        if not found.reasons and "max_new_tokens_limit" in found.sidecar:
-            limits.setdefault(found.sidecar["max_new_tokens_limit"], []).append(number)
-    # The others write as many as they are asked for, and those that are not run do not mind.
-    any_number = max([limit for limit in limits if limit >= DEFAULT_NEW_TOKENS], default=DEFAULT_NEW_TOKENS)
-    others = set(range(len(inspections))) - {number for numbers in limits.values() for number in numbers}
-    if others:
-        limits.setdefault(any_number, []).extend(sorted(others))
-    return limits
+        limit = found.sidecar.get("max_new_tokens_limit")
+        if not found.reasons and limit is not None:
+            bounds.setdefault((limit, found.sidecar["max_prompt_tokens"]), []).append(number)
+    for number in set(range(len(inspections))) - {number for numbers in bounds.values() for number in numbers}:
+        found = inspections[number]
+        fitting = [
+            (limit, most)
+            for limit, most in bounds
+            if limit >= DEFAULT_NEW_TOKENS and (found.reasons or most == found.sidecar["max_prompt_tokens"])
+        ]
+        most = None if found.reasons else found.sidecar["max_prompt_tokens"]
+        bounds.setdefault(fitting[0] if fitting else (DEFAULT_NEW_TOKENS, most), []).append(number)
+    return bounds
 
 
 def _stored_prompts(path):

@@ -48,6 +48,7 @@ def generate(
     suppressed_ids=(),
     stop=None,
     slide=False,
+    max_prompt_tokens=None,
 ):
     """Write on after each prompt, all in one batch; a row's result is what it would be alone.
 
@@ -57,13 +58,15 @@ def generate(
     Args:
         model: a language model.
         prompts: sequences of token ids, of any lengths, at least one id each.
-        max_new_tokens: int or one for each prompt; 0 writes nothing. A Transformer stops at its context's end.
+        max_new_tokens: int or one for each prompt; 0 writes nothing. The prompt goes first: a Transformer reads its last
+            `max_length - 1` ids and stops at its context's end, with the reason "length".
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `samplers.options_for`; each a number, or one
             for each prompt.
         eos_id: the id that ends a text, or None. It is not among the new ids.
         suppressed_ids: ids that are never written. (A task gives its tokenizer's end, pad, bos and unk.)
         stop: a function from the new ids of a row (int32 array) to True where it should stop.
         slide: at the end of the context drop its oldest half, read the rest anew and write on.
+        max_prompt_tokens: see `prompt_room`.
 
     Returns:
         A list of `Generated`, one for each prompt.
@@ -91,15 +94,42 @@ def generate(
             raise ValueError(f"{name} must be ids from 0 to {model.vocabulary_size - 1}, got {number!r}")
     end = -1 if eos_id is None else int(eos_id)
     write = _Writer(model, options, end, suppressed, stop)
+    most = prompt_room(model, max_prompt_tokens, slide)
+    kept = [prompt if most is None else prompt[-most:] for prompt in prompts]
     if context is None:
-        return write(prompts, limits)
-    if slide:
-        return _slide(write, prompts, limits, context)
-    kept = [prompt[-max(1, context - limit) :] for prompt, limit in zip(prompts, limits, strict=True)]
-    results = write(kept, [min(limit, context - len(row)) for row, limit in zip(kept, limits, strict=True)])
+        results = write(kept, limits)
+    elif slide:
+        results = _slide(write, kept, limits, context)
+    else:  # a context of 1 writes one id, too
+        results = write(kept, [min(limit, max(1, context - len(row))) for row, limit in zip(kept, limits, strict=True)])
     for result, prompt, row in zip(results, prompts, kept, strict=True):
-        result.truncated = len(prompt) > len(row)
+        result.truncated |= len(prompt) > len(row)
     return results
+
+
+def prompt_room(model, max_prompt_tokens=None, slide=False):
+    """How many ids of a prompt are read, the last ones: a number, or None for all.
+
+    Args:
+        model: a language model.
+        max_prompt_tokens: what the caller allows; None for all that the model can read. A Transformer reads `max_length - 1`
+            at most, so that it may write one; a recurrent model any number.
+        slide: whether the text slides, which lets a Transformer read any number, too.
+
+    Raises:
+        ValueError: no whole number, below 1, or more than the model reads.
+    """
+    context = getattr(model, "max_length", None)
+    room = None if context is None or slide else max(1, context - 1)
+    if max_prompt_tokens is None:
+        return room
+    if not isinstance(max_prompt_tokens, Integral) or max_prompt_tokens < 1:
+        raise ValueError(f"max_prompt_tokens must be a whole number of at least 1, or None, got {max_prompt_tokens!r}")
+    if room is not None and max_prompt_tokens > room:
+        raise ValueError(
+            f"max_prompt_tokens is {max_prompt_tokens}, and with its context of {context} this model reads {room} at most"
+        )
+    return int(max_prompt_tokens)
 
 
 def _slide(write, prompts, limits, context):

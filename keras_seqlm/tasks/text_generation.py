@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 
 from keras_seqlm.generation import generate, score
+from keras_seqlm.generation.generate import prompt_room
 from keras_seqlm.tasks.task import Task
+from seqlm_runtime.prompts import read_ids
 
 
 @dataclasses.dataclass
@@ -16,7 +18,7 @@ class Text:
     text: str  # the new text only
     token_ids: list
     stop_reason: str  # "eos", "stop" or "length"
-    truncated: bool  # whether the prompt was cut to fit the context
+    truncated: bool  # whether the prompt's beginning was left out
 
 
 class TextGeneration(Task):
@@ -44,17 +46,21 @@ class TextGeneration(Task):
         texts = [result.text for result in self.write(prompt, max_new_tokens, **options)]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def write(self, prompts, max_new_tokens=64, *, stop=(), **options):
+    def write(self, prompts, max_new_tokens=64, *, stop=(), slide=False, max_prompt_tokens=None, **options):
         """Write on after each prompt, with everything that is known of the result.
 
-        One `bos` id stands before each prompt, so an empty prompt is a text from its beginning.
+        One `bos` id stands before each prompt, so an empty prompt is a text from its beginning. Of a prompt that is too
+        long its end is read, by the rule of `seqlm_runtime.prompts`, as an export does it.
 
         Args:
             prompts: str, or a list of them.
-            max_new_tokens: int, or one for each prompt.
+            max_new_tokens: int, or one for each prompt. The prompt goes first: a Transformer stops where its context ends.
             stop: str or a sequence of them; a text ends before the first that it would hold.
-            **options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed` (each a number or one for
-                each prompt) and `slide`; see `keras_seqlm.generation.generate`.
+            slide: see `keras_seqlm.generation.generate`.
+            max_prompt_tokens: ids of a prompt that are read, the `bos` among them; None for all that the model can read
+                (`max_length - 1` of a Transformer). An export of a recurrent model reads 4096, unless told otherwise.
+            **options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, each a number or one for
+                each prompt; see `keras_seqlm.generation.generate`.
 
         Returns:
             A list of `Text`.
@@ -65,21 +71,24 @@ class TextGeneration(Task):
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         stops = tuple(s for s in ([stop] if isinstance(stop, str) else stop or ()) if s)
         decode = self.tokenizer.decode
+        most = prompt_room(self.model, max_prompt_tokens, slide)
+        read = [read_ids(self.tokenizer, prompt, most) for prompt in prompts]
         results = generate(
             self.model,
-            [self.ids_of(prompt) for prompt in prompts],
+            [ids for ids, _ in read],
             max_new_tokens,
             eos_id=self.tokenizer.eos_id,
             suppressed_ids=self.tokenizer.suppressed_ids,
             stop=(lambda ids: any(s in decode(ids) for s in stops)) if stops else None,
+            slide=slide,
             **options,
         )
         texts = []
-        for prompt, result in zip(prompts, results, strict=True):
+        for prompt, (_, cut), result in zip(prompts, read, results, strict=True):
             text = decode(result.token_ids)
             ends = [at for at in (text.find(s) for s in stops) if at >= 0]
             text = text[: min(ends)] if ends else text
-            texts.append(Text(prompt, text, result.token_ids.tolist(), result.stop_reason, result.truncated))
+            texts.append(Text(prompt, text, result.token_ids.tolist(), result.stop_reason, cut or result.truncated))
         return texts
 
     def score(self, texts):
@@ -101,6 +110,5 @@ class TextGeneration(Task):
         return float(sums[0]) if isinstance(texts, str) else sums
 
     def ids_of(self, text):
-        """The ids that the model reads for a prompt: `bos`, then the text."""
-        first = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        return np.concatenate([np.asarray(first, "int32"), self.tokenizer.encode(text)]).astype("int32")
+        """The ids of a text: `bos`, then all of its own, int32 (time,)."""
+        return read_ids(self.tokenizer, text)[0]

@@ -85,17 +85,36 @@ def test_a_long_prompt_keeps_its_end_and_says_so(trained):
     transformer, prompt = trained("transformer"), "the cat sat on the mat. " * 10
     (text,) = transformer.write(prompt, max_new_tokens=20)
     assert text.truncated and text.prompt == prompt
-    assert text.token_ids == transformer.model.generate(transformer.ids_of(prompt)[-(CONTEXT - 20) :], 20).tolist()
-    assert not transformer.write("x" * (CONTEXT - 21), max_new_tokens=20)[0].truncated
-    assert transformer.write("x" * (CONTEXT - 20), max_new_tokens=20)[0].truncated
+    assert len(text.token_ids) <= 1 and text.stop_reason in ("length", "eos")
+    kept = transformer.ids_of(prompt)[-(CONTEXT - 1) :]
+    options = {"eos_id": 2, "suppressed_ids": (0, 1, 3)}
+    assert text.token_ids == transformer.model.generate(kept, 20, **options).tolist()
+    (fits,) = transformer.write("x" * (CONTEXT - 2), max_new_tokens=20)  # and bos
+    assert not fits.truncated and len(fits.token_ids) <= 1
+    assert transformer.write("x" * (CONTEXT - 1), max_new_tokens=20)[0].truncated
     assert not trained("rnn").write(prompt, max_new_tokens=5)[0].truncated
+
+
+@pytest.mark.parametrize("name", ["rnn", "transformer"])
+def test_a_prompt_of_any_size_costs_no_more_than_its_end(trained, monkeypatch, name):
+    task, sizes = trained(name), []
+    encode = type(task.tokenizer).encode
+    monkeypatch.setattr(
+        type(task.tokenizer), "encode", lambda self, text: sizes.append(len(text)) or encode(self, text)
+    )
+    prompt = "é" * 1_000_000 + " the cat sat on"
+    (text,) = task.write(prompt, 8, max_prompt_tokens=20)
+    assert text.truncated and text.prompt == prompt and max(sizes) < 200
+    kept = task.ids_of(prompt[-60:])[-20:]
+    options = {"eos_id": 2, "suppressed_ids": (0, 1, 3)}
+    assert text.token_ids == task.model.generate(kept, 8, **options).tolist()
 
 
 def test_a_huge_wish_ends_at_the_context(trained):
     (text,) = trained("transformer").write("zz", max_new_tokens=2**40, temperature=5.0, seed=3)
     assert text.stop_reason in ("length", "eos") and len(text.token_ids) <= CONTEXT - 1
-    (cut,) = trained("transformer").write("a dog ran over the hill", max_new_tokens=1000)
-    assert cut.truncated and len(cut.token_ids) <= CONTEXT - 1
+    (whole,) = trained("transformer").write("a dog ran over the hill", max_new_tokens=1000)
+    assert not whole.truncated and len(whole.token_ids) <= CONTEXT - 24
 
 
 def test_any_text_may_be_a_prompt(writer):
