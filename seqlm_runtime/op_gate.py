@@ -1,8 +1,8 @@
 """The gate before an artifact: what it may do is read from its bytes, before anything of it is loaded or run.
 
 A graph is a program. These lists hold the operations that exports of this package are made of, and nothing else passes,
-in the graph itself and in every function, whoever calls it or not. None of them writes, opens, sends or prints anything
-but the variables of the model. `tests/export/test_op_gate.py` makes the lists anew from exports of every kind.
+in the graph itself and in every function, whoever calls it or not. None of them opens, writes, sends or prints anything,
+but for those that read the model's own variables when it is loaded; `Assert` ends a request with an error. `tests/export/test_op_gate.py` makes the lists anew from exports of every kind.
 """
 
 import hashlib
@@ -20,16 +20,17 @@ _FILES = ("saved_model.pb", "fingerprint.pb", "variables/", "assets/", "assets.e
 
 OPS = frozenset(
     """
-    AddV2 Any BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cos Cumsum
-    DecodePaddedRaw DecodeRaw Equal Erfc Exp ExpandDims FastWordpieceTokenizeWithOffsets Fill FloorDiv FloorMod GatherV2
-    Greater GreaterEqual Identity IdentityN IsFinite LeftShift Less LessEqual Log LogicalAnd LogicalNot LogicalOr MatMul
-    Max Maximum Mean Min Minimum Mul Neg NoOp NotEqual OnesLike Pack Pad PartitionedCall Placeholder Pow Prod RaggedGather
-    RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv ReduceJoin Relu Reshape RightShift Rsqrt ScatterNd
-    SelectV2 SentencepieceOp SentencepieceTokenizeOp Shape Sigmoid Sin Size Softmax Split SplitV Square SquaredDifference
-    Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexReplace StopGradient StridedSlice StringLength
-    Sub Sum Tanh TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack
-    TensorScatterUpdate Tile Transpose UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode UnicodeTranscode
-    UnsortedSegmentSum VarHandleOp Where While ZerosLike
+    AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cos
+    Cumsum DecodePaddedRaw DecodeRaw EnsureShape Equal Erfc Exp ExpandDims FastWordpieceTokenizeWithOffsets Fill
+    FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity IdentityN IsFinite LeftShift Less LessEqual Log
+    LogicalAnd LogicalNot LogicalOr MatMul Max Maximum Mean Min Minimum Mul Neg NoOp NotEqual OnesLike Pack Pad PadV2
+    PartitionedCall Placeholder PlaceholderWithDefault Pow Prod RaggedGather RaggedRange RaggedTensorToTensor Range
+    ReadVariableOp RealDiv ReduceJoin Relu Reshape RightShift Rsqrt ScatterNd SelectV2 SentencepieceOp
+    SentencepieceTokenizeOp Shape Sigmoid Sin Size Slice Softmax Split SplitV Square SquaredDifference Squeeze
+    StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexReplace StopGradient StridedSlice StringLength Sub
+    Substr Sum Tanh TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack
+    TensorScatterAdd TensorScatterUpdate Tile Transpose UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode
+    UnicodeTranscode UnsortedSegmentSum VarHandleOp Where While ZerosLike
     """.split()
 )
 # TensorFlow's own functions that write and read the variables' files hold these, and no other function may.
@@ -41,10 +42,10 @@ DEVICES = ("", "/device:CPU:0", "/device:CPU:*")
 
 LITE_OPS = frozenset(
     """
-    ADD BATCH_MATMUL BROADCAST_TO CAST CONCATENATION COS DEQUANTIZE DYNAMIC_UPDATE_SLICE FULLY_CONNECTED GATHER
-    GELU GREATER GREATER_EQUAL LESS LOGICAL_AND LOGICAL_NOT LOGISTIC MAXIMUM MEAN MINIMUM MUL NEG PACK RESHAPE
-    RSQRT SELECT SELECT_V2 SIN SLICE SOFTMAX SPLIT SPLIT_V SQUARE SQUARED_DIFFERENCE STRIDED_SLICE SUB TANH
-    TRANSPOSE WHILE
+    ADD BATCH_MATMUL BROADCAST_TO CAST CONCATENATION COS DEQUANTIZE DYNAMIC_UPDATE_SLICE EMBEDDING_LOOKUP FILL
+    FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL LESS LOGICAL_AND LOGICAL_NOT LOGISTIC MAXIMUM MEAN MINIMUM MUL
+    NEG PACK RESHAPE RSQRT SELECT SELECT_V2 SIN SLICE SOFTMAX SPLIT SPLIT_V SQUARE SQUARED_DIFFERENCE STRIDED_SLICE
+    SUB TANH TRANSPOSE WHILE
     """.split()
 )
 _ADVICE = (
