@@ -339,7 +339,8 @@ def test_exit_codes_and_streams_of_the_script(tmp_path):
     assert unknown.returncode == 2 and "invalid choice: 'translate'" in unknown.stderr
     missing = seqlm("generate", str(tmp_path / "nowhere"))
     assert missing.returncode == 2 and missing.stdout == ""
-    assert missing.stderr == f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}'\n"
+    said = f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}' (`seqlm runs` lists those below a folder)\n"
+    assert missing.stderr == said
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "export", "verify"])

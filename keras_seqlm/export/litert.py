@@ -13,6 +13,7 @@ from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import litert_module
+from keras_seqlm.export.stages import tell
 from keras_seqlm.files import replacing, write_json
 from seqlm_runtime.op_gate import check_lite_content
 from seqlm_runtime.seals import folder_hashes, sealed
@@ -61,7 +62,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_
     suffix = "" if quantize == "none" or name.endswith(f"-{quantize}") else f"-{quantize}"
     target = path.with_name(f"{name}{suffix}.tflite")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; name another, or overwrite it")
+        raise FileExistsError(f"{target} exists; name another, or overwrite it (--name, --overwrite)")
     tokenizer = path.with_name(f"{name.removesuffix(f'-{quantize}')}.tokenizer")
     with replacing(target) as beside, as_run_folder(task) as run_folder:
         sidecar = run_clean(
@@ -83,17 +84,20 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
+    tell("reading the model")
     task = load_at_float32(run_folder)
     if not overwrite and os.path.exists(tokenizer_path) and tokenizers.load(tokenizer_path).hash != task.tokenizer.hash:
         raise FileExistsError(
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
-            "overwrite it"
+            "overwrite it (--name, --overwrite)"
         )
     most = served_prompt_room(task.model, max_prompt_tokens)
+    tell("tracing prefill and decode")
     with single_tokens_written("slice"):  # a builtin of LiteRT
         module, signatures, prefills, zeros = litert_module(task.model)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
+        tell("converting")
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if quantize != "none":

@@ -8,6 +8,7 @@ from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import serving_module
+from keras_seqlm.export.stages import tell
 from keras_seqlm.export.warm_up import WARM_UP, warm_up_requests, write_server_files, write_warm_up
 from keras_seqlm.files import replacing
 from seqlm_runtime.op_gate import SIDECAR, check_saved_model
@@ -83,8 +84,11 @@ def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=
     """Trace and save, in the clean process."""
     import tensorflow as tf
 
+    tell("reading the model")
     task = load_at_float32(run_folder)
+    tell("tracing what it answers")
     module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit, max_prompt_tokens)
+    tell("writing it")
     tf.saved_model.save(module, path, signatures=signatures)
     sidecar = pathlib.Path(path) / SIDECAR
     sidecar.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from keras_seqlm.export.comparison import (
 )
 from keras_seqlm.export.inspection import contradictions, inspect
 from keras_seqlm.export.run_folder import PROMPTS, as_run_folder
+from keras_seqlm.export.stages import tell
 from keras_seqlm.files import read_json
 from seqlm_runtime.replay import DEFAULT_NEW_TOKENS, LITE_WAYS, MODES, SAVED_WAYS
 
@@ -158,6 +159,7 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
         references = {}
         for (limit, most), numbers in _bounds(inspections).items():
             path = os.path.join(folder, "reference.npz")
+            tell("the model itself")
             run_clean(
                 "keras_seqlm.export.reference:write_reference",
                 imports=imports,
@@ -222,6 +224,7 @@ def _agreement(artifact, found, expected, folder, max_loss_increase, allow_ops):
         forbidden_ops=found.forbidden_ops,
         reasons=found.reasons + contradictions(found.sidecar, json.loads(str(expected["facts"]))),
     )
+    tell(artifact)
     if result.reasons or result.forbidden_ops:
         return result
     ways, modes = (SAVED_WAYS, MODES) if saved else (LITE_WAYS, LITE_WAYS)
