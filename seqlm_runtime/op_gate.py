@@ -2,7 +2,8 @@
 
 A graph is a program. These lists hold the operations that exports of this package are made of, and nothing else passes,
 in the graph itself and in every function, whoever calls it or not. None of them opens, writes, sends or prints anything,
-but for those that read the model's own variables when it is loaded; `Assert` ends a request with an error. `tests/export/test_op_gate.py` makes the lists anew from exports of every kind.
+but for those that read the model's own variables when it is loaded; `Assert` ends a request with an error.
+`tests/export/test_op_lists.py` makes the lists anew from exports of every kind.
 """
 
 import hashlib
