@@ -73,7 +73,7 @@ class Message:
 
     Example:
 
-    >>> Message(b"\x0a\x02hi\x10\x05").text(1)
+    >>> Message(b"\\x0a\\x02hi\\x10\\x05").text(1)
     'hi'
     """
 
