@@ -59,6 +59,7 @@ def flip(path, at):
 
 
 for _file in (
+    "assets.extra/tf_serving_warmup_requests",
     "saved_model.pb",
     "fingerprint.pb",
     "variables/variables.index",
@@ -314,6 +315,17 @@ def a_signature_less(meta, graph, functions, marker):
 def an_input_more(meta, graph, functions, marker):
     inputs = meta.signature_def["logits"].inputs
     inputs["password"].CopyFrom(meta.signature_def["score"].inputs["text"])
+
+
+@tampering(SAVED_MODEL, "its warm-up asks for the signature 'generate_xla'")
+def another_warm_up(artifact, marker):
+    """Of a request that fails on a stock server, which then does not load the model."""
+    from keras_seqlm.export.warm_up import WARM_UP, write_warm_up
+    from seqlm_runtime.warm_up import read_warm_up
+
+    (_, inputs), *_ = read_warm_up(artifact)
+    write_warm_up(artifact / WARM_UP, [("generate_xla", inputs)])
+    seal(artifact)
 
 
 def new_weights(artifact, change):

@@ -11,6 +11,7 @@ from seqlm_runtime.graph_file import read_graph
 from seqlm_runtime.lite_file import parse_lite_file
 from seqlm_runtime.litert import read_sidecar, read_tokenizer
 from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, refused_in, refused_lite
+from seqlm_runtime.warm_up import read_warm_up
 
 _TEXT = {"text": object}
 _WRITTEN = {"generated_text": object, "token_ids": np.int32, "num_tokens": np.int32, "truncated": np.bool_}
@@ -70,6 +71,7 @@ def _inspect_saved(path, allow_ops, found):
     found.forbidden_ops = _xla_in(graph)
     found.reasons += [f"a server without XLA cannot run {name}" for name in found.forbidden_ops]
     found.reasons += _wrong_signatures(graph.signatures)
+    found.reasons += _wrong_warm_up(path)
     if {"serving_default", "generate_text"} <= set(graph.signatures) and not _same_function(graph):
         found.reasons.append("serving_default is another function than generate_text")
 
@@ -97,6 +99,19 @@ def _wrong_signatures(signatures):
 
 def _shown(types):
     return ", ".join(f"{key} ({np.dtype(kind).name if kind else kind})" for key, kind in sorted(types.items()))
+
+
+def _wrong_warm_up(path):
+    """A request that fails keeps a server from loading the model: those that cannot be answered by any of ours."""
+    wrong = []
+    for name, inputs in read_warm_up(path):
+        if name == "generate_xla" or name not in SIGNATURES:
+            wrong.append(f"its warm-up asks for the signature {name!r}, which a stock server does not answer")
+        elif set(inputs) - set(SIGNATURES[name][0]):
+            wrong.append(
+                f"its warm-up gives {name} the inputs {sorted(inputs)}, and it takes {sorted(SIGNATURES[name][0])}"
+            )
+    return list(dict.fromkeys(wrong))
 
 
 def _same_function(graph):
