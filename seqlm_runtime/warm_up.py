@@ -1,4 +1,4 @@
-"""The requests that a server answers while it loads a SavedModel, read from the file that an export writes."""
+"""Tensors that lie beside a SavedModel's graph: the requests of a warm-up, and the defaults of a signature's inputs."""
 
 import os
 import struct
@@ -6,7 +6,7 @@ import struct
 import numpy as np
 
 from seqlm_runtime.graph_file import DTYPES
-from seqlm_runtime.wire import Message
+from seqlm_runtime.wire import Message, packed
 
 WARM_UP = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
@@ -52,12 +52,42 @@ def _request(record):
     return Message(predict.block(1)).text(3), inputs
 
 
+def read_defaults(meta):
+    """The values that stand in for inputs of a request that are left out.
+
+    Args:
+        meta: a MetaGraphDef, as a `wire.Message`.
+
+    Returns:
+        dict of signature -> dict of input -> array.
+
+    Raises:
+        ValueError: a default is of a kind that no export of ours has.
+    """
+    try:
+        return {
+            name: {key: _array(Message(value)) for key, value in Message(block).map(4).items()}
+            for name, block in meta.map(5).items()
+        }
+    except (KeyError, ValueError, struct.error) as error:
+        raise ValueError(f"the defaults of a signature cannot be read: {error!r}.") from error
+
+
 def _array(tensor):
     dtype = DTYPES[tensor.whole(1)]
     shape = [Message(size).whole(1) for size in Message(tensor.block(2)).blocks(2)]
+    content = tensor.block(4)
     if dtype is object:
         texts = [bytes(text) for text in tensor.blocks(8)]
         array = np.empty(len(texts), object)
         array[:] = texts
-        return array.reshape(shape)
-    return np.frombuffer(tensor.block(4), dtype).reshape(shape)
+    elif content:
+        array = np.frombuffer(content, dtype)
+    elif dtype is np.float32:
+        array = np.frombuffer(tensor.block(5), dtype)
+    elif dtype is np.int32:
+        array = np.array([number - (number >> 63 << 64) for number in packed(tensor.block(7))], dtype)
+    else:
+        raise ValueError(f"a tensor of {np.dtype(dtype)} that is written number by number")
+    # One number stands for all of a tensor.
+    return np.broadcast_to(array, shape) if array.size == 1 else array.reshape(shape)

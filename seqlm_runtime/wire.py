@@ -61,6 +61,18 @@ def _varint(message, at):
     raise ValueError("a number has more than ten bytes")
 
 
+def packed(block):
+    """The whole numbers of a packed field.
+
+    >>> list(packed(b"\\x05\\x81\\x01"))
+    [5, 129]
+    """
+    at = 0
+    while at < len(block):
+        value, at = _varint(block, at)
+        yield value
+
+
 class Message:
     """The fields of a message by their numbers, each read as what it should be.
 

@@ -246,10 +246,10 @@ def no_process(monkeypatch):
         path.mkdir() if folder else path.write_text("")
         return path
 
-    def saved_model(run, path, limit, imports, allow_ops):
+    def saved_model(run, path, limit, imports, max_prompt_tokens, allow_ops):
         return make(f"saved-model limit {limit}", path, folder=True)
 
-    def litert(run, path, quantize, overwrite, imports, allow_ops):
+    def litert(run, path, quantize, overwrite, imports, max_prompt_tokens, allow_ops):
         return make(f"litert {quantize}", path, folder=False)
 
     def verify(run, *artifacts, imports, max_loss_increase, allow_ops):
