@@ -21,7 +21,7 @@ _FILES = ("saved_model.pb", "fingerprint.pb", "variables/", "assets/", "assets.e
 
 OPS = frozenset(
     """
-    AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cos
+    Add AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cos
     Cumsum DecodePaddedRaw DecodeRaw EnsureShape Equal Erfc Exp ExpandDims FastWordpieceTokenizeWithOffsets Fill
     FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity IdentityN IsFinite LeftShift Less LessEqual Log
     LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum Mean Min Minimum Mul Neg NoOp NotEqual OnesLike Pack
@@ -31,8 +31,8 @@ OPS = frozenset(
     Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexReplace StopGradient StridedSlice
     StringLength StringToHashBucketFast Sub Substr Sum Tanh TensorListFromTensor TensorListGetItem TensorListReserve
     TensorListSetItem TensorListStack TensorScatterAdd TensorScatterUpdate Tile TopKV2 Transpose UnicodeDecode
-    UnicodeDecodeWithOffsets UnicodeEncode UnicodeTranscode Unique UnsortedSegmentJoin UnsortedSegmentSum UpperBound
-    VarHandleOp Where While ZerosLike
+    UnicodeDecodeWithOffsets UnicodeEncode UnicodeTranscode Unique UnsortedSegmentJoin UnsortedSegmentMax
+    UnsortedSegmentSum UpperBound VarHandleOp Where While ZerosLike
     """.split()
 )
 # TensorFlow's own functions that write and read the variables' files hold these, and no other function may.
