@@ -53,6 +53,8 @@ MODELS = [
     ("bpe", TransformerLM, {**TRANSFORMER, "activation": "relu", "norm_first": False, "positions": "rotary"}),
     ("byte", TransformerLM, {**TRANSFORMER, "activation": "geglu", "tie_embedding": False, "num_kv_heads": 1}),
 ]
+# Of tokenizers that are read from Hugging Face's files: a prefix space, and Llama-3's words.
+OF_HUGGINGFACE = {"Add", "UnsortedSegmentMax"}
 
 
 @pytest.mark.soak
@@ -82,6 +84,6 @@ def test_the_lists_are_as_short_as_can_be(tmp_path):
             file = folder / f"{quantize}.tflite"
             write_litert(folder / "run", str(file), str(folder / "books.tokenizer"), quantize, True)
             lite |= {BUILTINS[code] for code, _ in parse_lite_file(pathlib.Path(file).read_bytes()).operations}
-    assert served == OPS, f"more than the exports hold: {sorted(OPS - served)}"
+    assert served | OF_HUGGINGFACE == OPS, f"more than the exports hold: {sorted(OPS - served - OF_HUGGINGFACE)}"
     assert lite == LITE_OPS, f"more than the exports hold: {sorted(LITE_OPS - lite)}"
     assert saver - OPS == SAVE_OPS | RESTORE_OPS
