@@ -3,7 +3,7 @@
 import pathlib
 
 from seqlm_cli.options import add_common, add_run
-from seqlm_cli.verify import artifact_name, show, source
+from seqlm_cli.verify import add_allowances, allowances, artifact_name, show, source
 from seqlm_cli.working import Working
 
 HELP = "write a SavedModel or a LiteRT file, and verify it"
@@ -31,6 +31,7 @@ def arguments(p):
     )
     p.add_argument("--overwrite", action="store_true", help="replace a LiteRT file that exists")
     p.add_argument("--no-verify", action="store_true", help="do not compare with the model afterwards")
+    add_allowances(p)
     add_common(p, backend=False)
 
 
@@ -39,7 +40,7 @@ def run(args):
     from keras_seqlm import export
 
     run = source(args)
-    options = {"imports": args.imports, "max_prompt_tokens": args.max_prompt_tokens}
+    options = {"imports": args.imports, "max_prompt_tokens": args.max_prompt_tokens, "allow_ops": args.allow_ops}
     name, root = args.name or artifact_name(args.run), pathlib.Path(args.saved_models)
     with Working() as work:
         if args.to == "saved-model":
@@ -56,5 +57,5 @@ def run(args):
         if args.no_verify:
             return 0
         with work.on("comparing"):
-            report = export.verify(run, artifact, imports=args.imports)
+            report = export.verify(run, artifact, imports=args.imports, **allowances(args))
     return show(args, report)

@@ -25,7 +25,32 @@ def arguments(p):
     )
     p.add_argument("--name", help="default: the path below runs/, with - for /")
     p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to look")
+    add_allowances(p)
     add_common(p, backend=False)
+
+
+def add_allowances(p):
+    """Add `--max-loss-increase` and `--allow-op`, by which an artifact may differ from what it is held to."""
+    p.add_argument(
+        "--max-loss-increase",
+        type=float,
+        default=0.05,
+        metavar="NATS",
+        help="a token, by which a float16 or int8 file may find the model's texts less probable (default: 0.05)",
+    )
+    p.add_argument(
+        "--allow-op",
+        dest="allow_ops",
+        action="append",
+        default=[],
+        metavar="OP",
+        help="an operation that layers of your own need beside those of our models",
+    )
+
+
+def allowances(args):
+    """The two as keywords of `export.verify`."""
+    return {"max_loss_increase": args.max_loss_increase, "allow_ops": args.allow_ops}
 
 
 def run(args):
@@ -35,7 +60,7 @@ def run(args):
     run = source(args)
     artifacts = args.artifacts or artifacts_of(args.name or artifact_name(args.run), args.saved_models)
     with Working() as work, work.on("comparing"):
-        report = export.verify(run, *artifacts, imports=args.imports)
+        report = export.verify(run, *artifacts, imports=args.imports, **allowances(args))
     return show(args, report)
 
 

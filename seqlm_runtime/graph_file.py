@@ -1,9 +1,11 @@
-"""What stands in a SavedModel's `saved_model.pb`: its signatures and operations, read without TensorFlow."""
+"""What stands in a SavedModel's `saved_model.pb`: its signatures, nodes and functions, read without TensorFlow."""
 
 import os
 from typing import NamedTuple
 
 import numpy as np
+
+from seqlm_runtime.wire import Message
 
 DTYPES = {
     1: np.float32,
@@ -20,8 +22,10 @@ DTYPES = {
     22: np.uint32,
     23: np.uint64,
 }
+MAIN = "main"
 XLA_MARK = "_XlaMustCompile"
-_NAMELESS = "main"
+_DEEPEST = 8
+_OWN_SIGNATURES = "__saved_model"  # of TensorFlow: what it runs after loading, and in training
 
 
 class TensorInfo(NamedTuple):
@@ -39,173 +43,191 @@ class Signature(NamedTuple):
     outputs: dict
 
 
-class Operations(NamedTuple):
-    """The ops of a SavedModel, found by `operations`.
+class Node(NamedTuple):
+    """One operation: `calls` are the functions that it may call, `marks` is {"_XlaMustCompile"} where it is compiled,
+    `attributes` the values of its attributes as they lie in the file."""
 
-    `functions`: name of a function, or "main" for the graph itself, -> set of op names.
-    `signatures`: name of a signature -> set of op names that a request to it can reach.
-    A function that must be compiled by XLA has the name `_XlaMustCompile` among its ops.
+    name: str
+    op: str
+    inputs: list
+    device: str
+    calls: set
+    marks: set
+    attributes: dict
+
+
+class Function(NamedTuple):
+    """A function of the graph's library."""
+
+    nodes: list
+    marks: set
+
+
+class Graph(NamedTuple):
+    """What `saved_model.pb` holds.
+
+    `nodes`: of the graph itself, name -> Node. `functions`: name -> Function. `signatures`: name -> Signature.
+    `assets`: the names of the files that it reads when it is loaded. `saver`: the nodes that write and read the
+    variables, as `(file name, save, restore)`. `at_start`: the nodes that run after loading.
     """
 
+    nodes: dict
     functions: dict
     signatures: dict
+    assets: list
+    saver: tuple
+    at_start: list
+
+    def called(self, nodes):
+        """The names of all functions that nodes may call, through others too."""
+        pending, seen = [name for node in nodes for name in node.calls], set()
+        while pending:
+            name = pending.pop()
+            if name in self.functions and name not in seen:
+                seen.add(name)
+                pending.extend(call for node in self.functions[name].nodes for call in node.calls)
+        return seen
+
+    def upstream(self, tensors):
+        """The nodes of the graph itself that a run for these tensors or nodes may reach."""
+        pending, seen = list(tensors), {}
+        while pending:
+            name = pending.pop().lstrip("^").split(":")[0]
+            if name not in seen:
+                if name not in self.nodes:
+                    raise ValueError(f"there is no node {name!r}, which another one or a signature reads")
+                seen[name] = self.nodes[name]
+                pending.extend(seen[name].inputs)
+        return list(seen.values())
+
+    def ops(self, signature):
+        """The set of op names, marks among them, that a request to a signature can reach."""
+        nodes = self.upstream([info.tensor for info in self.signatures[signature].outputs.values()])
+        functions = [self.functions[name] for name in self.called(nodes)]
+        nodes += [node for function in functions for node in function.nodes]
+        return {node.op for node in nodes}.union(*(part.marks for part in (*nodes, *functions)))
 
     def xla(self, signature):
         """The sorted names by which a signature needs XLA: none where a server with XLA switched off can run it."""
-        return sorted(name for name in self.signatures[signature] if name.startswith("Xla") or name == XLA_MARK)
+        return sorted(name for name in self.ops(signature) if name.startswith("Xla") or name == XLA_MARK)
 
 
-def operations(path):
-    """Read which ops a SavedModel holds, without loading it.
+def read_graph(path):
+    """Read what a SavedModel holds, without loading it.
 
     Args:
         path: version folder, the one that holds `saved_model.pb`.
 
     Returns:
-        Operations: the ops of every function, and those that each signature can reach.
+        Graph.
 
     Raises:
         FileNotFoundError: no `saved_model.pb` in the folder.
-        ValueError: the file is cut or no SavedModel.
+        ValueError: the file is cut, no SavedModel, or could be read in more than one way.
     """
     with open(graph_file(path), "rb") as stream:
         content = stream.read()
     try:
-        meta = next(value for field, value in _fields(content) if field == 2)
-        graph = next(value for field, value in _fields(meta) if field == 2)
-        nodes = [_Node(value) for field, value in _fields(graph) if field == 1]
-        functions = {}
-        for library in (value for field, value in _fields(graph) if field == 2):
-            functions |= dict(_function(value) for field, value in _fields(library) if field == 1)
-        signatures = read_signatures(meta)
-    except (IndexError, KeyError, StopIteration, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{os.path.join(path, 'saved_model.pb')} is cut or is no SavedModel.") from error
-    by_name = {node.name: node for node in nodes}
-    reached = {}
-    for signature, (_, outputs) in signatures.items():
-        seeds = _upstream(by_name, [info.tensor for info in outputs.values()])
-        called = _closure(functions, {name for node in seeds for name in node.calls})
-        reached[signature] = {op for node in seeds for op in node.ops} | {
-            op for name in called for op in functions[name][0]
-        }
-    own = {_NAMELESS: {op for node in nodes for op in node.ops}}
-    return Operations(own | {name: ops for name, (ops, _) in functions.items()}, reached)
+        return parse_graph(content)
+    except ValueError as error:
+        raise ValueError(f"{os.path.join(path, 'saved_model.pb')} is cut or is no SavedModel: {error}.") from error
 
 
-def _fields(message):
-    """Field number and value of each field: an int, or a memoryview for strings, messages and packed numbers."""
-    message, at = memoryview(message), 0
-
-    def varint():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        key = varint()
-        wire_type = key & 7
-        if wire_type == 0:
-            yield key >> 3, varint()
-            continue
-        if wire_type not in (1, 2, 5):
-            raise IndexError(f"wire type {wire_type}")
-        size = varint() if wire_type == 2 else {1: 8, 5: 4}[wire_type]
-        if at + size > len(message):
-            raise IndexError("a field reaches beyond its message")
-        yield key >> 3, message[at : at + size]
-        at += size
+def parse_graph(content):
+    """The same from the bytes of the file."""
+    meta = Message(Message(content).block(2))
+    graph = Message(meta.block(2))
+    nodes, functions = {}, {}
+    for node in map(_node, graph.blocks(1)):
+        if node.name in nodes:
+            raise ValueError(f"two nodes are called {node.name!r}")
+        nodes[node.name] = node
+    if not nodes:
+        raise ValueError("it holds no graph")
+    for block in Message(graph.block(2)).blocks(1):
+        name, function = _function(block)
+        if name in functions:
+            raise ValueError(f"two functions are called {name!r}")
+        functions[name] = function
+    saver = Message(meta.block(3))
+    return Graph(
+        nodes,
+        functions,
+        read_signatures(meta),
+        [Message(block).text(2) for block in meta.blocks(6)],
+        tuple(saver.text(number) for number in (1, 2, 3)),
+        _at_start(meta),
+    )
 
 
-def _text(value):
-    return bytes(value).decode()
+def _at_start(meta):
+    """From the signature that TensorFlow keeps for it, and from the collections of older versions."""
+    own = read_signatures(meta, own=True)
+    found = {info.tensor for signature in own.values() for info in signature.outputs.values()}
+    for block in meta.map(4).values():
+        found.update(Message(Message(block).block(1)).texts(1))
+    return sorted(found)
 
 
-def _map(message, number):
-    """The entries of a map field as (key, value)."""
-    for field, value in _fields(message):
-        if field == number:
-            entry = dict(_fields(value))
-            yield _text(entry.get(1, b"")), entry.get(2, b"")
-
-
-def read_signatures(meta):
+def read_signatures(meta, own=False):
+    """The signatures in the `Message` of a MetaGraphDef; `own` for those that TensorFlow itself runs."""
     found = {}
-    for name, definition in _map(meta, 5):
-        inputs, outputs = ({key: _tensor_info(value) for key, value in _map(definition, field)} for field in (1, 2))
-        if not name.startswith("__saved_model"):
+    for name, block in meta.map(5).items():
+        definition = Message(block)
+        inputs, outputs = (
+            {key: _tensor_info(value) for key, value in definition.map(field).items()} for field in (1, 2)
+        )
+        if name.startswith(_OWN_SIGNATURES) == own:
             found[name] = Signature(inputs, outputs)
     return found
 
 
-def _tensor_info(message):
-    values = dict(_fields(message))
-    if 1 not in values:  # the init op's info has no tensor
-        return TensorInfo("", None, None)
-    shape = list(_fields(values.get(3, b"")))
-    sizes = [dict(_fields(value)).get(1, 0) for field, value in shape if field == 2]
-    unknown_rank = any(field == 3 and value for field, value in shape)
+def _tensor_info(block):
+    info = Message(block)
+    tensor = info.text(1)
+    shape = Message(info.block(3))
     # An unknown size is -1, written as an unsigned number of 64 bits.
-    sizes = None if unknown_rank else tuple(None if size >> 63 else size for size in sizes)
-    return TensorInfo(_text(values[1]), DTYPES.get(values.get(2, 0)), sizes)
+    sizes = [size if size < 2**63 else None for size in (Message(value).whole(1) for value in shape.blocks(2))]
+    return TensorInfo(tensor, DTYPES.get(info.whole(2)), None if shape.whole(3) else tuple(sizes))
 
 
-class _Node:
-    """A node's name, inputs, ops (its own, and the mark of XLA) and the functions that it may call."""
-
-    def __init__(self, message):
-        values = list(_fields(message))
-        self.name = next((_text(value) for field, value in values if field == 1), "")
-        self.inputs = [_text(value) for field, value in values if field == 3]
-        self.ops = {_text(value) for field, value in values if field == 2}
-        self.calls = set(self.ops)  # a function can be called by an op of its own name
-        for key, attribute in _map(message, 5):
-            for field, value in _fields(attribute):
-                if field == 10:
-                    self.calls.add(_text(dict(_fields(value))[1]))
-                elif field == 1:
-                    self.calls |= {_text(dict(_fields(called))[1]) for kind, called in _fields(value) if kind == 9}
-                elif key == XLA_MARK and field == 5 and value:
-                    self.ops.add(XLA_MARK)
+def _node(block):
+    node = Message(block)
+    op, calls, marks, attributes = node.text(2), set(), set(), node.map(5)
+    for key, value in attributes.items():
+        attribute = Message(value)
+        calls |= _functions_in(attribute)
+        if key == XLA_MARK and attribute.whole(5):
+            marks.add(XLA_MARK)
+    # A function can be called by an op of its own name.
+    return Node(node.text(1), op, node.texts(3), node.text(4), calls | {op}, marks, attributes)
 
 
-def _function(message):
-    """A function's name, and its ops with the functions that it may call."""
-    values = list(_fields(message))
-    name = next(_text(dict(_fields(value))[1]) for field, value in values if field == 1)
-    nodes = [_Node(value) for field, value in values if field == 3]
-    ops = {op for node in nodes for op in node.ops}
-    if any(key == XLA_MARK and dict(_fields(value)).get(5) for key, value in _map(message, 5)):
-        ops.add(XLA_MARK)
-    return name, (ops, {called for node in nodes for called in node.calls})
+def _functions_in(attribute, depth=0):
+    """The names of the functions in an attribute's value, those in the attributes of these too."""
+    if depth > _DEEPEST:
+        raise ValueError(f"attributes lie in each other more than {_DEEPEST} deep")
+    found = set()
+    for called in (*attribute.blocks(10), *Message(attribute.block(1)).blocks(9)):
+        function = Message(called)
+        found.add(function.text(1))
+        for value in function.map(2).values():
+            found |= _functions_in(Message(value), depth + 1)
+    return found
 
 
-def _upstream(by_name, tensors):
-    pending, seen = list(tensors), {}
-    while pending:
-        name = pending.pop().lstrip("^").split(":")[0]
-        if name not in seen:
-            seen[name] = by_name[name]
-            pending.extend(by_name[name].inputs)
-    return seen.values()
-
-
-def _closure(functions, names):
-    pending, seen = list(names), set()
-    while pending:
-        name = pending.pop()
-        if name in functions and name not in seen:
-            seen.add(name)
-            pending.extend(functions[name][1])
-    return seen
+def _function(block):
+    function = Message(block)
+    marks = {key for key, value in function.map(5).items() if key == XLA_MARK and Message(value).whole(5)}
+    return Message(function.block(1)).text(1), Function([_node(node) for node in function.blocks(3)], marks)
 
 
 def graph_file(path):
+    """The path of `saved_model.pb` in a version folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     file = os.path.join(path, "saved_model.pb")
     if not os.path.isfile(file):
         raise FileNotFoundError(f"No SavedModel in {path}: expected {file}. Give the version folder, as NAME/1.")

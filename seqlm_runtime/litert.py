@@ -1,19 +1,21 @@
 """Run an exported .tflite language model, as a phone does: ai-edge-litert for the network, NumPy for the rest."""
 
-import hashlib
-import json
+import math
 import pathlib
 import threading
 
 import numpy as np
 
 from seqlm_runtime import tokenizers
+from seqlm_runtime.op_gate import check_lite_file
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
 from seqlm_runtime.sampler import sample
+from seqlm_runtime.seals import check_files, read_sealed
 
 FORMAT = 1
 _SIDECAR = {
     "sha256": str,
+    "tokenizer_files": dict,
     "state": dict,
     "prefill_lengths": list,
     "max_length": (int, type(None)),
@@ -30,20 +32,24 @@ class LiteRTModel:
 
     Beside `NAME.tflite` lie `NAME.json`, which says what the file takes, and the folder `NAME.tokenizer`; a file
     `NAME-int8.tflite` or `NAME-float16.tflite` may share the folder of `NAME`. Threads may use one
-    object at the same time; their steps are taken one after another.
+    object at the same time; their steps are taken one after another. Before the file is loaded, all three are held to
+    the checksums in the sidecar, and its operations to the list of those that our exports hold
+    (`seqlm_runtime.op_gate`).
 
     Args:
         path: the .tflite file.
         num_threads: threads for one step; None leaves the choice to LiteRT.
+        allow_ops: names of operations that are allowed beside ours, for layers of your own.
 
     Raises:
         FileNotFoundError: one of the three is missing.
-        ValueError: they do not belong together, or the sidecar is damaged.
+        ValueError: they do not belong together, one was changed, or the sidecar is damaged.
+        RefusedOps: it holds an operation that none of our exports holds; a ValueError.
         ImportError: ai-edge-litert is not installed.
 
     Attributes:
         sidecar: what `NAME.json` says. tokenizer, max_length, max_prompt_tokens, vocabulary_size,
-            prefill_lengths: parts of it.
+            prefill_lengths: parts of it. file: what stands in the .tflite, read from its bytes.
 
     Example:
 
@@ -51,22 +57,16 @@ class LiteRTModel:
         model.generate("It was a dark night", max_new_tokens=50, temperature=0.8, seed=1)["text"]
     """
 
-    def __init__(self, path, num_threads=None):
+    def __init__(self, path, num_threads=None, allow_ops=()):
         path = pathlib.Path(path)
         self.path = str(path)
         if not path.is_file():
             raise FileNotFoundError(f"No LiteRT model at {path}.")
-        self.sidecar = _read_sidecar(path)
-        with open(path, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != self.sidecar["sha256"]:
-            raise ValueError(
-                f"{path} is not the file that its sidecar describes: sha256 {found}, expected "
-                f"{self.sidecar['sha256']}. It is damaged or was replaced; export or copy it again."
-            )
-        self.tokenizer = _read_tokenizer(path, self.sidecar["tokenizer_hash"])
+        self.sidecar = read_sidecar(path)
+        self.file = check_lite_file(path, self.sidecar, allow_ops)
+        self.tokenizer = read_tokenizer(path, self.sidecar)
         self.max_length = self.sidecar["max_length"]
-        self.max_prompt_tokens = self.sidecar["max_prompt_tokens"]  # `_read_sidecar` checks it
+        self.max_prompt_tokens = self.sidecar["max_prompt_tokens"]  # `read_sidecar` checks it
         self.vocabulary_size = self.sidecar["vocabulary_size"]
         self.prefill_lengths = sorted(self.sidecar["prefill_lengths"])
         self._runners = _signature_runners(path, num_threads, self._signature_names())
@@ -102,14 +102,29 @@ class LiteRTModel:
             raise ValueError(
                 f"The context holds {self.max_length} tokens: {position} are read and {len(token_ids)} more do not fit."
             )
-        for name, length, count in self._chunks(position, len(token_ids)):
-            padded = np.zeros((1, length), np.int32)
-            padded[0, :count], token_ids = token_ids[:count], token_ids[count:]
-            with self._one_call:
-                outputs = self._runners[name](token_ids=padded, lengths=np.array([count], np.int32), **state)
-            logits = outputs.pop("logits")[0]
-            state = outputs
+        for name, count in self._chunks(position, len(token_ids)):
+            logits, state = self.run(name, token_ids[:count], state)
+            token_ids = token_ids[count:]
         return logits, state
+
+    def run(self, signature, token_ids, state):
+        """One run of a signature: what `step` is made of, where you choose yourself.
+
+        Args:
+            signature: "decode", which reads one id, or "prefill_N", which reads 1 to N.
+            token_ids: ids, (time,), which are not checked.
+            state: as in `step`; with N more tokens than it has read it must still lie within the context.
+
+        Returns:
+            The pair that `step` returns.
+        """
+        length = 1 if signature == "decode" else int(signature.removeprefix("prefill_"))
+        padded = np.zeros((1, length), np.int32)
+        padded[0, : len(token_ids)] = token_ids
+        lengths = np.array([len(token_ids)], np.int32)
+        with self._one_call:
+            outputs = self._runners[signature](token_ids=padded, lengths=lengths, **state)
+        return outputs.pop("logits")[0], outputs
 
     def logits(self, token_ids):
         """The logits (vocabulary,) of the token that follows `token_ids`, read from the start."""
@@ -181,7 +196,7 @@ class LiteRTModel:
         }
 
     def _chunks(self, position, count):
-        """How `count` tokens are read from `position` on: (signature, its length, real tokens) one after another."""
+        """How `count` tokens are read from `position` on: (signature, tokens) one after another."""
         while count:
             fitting = [length for length in self.prefill_lengths if length <= count]
             # Padding past the end of a cache would be shifted over older keys (house rule: position + T <= max_length).
@@ -196,7 +211,7 @@ class LiteRTModel:
                 length, real = padded[0], count
             else:
                 length = real = 1
-            yield ("decode" if length == 1 else f"prefill_{length}"), length, real
+            yield ("decode" if length == 1 else f"prefill_{length}"), real
             position, count = position + real, count - real
 
 
@@ -216,15 +231,16 @@ def _checked_options(**options):
     return options
 
 
-def _read_sidecar(path):
+def read_sidecar(path):
+    """The checked dict of the sidecar `NAME.json` of a .tflite file, given by the file's `pathlib.Path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, of another format, or was changed after the export.
+    """
     file = path.with_suffix(".json")
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} has no sidecar: expected {file}, which the export writes beside it.")
-    try:
-        sidecar = json.loads(file.read_bytes())
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{file} is damaged: {error}.") from error
-    if not isinstance(sidecar, dict) or sidecar.get("format") != FORMAT:
+    sidecar = read_sealed(file)
+    if sidecar.get("format") != FORMAT:
         raise ValueError(f"{file} is no sidecar of format {FORMAT}, the one that this version reads.")
     wrong = [name for name, kind in _SIDECAR.items() if name not in sidecar or not isinstance(sidecar[name], kind)]
     if wrong:
@@ -237,22 +253,39 @@ def _read_sidecar(path):
     if "position" not in sidecar["state"]:
         raise ValueError(f"{file} names no leaf 'position' in the state; it has {sorted(sidecar['state'])}.")
     for name, leaf in sidecar["state"].items():
-        try:
-            np.empty(leaf["shape"], leaf["dtype"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{file} is damaged: the leaf {name!r} has no usable shape and dtype: {leaf!r}."
-            ) from error
+        if not _is_leaf(leaf):
+            raise ValueError(f"{file} is damaged: the leaf {name!r} has no usable shape and dtype: {leaf!r}.")
+    if not all(_is_whole(length) and length for length in sidecar["prefill_lengths"]):
+        raise ValueError(
+            f"{file} is damaged: prefill_lengths are no whole numbers above 0: {sidecar['prefill_lengths']!r}."
+        )
     return sidecar
 
 
-def _read_tokenizer(path, wanted):
+def _is_leaf(leaf):
+    shape = leaf.get("shape") if isinstance(leaf, dict) else None
+    sizes = isinstance(shape, list) and all(map(_is_whole, shape)) and math.prod(shape) < 2**31
+    return sizes and leaf.get("dtype") in ("float32", "int32")
+
+
+def _is_whole(number):
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31
+
+
+def read_tokenizer(path, sidecar):
+    """The tokenizer beside a .tflite file, given by its `pathlib.Path`, whose files are those of its sidecar.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a file of it is missing, too many or was changed, or it is not the model's.
+    """
     names = [path.stem] + [path.stem.removesuffix(end) for end in ("-int8", "-float16") if path.stem.endswith(end)]
     folders = [path.with_name(f"{name}.tokenizer") for name in names]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise FileNotFoundError(f"{path} has no tokenizer: expected the folder {folders[0]}.")
-    tokenizer = tokenizers.load(folder)
+    check_files(folder, sidecar["tokenizer_files"])
+    tokenizer, wanted = tokenizers.load(folder), sidecar["tokenizer_hash"]
     if tokenizer.hash != wanted:
         raise ValueError(
             f"The tokenizer in {folder} has the hash {tokenizer.hash}; the model was trained with {wanted}."

@@ -8,12 +8,17 @@ import weakref
 import numpy as np
 
 from seqlm_runtime.graph_file import graph_file, read_signatures
+from seqlm_runtime.op_gate import check_saved_model
 from seqlm_runtime.tensorflow_c import Endpoint, load_library
 from seqlm_runtime.warm_up import read_defaults, read_warm_up
+from seqlm_runtime.wire import Message
 
 
 class SavedModel:
     """A SavedModel that answers requests.
+
+    Before anything of it is loaded, its files are held to the checksums in `assets.extra/seqlm.json`, and its operations
+    to the list of those that our exports hold (`seqlm_runtime.op_gate`).
 
     XLA is switched off as the stock server does at its start, for the whole process and for good: a Keras or
     TensorFlow program in the same process can no longer compile, so run this in a process of its own.
@@ -22,9 +27,13 @@ class SavedModel:
         path: version folder, the one that holds `saved_model.pb`.
         text_ops: whether to load the op libraries of tensorflow-text, as the stock server has them.
         xla: True leaves XLA on, as a server started with `--xla_cpu_compilation_enabled`.
+        allow_ops: names of operations that are allowed beside ours, for layers of your own.
+        trusted: True loads it unchecked, whatever it does: for what you made yourself and by other means.
 
     Raises:
-        FileNotFoundError: no `saved_model.pb` in the folder.
+        FileNotFoundError: no `saved_model.pb` in the folder, or no `assets.extra/seqlm.json`.
+        ValueError: a file of it is missing, too many or was changed.
+        RefusedOps: it holds an operation that none of our exports holds; a ValueError.
         ImportError: TensorFlow, tensorflow-text or the XLA switch in its library cannot be found.
         RuntimeError: not on Linux; or the library's own message, when it cannot load the model.
 
@@ -34,9 +43,12 @@ class SavedModel:
         model.run("generate_text", text=["It was a dark night"])["generated_text"]
     """
 
-    def __init__(self, path, text_ops=True, xla=False):
+    def __init__(self, path, text_ops=True, xla=False, allow_ops=(), trusted=False):
         self.path = os.fspath(path)
-        graph_file(self.path)
+        if trusted:
+            graph_file(self.path)
+        else:
+            check_saved_model(self.path, allow_ops)
         self._library = library = load_library()
         library.prepare(xla, text_ops)
         self._graph = library.TF_NewGraph()
@@ -54,7 +66,8 @@ class SavedModel:
         finally:
             library.TF_DeleteBuffer(meta)
             library.TF_DeleteSessionOptions(options)
-        self.signatures, self._defaults = read_signatures(content), read_defaults(content)
+        meta = Message(content)
+        self.signatures, self._defaults = read_signatures(meta), read_defaults(meta)
         self._close = weakref.finalize(self, library.close, self._session, self._graph)
         # At the end of the process the system frees it: a thread that is left may be in the middle of a request.
         self._close.atexit = False

@@ -198,6 +198,6 @@ def _load_library():
     if sys.platform != "linux":
         raise RuntimeError(
             f"TensorFlow's C library is used on Linux only; this is {sys.platform}. On macOS load the SavedModel with "
-            "tf.saved_model.load in a fresh process and look at `operations(path)` for XLA; on Windows use WSL2."
+            "tf.saved_model.load in a fresh process and look at `read_graph(path).xla(signature)`; on Windows use WSL2."
         )
     return _Library(_package_folder("tensorflow", "tensorflow 2.21"))

@@ -5,7 +5,8 @@ import struct
 
 import numpy as np
 
-from seqlm_runtime.graph_file import DTYPES, _fields
+from seqlm_runtime.graph_file import DTYPES
+from seqlm_runtime.wire import Message, packed
 
 WARM_UP = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
@@ -29,7 +30,7 @@ def read_warm_up(path):
         content = stream.read()
     try:
         return [_request(record) for record in _records(content)]
-    except (IndexError, KeyError, ValueError, struct.error, TypeError) as error:
+    except (KeyError, ValueError, struct.error) as error:
         raise ValueError(f"{file} holds no warm-up requests, or is cut: {error}.") from error
 
 
@@ -46,24 +47,16 @@ def _records(content):
 
 
 def _request(record):
-    predict = _only(_only(record, 6), 1)
-    signature, inputs = bytes(_only(_only(predict, 1), 3)).decode(), {}
-    for field, value in _fields(predict):
-        if field == 2:
-            entry = dict(_fields(value))
-            inputs[bytes(entry[1]).decode()] = _array(entry[2])
-    return signature, inputs
-
-
-def _only(message, number):
-    return next(value for field, value in _fields(message) if field == number)
+    predict = Message(Message(Message(record).block(6)).block(1))
+    inputs = {name: _array(Message(block)) for name, block in predict.map(2).items()}
+    return Message(predict.block(1)).text(3), inputs
 
 
 def read_defaults(meta):
     """The values that stand in for inputs of a request that are left out.
 
     Args:
-        meta: the bytes of a MetaGraphDef.
+        meta: a MetaGraphDef, as a `wire.Message`.
 
     Returns:
         dict of signature -> dict of input -> array.
@@ -71,44 +64,30 @@ def read_defaults(meta):
     Raises:
         ValueError: a default is of a kind that no export of ours has.
     """
-    found = {}
     try:
-        for field, value in _fields(meta):
-            if field == 5:
-                entry = dict(_fields(value))
-                values = [dict(_fields(default)) for number, default in _fields(entry[2]) if number == 4]
-                found[bytes(entry[1]).decode()] = {bytes(default[1]).decode(): _array(default[2]) for default in values}
-    except (IndexError, KeyError, ValueError, struct.error, TypeError) as error:
+        return {
+            name: {key: _array(Message(value)) for key, value in Message(block).map(4).items()}
+            for name, block in meta.map(5).items()
+        }
+    except (KeyError, ValueError, struct.error) as error:
         raise ValueError(f"the defaults of a signature cannot be read: {error!r}.") from error
-    return found
 
 
-def _array(message):
-    parts = list(_fields(message))
-    values = dict(parts)
-    dtype = DTYPES[values[1]]
-    shape = [dict(_fields(size)).get(1, 0) for field, size in _fields(values.get(2, b"")) if field == 2]
+def _array(tensor):
+    dtype = DTYPES[tensor.whole(1)]
+    shape = [Message(size).whole(1) for size in Message(tensor.block(2)).blocks(2)]
+    content = tensor.block(4)
     if dtype is object:
-        array = np.empty(len([field for field, _ in parts if field == 8]), object)
-        array[:] = [bytes(text) for field, text in parts if field == 8]
-    elif 4 in values:
-        array = np.frombuffer(values[4], dtype)
+        texts = [bytes(text) for text in tensor.blocks(8)]
+        array = np.empty(len(texts), object)
+        array[:] = texts
+    elif content:
+        array = np.frombuffer(content, dtype)
     elif dtype is np.float32:
-        array = np.frombuffer(values[5], dtype)
+        array = np.frombuffer(tensor.block(5), dtype)
     elif dtype is np.int32:
-        array = np.array([number - (number >> 63 << 64) for number in _numbers(values[7])], dtype)
+        array = np.array([number - (number >> 63 << 64) for number in packed(tensor.block(7))], dtype)
     else:
         raise ValueError(f"a tensor of {np.dtype(dtype)} that is written number by number")
     # One number stands for all of a tensor.
     return np.broadcast_to(array, shape) if array.size == 1 else array.reshape(shape)
-
-
-def _numbers(message):
-    """Packed varints."""
-    value = shift = 0
-    for byte in bytes(message):
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            yield value
-            value = shift = 0

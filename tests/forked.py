@@ -26,7 +26,8 @@ import warnings
 import numpy as np
 
 _IMPORTS = {
-    "tensorflow": [f"keras_seqlm.export.{name}" for name in ("litert", "saved_model", "verify")] + ["seqlm_cli.train"],
+    "tensorflow": [f"keras_seqlm.export.{name}" for name in ("litert", "saved_model", "reference")]
+    + ["seqlm_cli.train"],
     "jax": ["keras_seqlm.data", "keras_seqlm.models", "keras_seqlm.tokenizers", "keras_seqlm.training"],
 }
 

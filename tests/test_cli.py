@@ -251,14 +251,16 @@ def no_process(monkeypatch):
         path.mkdir() if folder else path.write_text("")
         return path
 
-    def saved_model(run, path, limit, imports, max_prompt_tokens):
+    def saved_model(run, path, limit, imports, max_prompt_tokens, allow_ops):
         return make(f"saved-model limit {limit}", path, folder=True)
 
-    def litert(run, path, quantize, overwrite, imports, max_prompt_tokens):
+    def litert(run, path, quantize, overwrite, imports, max_prompt_tokens, allow_ops):
         return make(f"litert {quantize}", path, folder=False)
 
-    def verify(run, *artifacts, imports):
+    def verify(run, *artifacts, imports, max_loss_increase, allow_ops):
         asked.append(("verify", *artifacts))
+        if allow_ops or max_loss_increase != 0.05:
+            asked.append((max_loss_increase, allow_ops))
         report = export.Report()
         if not good[0]:
             report.append(Agreement("a", "litert", 20, 0, 0, 0.0, 1.0, [], "wrong"))
@@ -303,6 +305,14 @@ def test_verify_takes_the_newest_version_and_every_lite_file(no_process, tmp_pat
     assert asked == [("verify", tmp_path / "books" / "10", *files), ("verify", str(files[1]))]
     assert seqlm_cli.main(["verify", "runs/books", "--name", "nothing", "--saved-models", str(tmp_path)]) == 2
     assert "there is no artifact of 'nothing'" in capsys.readouterr().err
+
+
+def test_what_verify_allows(no_process, tmp_path):
+    asked, _ = no_process
+    words = ["--max-loss-increase", "0.2", "--allow-op", "Conv2D", "--allow-op", "Erf"]
+    assert seqlm_cli.main(["verify", "runs/books", "a.tflite", *words]) == 0
+    assert seqlm_cli.main(["export", "runs/b", "--to", "litert", "--saved-models", str(tmp_path), *words]) == 0
+    assert asked[1] == asked[-1] == (0.2, ["Conv2D", "Erf"])
 
 
 @pytest.mark.parametrize(

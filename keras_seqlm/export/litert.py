@@ -17,11 +17,13 @@ from keras_seqlm.export.sidecar import as_json, description
 from keras_seqlm.export.signatures import litert_module
 from keras_seqlm.export.stages import tell
 from keras_seqlm.files import replacing, write_text
+from seqlm_runtime.op_gate import check_lite_content
+from seqlm_runtime.seals import folder_hashes, sealed
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
 
-def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_tokens=None):
+def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()):
     """Export a model that speaks text as a LiteRT file of builtin operations only.
 
     Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
@@ -38,13 +40,16 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_
         imports: modules to import first, for your own registered classes.
         max_prompt_tokens: ids of a prompt that `seqlm_runtime.LiteRTModel` reads, its last ones; None for 4096 of a
             recurrent model, `max_length - 1` of a Transformer.
+        allow_ops: names of operations that layers of your own need beside those of our models; whoever loads it names
+            them, too.
 
     Returns:
         The path of the .tflite as `pathlib.Path`.
 
     Raises:
         FileExistsError: the file, or beside it the tokenizer of another model, exists and `overwrite` is false.
-        ValueError: another ending than .tflite, an unknown `quantize`, or a `max_prompt_tokens` that the model cannot read.
+        ValueError: another ending than .tflite, an unknown `quantize`, a `max_prompt_tokens` that the model cannot read, or
+            a model that becomes other operations.
 
     Example:
 
@@ -71,12 +76,13 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_
             quantize=quantize,
             overwrite=overwrite,
             max_prompt_tokens=max_prompt_tokens,
+            allow_ops=list(allow_ops),
         )
         write_text(target.with_suffix(".json"), as_json(sidecar) + "\n")
     return target
 
 
-def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prompt_tokens=None):
+def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prompt_tokens=None, allow_ops=()):
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
@@ -101,6 +107,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
         content = compact(converter.convert())
+    check_lite_content(path, content, allow_ops)
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
     tokenizer = task.tokenizer
@@ -118,6 +125,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "tokenizer_hash": tokenizer.hash,
+        "tokenizer_files": folder_hashes(tokenizer_path),
         **description(task.model, tokenizer, signatures, pathlib.Path(tokenizer_path).name, most),
     }
-    return {**sidecar, "test_vectors": vectors.of_litert(task, path, sidecar)}
+    return sealed({**sidecar, "test_vectors": vectors.of_litert(task, path, sidecar, allow_ops)})

@@ -12,11 +12,13 @@ from keras_seqlm.export.signatures import serving_module
 from keras_seqlm.export.stages import tell
 from keras_seqlm.export.warm_up import WARM_UP, warm_up_requests, write_server_files, write_warm_up
 from keras_seqlm.files import replacing
+from seqlm_runtime.op_gate import SIDECAR, check_saved_model
+from seqlm_runtime.seals import folder_hashes, sealed
 
-SIDECAR = "assets.extra/seqlm.json"
 
-
-def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(), max_prompt_tokens=None):
+def saved_model(
+    task, path, max_new_tokens_limit=256, overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()
+):
     """Export a model that speaks text as a SavedModel for TensorFlow Serving.
 
     The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
@@ -24,7 +26,7 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
     which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
     saved model at float32, whatever backend and precision trained it; of a quantised one, from the float32 weights that
     its integers stand for. With it come requests by which a server warms up, and beside the versions `models.config` and
-    `batching.txt`, as far as they are not there.
+    `batching.txt`, as far as they are not there. `assets.extra/seqlm.json` names the checksum of every file.
 
     Args:
         task: a `TextGeneration`, or the path of a run folder.
@@ -35,14 +37,16 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         imports: modules to import first, for your own registered classes.
         max_prompt_tokens: ids of a prompt that are read, its last ones, `bos` among them; None for 4096 of a recurrent model,
             `max_length - 1` of a Transformer. However long a text is, it costs no more; see `seqlm_runtime.prompts`.
+        allow_ops: names of operations that layers of your own need beside those of our models; whoever loads it names
+            them, too.
 
     Returns:
         The path as `pathlib.Path`.
 
     Raises:
         FileExistsError: the path exists and `overwrite` is false.
-        ValueError: the path's last part is no version number, the limit is below 1, or `max_prompt_tokens` is none that the
-            model can read.
+        ValueError: the path's last part is no version number, the limit is below 1, `max_prompt_tokens` is none that the
+            model can read, or the graph holds other operations.
 
     Example:
 
@@ -64,6 +68,7 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
             path=str(beside),
             max_new_tokens_limit=max_new_tokens_limit,
             max_prompt_tokens=max_prompt_tokens,
+            allow_ops=list(allow_ops),
         )
     write_server_files(path.parent, path.parent.name)
     return path
@@ -76,7 +81,7 @@ def next_version(folder):
     return max(versions, default=0) + 1
 
 
-def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=None):
+def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=None, allow_ops=()):
     """Trace and save, in the clean process."""
     import tensorflow as tf
 
@@ -100,6 +105,8 @@ def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=
         **description(task.model, task.tokenizer, signatures, save_tokenizer(task.tokenizer, sidecar), most),
         "test_vectors": vectors.of_saved_model(task, signatures, max_new_tokens_limit, most),
     }
-    sidecar.write_text(as_json(content) + "\n", encoding="utf-8")
     context = task.model.max_length
     write_warm_up(pathlib.Path(path) / WARM_UP, warm_up_requests(task.tokenizer, most, context or most))
+    content["files"] = folder_hashes(path)  # last, so that it names all that was written
+    sidecar.write_text(as_json(sealed(content)) + "\n", encoding="utf-8")
+    check_saved_model(path, allow_ops)

@@ -14,6 +14,7 @@ from keras_seqlm.generation.samplers import OPTIONS
 from seqlm_runtime.litert import LiteRTModel
 from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.sampler import sample, uniform
+from seqlm_runtime.seals import sealed
 
 SURE = 1e-3
 NEW_TOKENS = 16
@@ -62,14 +63,14 @@ def of_saved_model(task, signatures, limit, most):
     return _all(task.tokenizer, written)
 
 
-def of_litert(task, path, sidecar):
+def of_litert(task, path, sidecar, allow_ops=()):
     """The vectors of a LiteRT file: the file itself, in `seqlm_runtime`, writes the texts."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         (folder / "model.tflite").symlink_to(pathlib.Path(path).resolve())
-        (folder / "model.json").write_text(json.dumps(sidecar))
+        (folder / "model.json").write_text(json.dumps(sealed(sidecar)))
         task.tokenizer.save(folder / "model.tokenizer")
-        model = LiteRTModel(folder / "model.tflite")
+        model = LiteRTModel(folder / "model.tflite", allow_ops=allow_ops)
 
         def generate(prompt, max_new_tokens, options):
             answer = model.generate(prompt, max_new_tokens, **options)

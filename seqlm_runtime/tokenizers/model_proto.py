@@ -7,6 +7,8 @@ import dataclasses
 import math
 import struct
 
+from seqlm_runtime.wire import FOUR_BYTES, VARINT, fields
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe"}
@@ -167,47 +169,25 @@ _SCORE = struct.Struct("<f")
 
 def _fields(data, most):
     """Yields `(number, value)`: int, float (32 bits) or bytes, in the order of the file, at most `most` of them."""
-    position = count = 0
-    while position < len(data):
-        count += 1
-        if count > most:
-            raise ValueError(f"The SentencePiece model has more than {most} pieces, or fields in a part.")
-        tag, position = _varint(data, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, position = _varint(data, position)
-        elif wire in (1, 2, 5):
-            size = {1: 8, 5: 4}.get(wire)
-            if size is None:
-                size, position = _varint(data, position)
-            if size > len(data) - position:
-                raise ValueError("The SentencePiece model is damaged: it ends too early.")
-            value = bytes(data[position : position + size])
-            position += size
-            if wire == 5:
-                value = struct.unpack("<f", value)[0]
-        else:
-            raise ValueError(f"The SentencePiece model is damaged: there is no wire type {wire}.")
-        yield number, value
+    count = 0
+    try:
+        for number, kind, value in fields(data):
+            count += 1
+            if count > most:
+                break
+            if kind == FOUR_BYTES:
+                value = _SCORE.unpack(value)[0]
+            yield number, value if kind in (VARINT, FOUR_BYTES) else bytes(value)
+    except ValueError as error:
+        raise ValueError(f"The SentencePiece model is damaged: {error}.") from error
+    if count > most:
+        raise ValueError(f"The SentencePiece model has more than {most} pieces, or fields in a part.")
 
 
 def _message(value):
     if not isinstance(value, bytes):
         raise ValueError("The SentencePiece model is damaged: a field is of the wrong type.")
     return value
-
-
-def _varint(data, position):
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise ValueError("The SentencePiece model is damaged: it ends too early.")
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise ValueError("The SentencePiece model is damaged: a number has more than ten bytes.")
 
 
 def _encoded(value):

@@ -12,7 +12,7 @@ from helpers import array
 from sentences import ARCHITECTURES, CONTEXT, PROMPTS, QUANTIZED
 
 from keras_seqlm import export, tokenizers
-from keras_seqlm.export.verify import forbidden_ops
+from keras_seqlm.export.inspection import forbidden_ops
 from keras_seqlm.tokenizers import CharacterTokenizer
 from seqlm_runtime import LiteRTModel
 

@@ -146,4 +146,4 @@ def test_artifacts_of_quantised_models(tmp_path):
     np.testing.assert_allclose(logits.numpy(), array(model(ids)), atol=1e-4)
     file = export.litert(tmp_path / "run", tmp_path / "lstm.tflite")
     report = export.verify(tmp_path / "run", saved, file, prompts=["", "the cat"])
-    assert report.ok and all(agreement.gated for agreement in report), str(report)
+    assert report.ok and all(agreement.exact for agreement in report), str(report)

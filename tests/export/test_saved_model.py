@@ -11,9 +11,9 @@ from helpers import array
 from sentences import ARCHITECTURES, PROMPTS
 
 from keras_seqlm import export
-from keras_seqlm.export.verify import forbidden_ops
+from keras_seqlm.export.inspection import forbidden_ops
 from seqlm_runtime import SavedModel
-from seqlm_runtime.graph_file import operations
+from seqlm_runtime.graph_file import read_graph
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
 
@@ -222,7 +222,7 @@ def test_the_compiled_signature_writes_the_same(saved_model, serve):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_xla_is_in_the_compiled_signature_alone(saved_model, name):
-    found = operations(saved_model(name))
+    found = read_graph(saved_model(name))
     assert found.xla("generate_xla")
     assert {signature for signature in found.signatures if found.xla(signature)} == {"generate_xla"}
     assert forbidden_ops(saved_model(name)) == []
@@ -233,6 +233,13 @@ def test_what_lies_in_the_folder(saved_model):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "batching.txt", "models.config"]
     sidecar = json.loads((folder / "assets.extra" / "seqlm.json").read_text())
     assert sidecar["max_new_tokens_limit"] == LIMIT and sidecar["vocabulary_size"] == 260
+    assert sorted(sidecar["files"]) == [
+        "assets.extra/tf_serving_warmup_requests",
+        "fingerprint.pb",
+        "saved_model.pb",
+        "variables/variables.data-00000-of-00001",
+        "variables/variables.index",
+    ]
     assert sidecar["max_length"] is None and sidecar["model"] == "RecurrentLM" and len(sidecar["tokenizer_hash"]) == 16
     assert sidecar["max_prompt_tokens"] == 4096
 

@@ -336,7 +336,7 @@ def test_a_server_without_xla_draws_what_the_runtime_draws(tmp_path):
     # XLA can only be switched off for a whole process.
     script = (
         "import sys, numpy as np; from seqlm_runtime import SavedModel; inputs = dict(np.load(sys.argv[2]));"
-        "print(SavedModel(sys.argv[1]).run('sample', **inputs)['ids'].tolist())"
+        "print(SavedModel(sys.argv[1], trusted=True).run('sample', **inputs)['ids'].tolist())"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "1"), str(tmp_path / "inputs.npz")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

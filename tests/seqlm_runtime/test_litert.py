@@ -15,9 +15,12 @@ import pytest
 
 from seqlm_runtime import sampler
 from seqlm_runtime.litert import LiteRTModel
+from seqlm_runtime.seals import folder_hashes, sealed
 from seqlm_runtime.tokenizers import ByteTokenizer
 
 VOCABULARY = 260
+# What the toy is made of and our models are not: the gate is told.
+TOY_OPS = ("ABS", "FLOOR_MOD", "SUM")
 CODES = {"prefill_4": 1, "prefill_8": 2, "decode": 3}
 
 
@@ -73,8 +76,9 @@ def exported(tmp_path_factory):
         "eos_id": 2,
         "suppressed_ids": [0, 1, 3],
         "tokenizer_hash": tokenizer.hash,
+        "tokenizer_files": folder_hashes(folder / "toy.tokenizer"),
     }
-    (folder / "toy.json").write_text(json.dumps(sidecar))
+    (folder / "toy.json").write_text(json.dumps(sealed(sidecar)))
     return folder
 
 
@@ -85,7 +89,7 @@ def copy(exported, tmp_path):
     def make(name="toy", **changes):
         shutil.copy(exported / "toy.tflite", tmp_path / f"{name}.tflite")
         sidecar = json.loads((exported / "toy.json").read_text()) | changes
-        (tmp_path / f"{name}.json").write_text(json.dumps(sidecar))
+        (tmp_path / f"{name}.json").write_text(json.dumps(sealed(sidecar)))
         shutil.copytree(exported / "toy.tokenizer", tmp_path / "toy.tokenizer", dirs_exist_ok=True)
         return tmp_path / f"{name}.tflite"
 
@@ -94,7 +98,7 @@ def copy(exported, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(exported):
-    return LiteRTModel(exported / "toy.tflite", num_threads=1)
+    return LiteRTModel(exported / "toy.tflite", num_threads=1, allow_ops=TOY_OPS)
 
 
 def toy_logits(ids):
@@ -145,12 +149,12 @@ def test_prompt_is_read_in_chunks(model, count, expected):
 
 
 def test_padding_never_reaches_past_the_context(copy):
-    model = LiteRTModel(copy(max_length=11))
+    model = LiteRTModel(copy(max_length=11), allow_ops=TOY_OPS)
     _, state = model.step([5] * 11, model.initial_state())
     assert calls(state) == ["prefill_8", "decode", "decode", "decode"]
-    model = LiteRTModel(copy(max_length=12))
+    model = LiteRTModel(copy(max_length=12), allow_ops=TOY_OPS)
     assert calls(model.step([5] * 11, model.initial_state())[1]) == ["prefill_8", "prefill_4"]
-    model = LiteRTModel(copy(max_length=None))
+    model = LiteRTModel(copy(max_length=None), allow_ops=TOY_OPS)
     assert calls(model.step([5] * 11, model.initial_state())[1]) == ["prefill_8", "prefill_4"]
 
 
@@ -220,12 +224,12 @@ def test_end_of_text_stops_and_is_not_among_the_ids(copy):
     prompt_ids = [1, *ByteTokenizer().encode("Once")]
     greedy, _ = toy_text(prompt_ids, 10, eos_id=None)
     eos_id = greedy[3]
-    result = LiteRTModel(copy(eos_id=eos_id)).generate("Once", max_new_tokens=10)
+    result = LiteRTModel(copy(eos_id=eos_id), allow_ops=TOY_OPS).generate("Once", max_new_tokens=10)
     expected, stop_reason = toy_text(prompt_ids, 10, eos_id=eos_id)
     assert stop_reason == "eos" and 0 < len(expected) <= 3
     assert result["token_ids"].tolist() == expected
     assert result["stop_reason"] == "eos"
-    without = LiteRTModel(copy(eos_id=None)).generate("Once", max_new_tokens=10)
+    without = LiteRTModel(copy(eos_id=None), allow_ops=TOY_OPS).generate("Once", max_new_tokens=10)
     assert (without["token_ids"].tolist(), without["stop_reason"]) == (greedy, "length")
 
 
@@ -244,9 +248,11 @@ def test_a_prompt_is_read_up_to_the_ids_that_the_sidecar_allows(copy):
     prompt = "x" * 1_000_000 + "the end"
     ids = ByteTokenizer().encode(prompt[-12:]).tolist()
     for context in (40, None):
-        result = LiteRTModel(copy(max_prompt_tokens=12, max_length=context)).generate(prompt, max_new_tokens=5)
+        result = LiteRTModel(copy(max_prompt_tokens=12, max_length=context), allow_ops=TOY_OPS).generate(
+            prompt, max_new_tokens=5
+        )
         assert result["truncated"] is True and result["token_ids"].tolist() == toy_text(ids, 5)[0]
-    most = LiteRTModel(copy(max_length=None))
+    most = LiteRTModel(copy(max_length=None), allow_ops=TOY_OPS)
     assert most.max_prompt_tokens == 4096, "a sidecar of an earlier version names no number"
     result = most.generate(prompt, max_new_tokens=2)
     assert result["token_ids"].tolist() == toy_text(ByteTokenizer().encode(prompt[-4096:]).tolist(), 2)[0]
@@ -254,7 +260,7 @@ def test_a_prompt_is_read_up_to_the_ids_that_the_sidecar_allows(copy):
 
 def test_without_a_context_nothing_is_cut(copy):
     prompt = "a story that goes on and on, far beyond forty letters"
-    result = LiteRTModel(copy(max_length=None)).generate(prompt, max_new_tokens=20)
+    result = LiteRTModel(copy(max_length=None), allow_ops=TOY_OPS).generate(prompt, max_new_tokens=20)
     assert result["truncated"] is False
     assert result["token_ids"].tolist() == toy_text([1, *ByteTokenizer().encode(prompt)], 20)[0]
 
@@ -265,7 +271,7 @@ def test_no_new_token(model):
 
 
 def test_without_bos_an_empty_prompt_is_refused(copy):
-    model = LiteRTModel(copy())
+    model = LiteRTModel(copy(), allow_ops=TOY_OPS)
     model.tokenizer.bos_id = None
     assert model.generate("ab", max_new_tokens=3)["token_ids"].tolist() == toy_text(ByteTokenizer().encode("ab"), 3)[0]
     with pytest.raises(ValueError, match="nothing to write on from"):
@@ -291,7 +297,7 @@ def test_options_out_of_range_are_refused(model, option, value):
 
 
 def test_variants_share_the_tokenizer(copy):
-    assert LiteRTModel(copy("toy-int8")).generate("a", max_new_tokens=1)["num_tokens"] == 1
+    assert LiteRTModel(copy("toy-int8"), allow_ops=TOY_OPS).generate("a", max_new_tokens=1)["num_tokens"] == 1
 
 
 def test_damaged_file_is_refused(copy):
@@ -300,7 +306,7 @@ def test_damaged_file_is_refused(copy):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="sha256"):
-        LiteRTModel(path)
+        LiteRTModel(path, allow_ops=TOY_OPS)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +325,7 @@ def test_damaged_file_is_refused(copy):
 )
 def test_sidecar_that_does_not_fit_is_refused(copy, changes, message):
     with pytest.raises(ValueError, match=message):
-        LiteRTModel(copy(**changes))
+        LiteRTModel(copy(**changes), allow_ops=TOY_OPS)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{}"])
@@ -327,7 +333,7 @@ def test_damaged_sidecar_is_refused(copy, content):
     path = copy()
     path.with_suffix(".json").write_bytes(content)
     with pytest.raises(ValueError, match="toy.json"):
-        LiteRTModel(path)
+        LiteRTModel(path, allow_ops=TOY_OPS)
 
 
 def test_missing_parts_are_named(copy, tmp_path):
@@ -336,13 +342,13 @@ def test_missing_parts_are_named(copy, tmp_path):
     path = copy()
     shutil.rmtree(tmp_path / "toy.tokenizer")
     with pytest.raises(FileNotFoundError, match="toy.tokenizer"):
-        LiteRTModel(path)
+        LiteRTModel(path, allow_ops=TOY_OPS)
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match="toy.json"):
-        LiteRTModel(path)
+        LiteRTModel(path, allow_ops=TOY_OPS)
 
 
 def test_missing_litert_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(ImportError, match="pip install ai-edge-litert"):
-        LiteRTModel(exported / "toy.tflite")
+        LiteRTModel(exported / "toy.tflite", allow_ops=TOY_OPS)

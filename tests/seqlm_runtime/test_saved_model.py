@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from seqlm_runtime.graph_file import operations
+from seqlm_runtime.graph_file import read_graph
 from seqlm_runtime.saved_model import SavedModel
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    with SavedModel(folder, xla=True) as model:
+    with SavedModel(folder, xla=True, trusted=True) as model:
         yield model
 
 
@@ -166,7 +166,7 @@ def test_errors_of_the_library_come_with_its_message(model):
 
 @linux_only
 def test_closed_model_says_so(folder):
-    model = SavedModel(folder, xla=True)
+    model = SavedModel(folder, xla=True, trusted=True)
     model.close()
     model.close()
     with pytest.raises(ValueError, match="was closed"):
@@ -175,13 +175,13 @@ def test_closed_model_says_so(folder):
 
 def test_missing_or_damaged_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected .*saved_model.pb"):
-        operations(tmp_path)
+        read_graph(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected .*saved_model.pb"):
         SavedModel(tmp_path)
     for content in (b"", b"\xff" * 50, b"\x12\x05ab"):
         (tmp_path / "saved_model.pb").write_bytes(content)
         with pytest.raises(ValueError, match="cut or is no SavedModel"):
-            operations(tmp_path)
+            read_graph(tmp_path)
 
 
 @linux_only
@@ -189,16 +189,17 @@ def test_file_cut_short_is_an_error_of_the_library(folder, tmp_path):
     whole = open(f"{folder}/saved_model.pb", "rb").read()
     (tmp_path / "saved_model.pb").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RuntimeError, match="loading"):
-        SavedModel(tmp_path, xla=True)
+        SavedModel(tmp_path, xla=True, trusted=True)
 
 
 def test_operations_of_each_signature(folder):
-    found = operations(folder)
+    found = read_graph(folder)
     assert sorted(found.signatures) == ["compiled", "numbers", "scaled", "split", "text"]
-    assert {"While", "Less", "Mul"} <= found.signatures["numbers"]
-    assert "LookupTableFindV2" in found.signatures["text"]
-    assert "LookupTableFindV2" not in found.signatures["numbers"]
-    assert "Less" not in found.functions["main"] and "Placeholder" in found.functions["main"]
+    assert {"While", "Less", "Mul"} <= found.ops("numbers")
+    assert "LookupTableFindV2" in found.ops("text")
+    assert "LookupTableFindV2" not in found.ops("numbers")
+    main = {node.op for node in found.nodes.values()}
+    assert "Less" not in main and "Placeholder" in main
     assert {name: found.xla(name) for name in found.signatures} == {
         "compiled": ["_XlaMustCompile"],
         "numbers": [],
@@ -214,9 +215,14 @@ def test_operations_agree_with_tensorflows_own_reader(folder):
     message = saved_model_pb2.SavedModel.FromString(open(f"{folder}/saved_model.pb", "rb").read())
     graph = message.meta_graphs[0].graph_def
     expected = {function.signature.name: {node.op for node in function.node_def} for function in graph.library.function}
-    expected["main"] = {node.op for node in graph.node}
-    found = {name: ops - {"_XlaMustCompile"} for name, ops in operations(folder).functions.items()}
-    assert found == expected
+    read = read_graph(folder)
+    assert {name: {node.op for node in function.nodes} for name, function in read.functions.items()} == expected
+    wanted = {node.name: (node.op, list(node.input), node.device) for node in graph.node}
+    assert {name: (node.op, node.inputs, node.device) for name, node in read.nodes.items()} == wanted
+    meta = message.meta_graphs[0]
+    assert read.assets == [asset.filename for asset in meta.asset_file_def]
+    saver = meta.saver_def
+    assert read.saver == (saver.filename_tensor_name, saver.save_tensor_name, saver.restore_op_name)
 
 
 def test_an_xla_op_in_a_graph_is_found(tmp_path):
@@ -229,7 +235,7 @@ def test_an_xla_op_in_a_graph_is_found(tmp_path):
         input_signature=[tf.TensorSpec([4], tf.float32, "x")],
     )
     tf.saved_model.save(module, str(tmp_path / "1"), signatures={"f": module.f})
-    assert operations(tmp_path / "1").xla("f") == ["XlaDynamicUpdateSlice"]
+    assert read_graph(tmp_path / "1").xla("f") == ["XlaDynamicUpdateSlice"]
 
 
 @linux_only
@@ -238,11 +244,11 @@ def test_xla_is_off_and_tensorflow_is_not_imported(folder):
         import sys
         from seqlm_runtime import SavedModel
 
-        model = SavedModel(sys.argv[1])
+        model = SavedModel(sys.argv[1], trusted=True)
         assert model.run("numbers", x=[[1, 2, 3]])["y"].tolist() == [[8, 16, 24]]
         assert model.run("split", text=["ab"])["letters"].tolist() == [[97, 98]]
         messages = []
-        for attempt in (lambda: model.run("compiled", x=[1.0]), lambda: SavedModel(sys.argv[1], xla=True)):
+        for attempt in (lambda: model.run("compiled", x=[1.0]), lambda: SavedModel(sys.argv[1], xla=True, trusted=True)):
             try:
                 attempt()
             except RuntimeError as error:
@@ -266,10 +272,10 @@ def test_without_text_ops_their_model_does_not_load(folder):
         from seqlm_runtime import SavedModel
 
         try:
-            SavedModel(sys.argv[1], text_ops=False)
+            SavedModel(sys.argv[1], text_ops=False, trusted=True)
         except RuntimeError as error:
             print("not registered" in str(error))
-        assert SavedModel(sys.argv[1]).run("text", text=["a"], count=[1])["token"].tolist() == [1]
+        assert SavedModel(sys.argv[1], trusted=True).run("text", text=["a"], count=[1])["token"].tolist() == [1]
     """
     assert in_own_process(script, folder) == "True"
 
@@ -283,7 +289,7 @@ def test_a_thousand_requests_leave_nothing_behind(folder):
         def resident():
             return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 
-        model = SavedModel(sys.argv[1])
+        model = SavedModel(sys.argv[1], trusted=True)
         long = ["x" * 200_000]
         for _ in range(50):
             model.run("text", text=long, count=[1])
@@ -318,7 +324,7 @@ def test_closing_waits_for_the_requests_of_other_threads(folder, way):
         import numpy as np
         from seqlm_runtime import SavedModel
 
-        model, answers, refusals = SavedModel(sys.argv[1]), [], []
+        model, answers, refusals = SavedModel(sys.argv[1], trusted=True), [], []
         x = np.ones((200_000, 3), "float32")
 
         def ask():
@@ -355,7 +361,7 @@ def test_models_are_loaded_by_several_threads_at_once(folder):
         from seqlm_runtime import SavedModel
 
         def load_and_ask(n):
-            with SavedModel(sys.argv[1]) as model:
+            with SavedModel(sys.argv[1], trusted=True) as model:
                 return model.run("split", text=["ab"])["letters"].tolist()
 
         with ThreadPoolExecutor(4) as pool:
@@ -380,6 +386,6 @@ def test_other_systems_are_told_what_to_do(folder, monkeypatch):
     tensorflow_c._load_library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="fresh process.*WSL2"):
-            SavedModel(folder)
+            SavedModel(folder, trusted=True)
     finally:
         tensorflow_c._load_library.cache_clear()

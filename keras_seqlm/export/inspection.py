@@ -1,0 +1,194 @@
+"""What is read from an artifact without running it: whether it may be run, what it is, and what it says of its model."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from keras_seqlm.generation.samplers import OPTIONS
+from seqlm_runtime.graph_file import read_graph
+from seqlm_runtime.lite_file import parse_lite_file
+from seqlm_runtime.litert import read_sidecar, read_tokenizer
+from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, refused_in, refused_lite
+from seqlm_runtime.warm_up import read_warm_up
+
+_TEXT = {"text": object}
+_WRITTEN = {"generated_text": object, "token_ids": np.int32, "num_tokens": np.int32, "truncated": np.bool_}
+_REQUEST = {**_TEXT, "max_new_tokens": np.int32} | {name: np.dtype(kind).type for name, (kind, _) in OPTIONS.items()}
+# What each signature of a SavedModel takes and gives.
+SIGNATURES = {
+    "serving_default": (_TEXT, _WRITTEN),
+    "generate_text": (_TEXT, _WRITTEN),
+    "generate": (_REQUEST, _WRITTEN),
+    "generate_xla": (_REQUEST, _WRITTEN),
+    "score": (_TEXT, {"log_probability": np.float32, "num_tokens": np.int32, "truncated": np.bool_}),
+    "logits": ({"token_ids": np.int32, "lengths": np.int32}, {"logits": np.float32}),
+}
+_BOUNDS = ("max_new_tokens_limit", "max_prompt_tokens")
+_SAVED_FACTS = ("model", "max_length", "vocabulary_size", "tokenizer_hash")
+KINDS = ("litert", "litert-float16", "litert-int8")  # from the exact to the coarse
+_KIND_OF = {"none": "litert", "float16": "litert-float16", "int8": "litert-int8"}
+
+
+@dataclasses.dataclass
+class Inspection:
+    """What `inspect` found: `reasons` not to run it, in words, and `forbidden_ops`, the names of operations."""
+
+    kind: str
+    sidecar: dict = dataclasses.field(default_factory=dict)
+    reasons: list = dataclasses.field(default_factory=list)
+    forbidden_ops: list = dataclasses.field(default_factory=list)
+
+
+def inspect(artifact, allow_ops=()):
+    """Read an artifact, of which nothing is loaded or run.
+
+    Args:
+        artifact: path of a version folder or of a .tflite file.
+        allow_ops: names of operations that are allowed beside ours.
+
+    Returns:
+        `Inspection`.
+    """
+    found = Inspection(kind="litert" if artifact.endswith(".tflite") else "saved-model")
+    try:
+        (_inspect_lite if artifact.endswith(".tflite") else _inspect_saved)(artifact, allow_ops, found)
+    except RefusedOps as error:
+        found.forbidden_ops = error.ops
+        found.reasons.append(str(error))
+    except (ValueError, OSError) as error:
+        found.reasons.append(str(error))
+    return found
+
+
+def _inspect_saved(path, allow_ops, found):
+    found.sidecar, graph = check_saved_model(path, allow_ops)
+    missing = [name for name in _SAVED_FACTS if name not in found.sidecar]
+    missing += [name for name in _BOUNDS if not _is_bound(found.sidecar.get(name))]
+    if missing:
+        raise ValueError(f"{path} is damaged: in its sidecar {missing} are missing, or no numbers above 0.")
+    found.forbidden_ops = _xla_in(graph)
+    found.reasons += [f"a server without XLA cannot run {name}" for name in found.forbidden_ops]
+    found.reasons += _wrong_signatures(graph.signatures)
+    found.reasons += _wrong_warm_up(path)
+    if {"serving_default", "generate_text"} <= set(graph.signatures) and not _same_function(graph):
+        found.reasons.append("serving_default is another function than generate_text")
+
+
+def _is_bound(number):
+    return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 2**31
+
+
+def _xla_in(graph):
+    return sorted(
+        {name for signature in graph.signatures if signature != "generate_xla" for name in graph.xla(signature)}
+    )
+
+
+def _wrong_signatures(signatures):
+    wrong = [f"the signature {name!r} is missing" for name in SIGNATURES if name not in signatures]
+    wrong += [f"the signature {name!r} is none of ours" for name in signatures if name not in SIGNATURES]
+    for name in sorted(set(signatures) & set(SIGNATURES)):
+        for side, wanted, given in zip(("takes", "gives"), SIGNATURES[name], signatures[name], strict=True):
+            types = {key: info.dtype for key, info in given.items()}
+            if types != wanted:
+                wrong.append(f"the signature {name!r} {side} {_shown(types)}, and not {_shown(wanted)}")
+    return wrong
+
+
+def _shown(types):
+    return ", ".join(f"{key} ({np.dtype(kind).name if kind else kind})" for key, kind in sorted(types.items()))
+
+
+def _wrong_warm_up(path):
+    """A request that fails keeps a server from loading the model: those that cannot be answered by any of ours."""
+    wrong = []
+    for name, inputs in read_warm_up(path):
+        if name == "generate_xla" or name not in SIGNATURES:
+            wrong.append(f"its warm-up asks for the signature {name!r}, which a stock server does not answer")
+        elif set(inputs) - set(SIGNATURES[name][0]):
+            wrong.append(
+                f"its warm-up gives {name} the inputs {sorted(inputs)}, and it takes {sorted(SIGNATURES[name][0])}"
+            )
+    return list(dict.fromkeys(wrong))
+
+
+def _same_function(graph):
+    """Whether serving_default and generate_text give, output by output, what one function gives."""
+    default, plain = (graph.signatures[name].outputs for name in ("serving_default", "generate_text"))
+    return set(default) == set(plain) and all(_alike(graph, default[key].tensor, plain[key].tensor) for key in plain)
+
+
+def _alike(graph, first, second):
+    """Whether two tensors of the graph are the same output of calls of the same function with the same variables."""
+    (first, place), (second, other_place) = first.rsplit(":", 1), second.rsplit(":", 1)
+    first, second = graph.nodes[first], graph.nodes[second]
+    if place != other_place or first.op != second.op or len(first.inputs) != len(second.inputs):
+        return False
+    for given, other in zip(first.inputs, second.inputs, strict=True):
+        texts = all(name in graph.nodes and graph.nodes[name].op == "Placeholder" for name in (given, other))
+        if given != other and not texts:
+            return False
+    wrappers, bodies = [], []
+    for node in (first, second):
+        parts = [graph.functions[name].nodes for name in sorted(node.calls & set(graph.functions))]
+        wrappers.append([[(inner.name, inner.op, inner.inputs) for inner in part] for part in parts])
+        bodies.append(sorted(graph.called(inner for part in parts for inner in part)))
+    return wrappers[0] == wrappers[1] and bodies[0] == bodies[1] and bool(bodies[0])
+
+
+def _inspect_lite(path, allow_ops, found):
+    found.sidecar = read_sidecar(pathlib.Path(path))
+    file = check_lite_file(path, found.sidecar, allow_ops)
+    read_tokenizer(pathlib.Path(path), found.sidecar)
+    found.kind, told = kind_of(file), _KIND_OF.get(found.sidecar.get("quantize"))
+    if told is None or KINDS.index(told) < KINDS.index(found.kind):
+        found.reasons.append(
+            f"its sidecar calls it {found.sidecar.get('quantize')!r}, and its tensors make it {found.kind}"
+        )
+    wanted = {"decode", *(f"prefill_{length}" for length in found.sidecar["prefill_lengths"])}
+    found.reasons += [f"the signature {name!r} is none of ours" for name in sorted(set(file.signatures) - wanted)]
+    found.reasons += [f"the signature {name!r} is missing" for name in sorted(wanted - set(file.signatures))]
+    found.reasons += _not_finite(file)
+
+
+def kind_of(file):
+    """Which of `KINDS` the constants of a LiteRT file make it, whatever its sidecar says."""
+    types = {tensor.dtype for graph in file.graphs for tensor in graph if len(tensor.content)}
+    if types - {np.float32, np.float16, np.int32, np.int64, np.bool_}:
+        return "litert-int8"
+    return "litert-float16" if np.float16 in types else "litert"
+
+
+def _not_finite(file):
+    wrong, tensors = (
+        [],
+        {id(tensor.content): tensor for graph in file.graphs for tensor in graph if len(tensor.content)},
+    )
+    for tensor in tensors.values():  # the signatures share them
+        numbers = tensor.values() if tensor.dtype in (np.float32, np.float16) else tensor.scales
+        if not np.isfinite(numbers).all():
+            wrong.append(f"the numbers of the tensor {tensor.name!r} are not all finite")
+    return wrong[:3]
+
+
+def forbidden_ops(artifact):
+    """The names of the operations that an artifact must not hold, read without loading it: sorted, empty where all is well.
+
+    Args:
+        artifact: path of a version folder or of a .tflite file; its checksums are not looked at.
+    """
+    if artifact.endswith(".tflite"):
+        return sorted(refused_lite(parse_lite_file(pathlib.Path(artifact).read_bytes())))
+    graph = read_graph(artifact)
+    return sorted({*refused_in(graph), *_xla_in(graph)})
+
+
+def contradictions(sidecar, facts):
+    """Where a sidecar says something else of the model than the model: a list of sentences."""
+    return [
+        f"its sidecar says {name} {sidecar[name]!r}, and the model {facts[name]!r}"
+        for name in sorted(facts)
+        if name in sidecar and json.dumps(sidecar[name], sort_keys=True) != json.dumps(facts[name], sort_keys=True)
+    ]

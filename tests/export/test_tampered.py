@@ -1,0 +1,168 @@
+"""Artifacts that were damaged, or tampered with by someone who makes the checksums anew: none passes, and none is run."""
+
+import os
+import pathlib
+import random
+import shutil
+import sys
+
+import pytest
+from sentences import PROMPTS
+from tampering import LITE, SAVED_MODEL, SMALL, TAMPERINGS, copied_lite, seal, seal_lite, tampered
+
+from keras_seqlm import export
+from keras_seqlm.export.inspection import inspect
+from seqlm_runtime.op_gate import SIDECAR
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
+# Their graph and sidecar are as they should be: what is wrong shows only when they are asked.
+SHOWN_BY_ANSWERS = {
+    *("another_compiled_text", "constant_score", "constant_count", "swapped_options", "another_limit"),
+    *("foreign_weights", "zero_weights", "weights_that_are_none", "foreign lite weights", "zero lite weights"),
+    *("random int8 weights", "zero int8 weights", "turned int8 weights", "foreign_weights_that_are_called_int8"),
+}
+SHOWN_BY_FACTS = {name for name in TAMPERINGS if "sidecar's" in name} - {"a lite sidecar's state"}
+
+
+@pytest.fixture
+def sources(saved_model, litert):
+    return {SAVED_MODEL: saved_model("lstm"), LITE: litert("lstm"), SMALL: litert("lstm", "int8")}
+
+
+@pytest.mark.parametrize("name", sorted(set(TAMPERINGS) - SHOWN_BY_ANSWERS - SHOWN_BY_FACTS))
+def test_what_is_refused_unread_by_any_library(sources, tmp_path, name):
+    """By its bytes alone, in the process that verifies."""
+    found = inspect(tampered(name, sources, tmp_path, str(tmp_path / "marker")))
+    assert any(TAMPERINGS[name][2] in reason for reason in found.reasons), found.reasons
+
+
+@linux_only
+@pytest.mark.slow
+def test_tampered_artifacts_fail_and_nothing_of_them_runs(sources, run_folder, tmp_path):
+    """Beside three that are as they were exported, which pass."""
+    assert len(TAMPERINGS) >= 40
+    marker = tmp_path / "marker"
+    artifacts = [tampered(name, sources, tmp_path, str(marker)) for name in TAMPERINGS]
+    report = export.verify(run_folder("lstm"), *sources.values(), *artifacts, prompts=PROMPTS[:8])
+    assert [found.ok for found in report] == [True] * 3 + [False] * len(TAMPERINGS), str(report)
+    for name, found in zip(TAMPERINGS, report[3:], strict=True):
+        assert any(TAMPERINGS[name][2] in reason for reason in found.reasons), f"{name}: {found.reasons}"
+        assert (found.figure == "not run") == (name not in SHOWN_BY_ANSWERS), f"{name}: {found}"
+    assert not list(tmp_path.glob("marker*")), "something was executed"
+    assert str(report).count("FAILED") == len(TAMPERINGS)
+
+
+@linux_only
+@pytest.mark.parametrize("name", ["print_at_start", "write_in_an_initialiser"])
+def test_what_the_gate_prevents(sources, in_python, tmp_path, name):
+    """Loaded unchecked, they write their file: so that it is not there says something."""
+    marker = tmp_path / "marker"
+    artifact = tampered(name, sources, tmp_path, str(marker))
+    script = """
+        import sys
+        from seqlm_runtime import SavedModel
+        try:
+            SavedModel(sys.argv[1])
+        except ValueError as error:
+            print('"refused"' if "was not loaded" in str(error) else str(error))
+        if len(sys.argv) > 2:
+            SavedModel(sys.argv[1], trusted=True)
+            print('"loaded"')
+    """
+    assert in_python(script, artifact) == "refused" and not marker.exists()
+    assert in_python(script, artifact, "trusted") == "loaded" and marker.exists()
+
+
+def test_a_row_for_each_beside_the_others(sources, run_folder, tmp_path, capsys):
+    """From the command line: exit code 1, a reason for each, no traceback; what is well is still verified."""
+    import seqlm_cli
+
+    marker = str(tmp_path / "marker")
+    broken = [
+        tampered(name, sources, tmp_path, marker) for name in ("no_index", "garbage_lite", "lite_without_sidecar")
+    ]
+    (tmp_path / "nothing").mkdir()
+    broken.append(str(tmp_path / "nothing"))
+    assert seqlm_cli.main(["verify", str(run_folder("lstm")), *broken[:2], sources[SMALL], *broken[2:]]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("FAILED") == 4 and out.count("not run") == 4 and out.count("loss +") == 1
+    assert all(f"{path}: " in out for path in broken) and "Traceback" not in out + err
+
+
+# --- bytes that are changed at random
+
+
+def files_of(artifact):
+    """Every file of an artifact by what it is."""
+    if artifact.is_dir():
+        variables = artifact / "variables"
+        return {
+            "graph": artifact / "saved_model.pb",
+            "variables": variables / "variables.data-00000-of-00001",
+            "index": variables / "variables.index",
+            "sidecar": artifact / SIDECAR,
+        }
+    (tokenizer,) = artifact.parent.glob("*.tokenizer/tokenizer.json")
+    return {"lite": artifact, "lite sidecar": artifact.with_suffix(".json"), "tokenizer": tokenizer}
+
+
+def mutated(content, chance):
+    """One to three bytes changed, bits turned, a piece cut out, doubled or put elsewhere."""
+    content = bytearray(content)
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(content))
+        kind = chance.randrange(4)
+        if kind == 0:
+            content[at] = chance.randrange(256)
+        elif kind == 1:
+            content[at] ^= 1 << chance.randrange(8)
+        elif kind == 2 and len(content) > 2:
+            del content[at : at + chance.randrange(1, 40)]
+        else:
+            content[at:at] = content[: chance.randrange(1, 40)]
+    return bytes(content) or b"\0"
+
+
+@pytest.fixture
+def copies(sources, tmp_path):
+    """Copies of the artifacts, to be changed."""
+    return {
+        SAVED_MODEL: pathlib.Path(shutil.copytree(sources[SAVED_MODEL], tmp_path / "copy" / "1")),
+        LITE: copied_lite(pathlib.Path(sources[LITE]), tmp_path / "lite"),
+    }
+
+
+@pytest.mark.parametrize("what", ["graph", "variables", "index", "sidecar", "lite", "lite sidecar", "tokenizer"])
+def test_two_hundred_mutations_are_all_seen(copies, what):
+    artifact = next(path for path in copies.values() if what in files_of(path))
+    file = files_of(artifact)[what]
+    whole, right = file.read_bytes(), inspect(str(artifact))
+    assert not right.reasons
+    chance, passed = random.Random(what), 0
+    for _ in range(200):
+        file.write_bytes(mutated(whole, chance))
+        found = inspect(str(artifact))
+        if not found.reasons:  # a blank between two words of JSON is no difference
+            assert found == right
+            passed += file.read_bytes() != whole
+    assert passed <= (20 if "sidecar" in what else 0)
+    file.write_bytes(whole)
+    assert inspect(str(artifact)) == right
+
+
+@linux_only
+@pytest.mark.soak
+@pytest.mark.parametrize("what", ["graph", "variables", "index", "lite", "tokenizer"])
+def test_mutations_with_new_checksums_never_end_the_process_that_verifies(copies, run_folder, what):
+    """They reach TensorFlow and LiteRT, in processes of their own: `MUTATIONS=200 pytest -m soak tests/export/test_tampered.py`."""
+    kind, artifact = next((kind, path) for kind, path in copies.items() if what in files_of(path))
+    file = files_of(artifact)[what]
+    whole, chance, verdicts = file.read_bytes(), random.Random(what), []
+    for _ in range(int(os.environ.get("MUTATIONS", "20"))):
+        file.write_bytes(mutated(whole, chance))
+        (seal if kind == SAVED_MODEL else seal_lite)(artifact)
+        (found,) = export.verify(run_folder("lstm"), str(artifact), prompts=PROMPTS[:2])
+        assert found.ok or found.reasons
+        verdicts.append(found.ok)
+    # A name that nobody reads, a digit of a weight beyond the tolerance: most are found.
+    assert verdicts.count(True) < len(verdicts) / 2

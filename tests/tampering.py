@@ -1,0 +1,531 @@
+"""Artifacts with something wrong: what an accident or an attacker does to what was exported."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from seqlm_runtime.lite_file import BUILTINS, parse_lite_file
+from seqlm_runtime.op_gate import SIDECAR
+from seqlm_runtime.seals import folder_hashes, sealed
+
+SAVED_MODEL, LITE, SMALL = "saved-model", "litert", "litert-int8"
+TAMPERINGS = {}  # name -> (what is tampered with, the function that does it, what the refusal says)
+
+
+def tampering(kind, said, name=None, **options):
+    """Registers `function(artifact, marker, **options)`; what it executes, were it loaded, writes the file `marker`."""
+
+    def register(function):
+        TAMPERINGS[name or function.__name__] = (kind, lambda *given: function(*given, **options), said)
+        return function
+
+    return register
+
+
+def tampered(name, sources, folder, marker):
+    """The path of a copy, in `folder`, of the artifact that `sources` has of its kind, tampered with as `name` says."""
+    kind, change, _ = TAMPERINGS[name]
+    source, folder = pathlib.Path(sources[kind]), pathlib.Path(folder) / name
+    if kind == SAVED_MODEL:
+        artifact = folder / "1"
+        shutil.copytree(source, artifact)
+    else:
+        artifact = copied_lite(source, folder)
+    change(artifact, marker)
+    return str(artifact)
+
+
+def copied_lite(source, folder):
+    """A .tflite file with its sidecar and its tokenizer, in a folder of its own."""
+    folder.mkdir()
+    for path in (source, source.with_suffix(".json")):
+        shutil.copy(path, folder)
+    tokenizer = source.with_name(source.stem.removesuffix("-int8") + ".tokenizer")
+    shutil.copytree(tokenizer, folder / tokenizer.name)
+    return folder / source.name
+
+
+# --- damage: nobody makes the checksums anew
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+for _file in (
+    "assets.extra/tf_serving_warmup_requests",
+    "saved_model.pb",
+    "fingerprint.pb",
+    "variables/variables.index",
+    "variables/variables.data-00000-of-00001",
+):
+
+    @tampering(SAVED_MODEL, f"{_file} was changed", f"a bit of {_file.split('/')[-1]}", file=_file)
+    def flipped(artifact, marker, file):
+        flip(artifact / file, 0.4)
+
+
+@tampering(SAVED_MODEL, "variables/variables.index is missing")
+def no_index(artifact, marker):
+    (artifact / "variables" / "variables.index").unlink()
+
+
+@tampering(SAVED_MODEL, "No SavedModel in")
+def no_graph(artifact, marker):
+    (artifact / "saved_model.pb").unlink()
+
+
+@tampering(SAVED_MODEL, "variables.data-00000-of-00001 was changed")
+def cut_weights(artifact, marker):
+    path = artifact / "variables" / "variables.data-00000-of-00001"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@tampering(SAVED_MODEL, "assets/more does not belong there")
+def a_file_more(artifact, marker):
+    (artifact / "assets").mkdir(exist_ok=True)
+    (artifact / "assets" / "more").write_text("more")
+
+
+@tampering(SAVED_MODEL, "seqlm.json is missing")
+def no_sidecar(artifact, marker):
+    (artifact / SIDECAR).unlink()
+
+
+@tampering(SAVED_MODEL, "has no checksums, as an older version wrote it: export it again")
+def older_sidecar(artifact, marker):
+    content = json.loads((artifact / SIDECAR).read_text())
+    (artifact / SIDECAR).write_text(json.dumps({key: content[key] for key in content if key not in ("files", "seal")}))
+
+
+@tampering(SAVED_MODEL, "was changed after the export")
+def edited_sidecar(artifact, marker):
+    text = (artifact / SIDECAR).read_text()
+    assert '"vocabulary_size": 260' in text
+    (artifact / SIDECAR).write_text(text.replace('"vocabulary_size": 260', '"vocabulary_size": 261'))
+
+
+# --- malice: whoever changes it makes the checksums anew
+
+
+def seal(artifact, **changes):
+    content = json.loads((artifact / SIDECAR).read_text()) | changes
+    content["files"] = folder_hashes(artifact, leave_out=(SIDECAR,))
+    (artifact / SIDECAR).write_text(json.dumps(sealed(content)))
+
+
+def graph_tampering(said):
+    """For `function(meta, graph, functions, marker)`, which changes the protocol buffers of a SavedModel."""
+
+    def register(function):
+        from tensorflow.core.protobuf import saved_model_pb2
+
+        def change(artifact, marker):
+            message = saved_model_pb2.SavedModel.FromString((artifact / "saved_model.pb").read_bytes())
+            meta = message.meta_graphs[0]
+            functions = {part.signature.name: part for part in meta.graph_def.library.function}
+            function(meta, meta.graph_def, functions, marker)
+            (artifact / "saved_model.pb").write_bytes(message.SerializeToString())
+            seal(artifact)
+
+        tampering(SAVED_MODEL, said, function.__name__)(change)
+        return function
+
+    return register
+
+
+def constant(nodes, name, value):
+    import tensorflow as tf
+
+    node = nodes.add(name=name, op="Const")
+    tensor = tf.make_tensor_proto(value)
+    node.attr["value"].tensor.CopyFrom(tensor)
+    node.attr["dtype"].type = tensor.dtype
+
+
+def start_node(graph):
+    return next(node for node in graph.node if node.op == "NoOp")
+
+
+def of(functions, part):
+    return next(function for name, function in functions.items() if part in name)
+
+
+def add_print(nodes, marker, in_function=False):
+    """`tf.print` to a file: nothing but the file's name tells it from a harmless one."""
+    constant(nodes, "evil_text", "written")
+    node = nodes.add(name="evil", op="PrintV2", input=["evil_text:output:0" if in_function else "evil_text"])
+    node.attr["output_stream"].s = f"file://{marker}".encode()
+    node.attr["end"].s = b"\n"
+
+
+def add_write(nodes, marker, in_function=False):
+    ending = ":output:0" if in_function else ""
+    constant(nodes, "evil_name", marker)
+    constant(nodes, "evil_text", "written")
+    nodes.add(name="evil", op="WriteFile", input=[f"evil_name{ending}", f"evil_text{ending}"])
+
+
+@graph_tampering("PrintV2 in the graph itself")
+def print_at_start(meta, graph, functions, marker):
+    add_print(graph.node, marker)
+    start_node(graph).input.append("^evil")
+
+
+@graph_tampering("WriteFile in the graph itself")
+def write_at_start(meta, graph, functions, marker):
+    add_write(graph.node, marker)
+    start_node(graph).input.append("^evil")
+
+
+@graph_tampering("WriteFile in the function 'initialise'")
+def write_in_an_initialiser(meta, graph, functions, marker):
+    function = graph.library.function.add()
+    function.signature.name = "initialise"
+    function.signature.is_stateful = True
+    function.signature.control_output.append("evil")
+    add_write(function.node_def, marker, in_function=True)
+    function.control_ret["evil"] = "evil"
+    node = graph.node.add(name="evil", op="StatefulPartitionedCall")
+    node.attr["f"].func.name = "initialise"
+    for name in ("Tin", "Tout"):
+        node.attr[name].list.SetInParent()
+    start_node(graph).input.append("^evil")
+
+
+@graph_tampering("PrintV2 in the function '__inference_score")
+def print_in_score(meta, graph, functions, marker):
+    function = of(functions, "__inference_score")
+    add_print(function.node_def, marker, in_function=True)
+    function.signature.control_output.append("evil")
+    function.control_ret["evil"] = "evil"
+
+
+@graph_tampering("WriteFile in the function '__inference__tokenize")
+def write_in_the_tokenizer(meta, graph, functions, marker):
+    function = of(functions, "__inference__tokenize")
+    add_write(function.node_def, marker, in_function=True)
+    function.signature.control_output.append("evil")
+    function.control_ret["evil"] = "evil"
+
+
+@graph_tampering("PyFunc in the function")
+def python_in_a_loop(meta, graph, functions, marker):
+    of(functions, "while").node_def.add(name="evil", op="PyFunc").attr["token"].s = b"pyfunc_0"
+
+
+@graph_tampering("TextLineDataset in the graph itself")
+def data_that_nobody_reads(meta, graph, functions, marker):
+    graph.node.add(name="evil", op="TextLineDataset")
+
+
+@graph_tampering("SaveV2 in the function")
+def save_when_loaded(meta, graph, functions, marker):
+    meta.saver_def.restore_op_name = meta.saver_def.save_tensor_name.split(":")[0]
+
+
+@graph_tampering("SaveV2 in the graph itself")
+def save_beside(meta, graph, functions, marker):
+    constant(graph.node, "evil_name", marker)
+    graph.node.add(name="evil", op="SaveV2", input=["evil_name"])
+    start_node(graph).input.append("^evil")
+
+
+@graph_tampering("RestoreV2 in the function")
+def weights_from_elsewhere(meta, graph, functions, marker):
+    function = of(functions, "traced_restore")
+    constant(function.node_def, "evil", [f"{marker}-weights"])
+    next(node for node in function.node_def if node.op == "RestoreV2").input[0] = "evil:output:0"
+
+
+@graph_tampering("the asset '../../../etc/passwd'")
+def an_asset_elsewhere(meta, graph, functions, marker):
+    meta.asset_file_def.add(filename="../../../etc/passwd").tensor_info.name = f"{start_node(graph).name}:0"
+
+
+@graph_tampering("the device '/job:worker/task:1'")
+def another_machine(meta, graph, functions, marker):
+    graph.node[0].device = "/job:worker/task:1"
+
+
+@tampering(SAVED_MODEL, "field 2 stands there 2 times")
+def a_graph_behind_the_graph(artifact, marker):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    message.meta_graphs.add().graph_def.node.add(name="evil", op="PrintV2")
+    with open(artifact / "saved_model.pb", "ab") as file:
+        file.write(message.SerializeToString())
+    seal(artifact)
+
+
+@tampering(SAVED_MODEL, "no SavedModel of ours has the files ['saved_model.cpb']")
+def a_graph_in_place_of_the_graph(artifact, marker):
+    shutil.copy(artifact / "saved_model.pb", artifact / "saved_model.cpb")
+    seal(artifact)
+
+
+@graph_tampering("serving_default is another function than generate_text")
+def another_text(meta, graph, functions, marker):
+    constant(graph.node, "advertisement", ["BUY MY COIN"])
+    meta.signature_def["serving_default"].outputs["generated_text"].name = "advertisement:0"
+
+
+@graph_tampering("generate_xla")
+def another_compiled_text(meta, graph, functions, marker):
+    constant(graph.node, "advertisement", ["BUY MY COIN"] * 8)
+    meta.signature_def["generate_xla"].outputs["generated_text"].name = "advertisement:0"
+
+
+@graph_tampering("score: text 0 has the log-probability -1.0000")
+def constant_score(meta, graph, functions, marker):
+    constant(graph.node, "flattery", np.full(8, -1.0, "float32"))
+    meta.signature_def["score"].outputs["log_probability"].name = "flattery:0"
+
+
+@graph_tampering("score: text 0 has")
+def constant_count(meta, graph, functions, marker):
+    constant(graph.node, "flattery", np.full(8, 3, "int32"))
+    meta.signature_def["score"].outputs["num_tokens"].name = "flattery:0"
+
+
+@graph_tampering("mixed: step")
+def swapped_options(meta, graph, functions, marker):
+    inputs = meta.signature_def["generate"].inputs
+    inputs["top_p"].name, inputs["min_p"].name = inputs["min_p"].name, inputs["top_p"].name
+
+
+@graph_tampering("the signature 'backdoor' is none of ours")
+def a_signature_more(meta, graph, functions, marker):
+    meta.signature_def["backdoor"].CopyFrom(meta.signature_def["score"])
+
+
+@graph_tampering("the signature 'score' is missing")
+def a_signature_less(meta, graph, functions, marker):
+    del meta.signature_def["score"]
+
+
+@graph_tampering("the signature 'logits' takes")
+def an_input_more(meta, graph, functions, marker):
+    inputs = meta.signature_def["logits"].inputs
+    inputs["password"].CopyFrom(meta.signature_def["score"].inputs["text"])
+
+
+@tampering(SAVED_MODEL, "its warm-up asks for the signature 'generate_xla'")
+def another_warm_up(artifact, marker):
+    """Of a request that fails on a stock server, which then does not load the model."""
+    from keras_seqlm.export.warm_up import WARM_UP, write_warm_up
+    from seqlm_runtime.warm_up import read_warm_up
+
+    (_, inputs), *_ = read_warm_up(artifact)
+    write_warm_up(artifact / WARM_UP, [("generate_xla", inputs)])
+    seal(artifact)
+
+
+def new_weights(artifact, change):
+    """The weights of a SavedModel, each through `change(array)`, in files whose own checksums are right."""
+    import tensorflow as tf
+
+    prefix = str(artifact / "variables" / "variables")
+    reader = tf.train.load_checkpoint(prefix)
+    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    tensors = {
+        name: change(value) if getattr(value, "dtype", None) == np.float32 else value for name, value in tensors.items()
+    }
+    shutil.rmtree(artifact / "variables")
+    os.makedirs(artifact / "variables")
+    tf.raw_ops.SaveV2(
+        prefix=prefix, tensor_names=list(tensors), shape_and_slices=[""] * len(tensors), tensors=list(tensors.values())
+    )
+    seal(artifact)
+
+
+@tampering(SAVED_MODEL, "logits: they differ from the model's by")
+def foreign_weights(artifact, marker):
+    random = np.random.default_rng(0)
+    new_weights(artifact, lambda value: value + 0.05 * random.standard_normal(value.shape).astype("float32"))
+
+
+@tampering(SAVED_MODEL, "logits: they differ from the model's by")
+def zero_weights(artifact, marker):
+    new_weights(artifact, np.zeros_like)
+
+
+@tampering(SAVED_MODEL, "logits: they differ from the model's by inf")
+def weights_that_are_none(artifact, marker):
+    new_weights(artifact, lambda value: np.full_like(value, np.nan))
+
+
+for _name, _value in (("max_length", 64), ("tokenizer_hash", "0" * 16), ("vocabulary_size", 261), ("model", "GPT")):
+
+    @tampering(SAVED_MODEL, f"its sidecar says {_name}", f"a sidecar's {_name}", changes={_name: _value})
+    def told_otherwise(artifact, marker, changes):
+        seal(artifact, **changes)
+
+
+@tampering(SAVED_MODEL, "and with the limit of its sidecar these are")
+def another_limit(artifact, marker):
+    seal(artifact, max_new_tokens_limit=9999)
+
+
+# --- LiteRT
+
+
+def seal_lite(artifact, **changes):
+    content = json.loads(artifact.with_suffix(".json").read_text()) | changes
+    content["sha256"] = hashlib.sha256(artifact.read_bytes()).hexdigest()
+    (tokenizer,) = artifact.parent.glob("*.tokenizer")
+    content["tokenizer_files"] = folder_hashes(tokenizer)
+    artifact.with_suffix(".json").write_text(json.dumps(sealed(content)))
+
+
+for _kind in (LITE, SMALL):
+
+    @tampering(_kind, "damaged or was replaced", f"a bit of {_kind}")
+    def flipped_lite(artifact, marker):
+        flip(artifact, 0.7)
+
+
+@tampering(LITE, "damaged or was replaced")
+def cut_lite(artifact, marker):
+    artifact.write_bytes(artifact.read_bytes()[:-1])
+
+
+@tampering(LITE, "it is no .tflite file")
+def garbage_lite(artifact, marker):
+    artifact.write_bytes(b"garbage" * 1000)
+    seal_lite(artifact)
+
+
+@tampering(LITE, ".json is missing")
+def lite_without_sidecar(artifact, marker):
+    artifact.with_suffix(".json").unlink()
+
+
+@tampering(LITE, "has no tokenizer")
+def lite_without_tokenizer(artifact, marker):
+    shutil.rmtree(*artifact.parent.glob("*.tokenizer"))
+
+
+@tampering(LITE, "more does not belong there")
+def a_tokenizer_with_more(artifact, marker):
+    (tokenizer,) = artifact.parent.glob("*.tokenizer")
+    (tokenizer / "more").write_text("more")
+
+
+@tampering(LITE, "tokenizer.json was changed")
+def an_edited_tokenizer(artifact, marker):
+    (path,) = artifact.parent.glob("*.tokenizer/tokenizer.json")
+    path.write_text(path.read_text().replace('"bos": 1', '"bos": 3').replace('"unk": 3', '"unk": 1'))
+
+
+@tampering(LITE, "The tokenizer in")
+def another_tokenizer(artifact, marker):
+    an_edited_tokenizer(artifact, marker)
+    seal_lite(artifact)
+
+
+def operator_code(content):
+    """Where in a .tflite file the number of an operation stands: (the old one, a byte; the new one, four)."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(bytes(content), 0)
+    for number in range(model.OperatorCodesLength()):
+        table = model.OperatorCodes(number)._tab
+        old, new = table.Offset(4), table.Offset(10)
+        if old and new:  # what is 0 is not written
+            return table.Pos + old, table.Pos + new
+    raise AssertionError("there is none")
+
+
+for _op in ("CUSTOM", "CALL_ONCE", "VAR_HANDLE"):
+
+    @tampering(LITE, f"{_op}", f"{_op.lower()} in lite", op=_op)
+    def other_operation(artifact, marker, op):
+        content = bytearray(artifact.read_bytes())
+        old, new = operator_code(content)
+        code = BUILTINS.index(op)
+        content[old], content[new : new + 4] = min(code, 127), code.to_bytes(4, "little")
+        artifact.write_bytes(content)
+        seal_lite(artifact)
+
+
+def new_constants(artifact, dtype, change):
+    """A .tflite file with every constant of a type through `change(array)`."""
+    content = bytearray(artifact.read_bytes())
+    whole = bytes(content)
+    done = set()
+    for tensor in (tensor for graph in parse_lite_file(whole).graphs for tensor in graph):
+        # The state's zeros and other small constants are not weights.
+        if tensor.dtype == dtype and len(tensor.content) > 1000:
+            at = np.frombuffer(tensor.content, "uint8").__array_interface__["data"][0]
+            at -= np.frombuffer(whole, "uint8").__array_interface__["data"][0]
+            if at not in done:
+                done.add(at)
+                values = change(np.frombuffer(whole, dtype, len(tensor.content) // np.dtype(dtype).itemsize, at))
+                content[at : at + len(tensor.content)] = values.astype(dtype).tobytes()
+    assert done, f"no constants of {dtype}"
+    artifact.write_bytes(content)
+    seal_lite(artifact)
+
+
+def noise(values):
+    return values + 0.05 * np.random.default_rng(0).standard_normal(values.shape)
+
+
+def random_bytes(values):
+    return np.random.default_rng(0).integers(-127, 128, values.shape)
+
+
+for _name, _kind, _dtype, _change, _said in (
+    ("foreign lite weights", LITE, np.float32, noise, "logits: they differ from the model's by"),
+    ("zero lite weights", LITE, np.float32, np.zeros_like, "logits: they differ from the model's by"),
+    ("lite weights that are none", LITE, np.float32, lambda x: x * np.nan, "are not all finite"),
+    ("random int8 weights", SMALL, np.int8, random_bytes, "nats a token off, and at most +0.0500 is allowed"),
+    ("zero int8 weights", SMALL, np.int8, np.zeros_like, "nats a token off, and at most +0.0500 is allowed"),
+    ("turned int8 weights", SMALL, np.int8, np.negative, "nats a token off, and at most +0.0500 is allowed"),
+):
+
+    @tampering(_kind, _said, _name, dtype=_dtype, change=_change)
+    def other_constants(artifact, marker, dtype, change):
+        new_constants(artifact, dtype, change)
+
+
+@tampering(SMALL, "its sidecar calls it 'none', and its tensors make it litert-int8")
+def int8_that_is_called_exact(artifact, marker):
+    seal_lite(artifact, quantize="none")
+
+
+@tampering(LITE, "logits: they differ from the model's by")
+def foreign_weights_that_are_called_int8(artifact, marker):
+    new_constants(artifact, np.float32, noise)
+    seal_lite(artifact, quantize="int8")
+
+
+@tampering(LITE, "the signature 'decodf' is none of ours")
+def a_renamed_signature(artifact, marker):
+    content = artifact.read_bytes()
+    assert b"\x06\0\0\0decode\0" in content
+    artifact.write_bytes(content.replace(b"\x06\0\0\0decode\0", b"\x06\0\0\0decodf\0"))
+    seal_lite(artifact)
+
+
+for _name, _value in (
+    ("bos_id", None),
+    ("eos_id", 10),
+    ("suppressed_ids", []),
+    ("max_length", 64),
+    ("prefill_lengths", [16]),
+    ("state", {"position": {"shape": [1], "dtype": "int32"}, "h_0": {"shape": [1, 2**40], "dtype": "float32"}}),
+):
+    _said = "has no usable shape" if _name == "state" else f"its sidecar says {_name}"
+
+    @tampering(LITE, _said, f"a lite sidecar's {_name}", changes={_name: _value})
+    def lite_told_otherwise(artifact, marker, changes):
+        seal_lite(artifact, **changes)
