@@ -63,9 +63,9 @@ class SavedTokenizer:
             raise ValueError("Expected a list of tokens, got one str. Write [...].")
         known = {entry["content"] for entry in self.added_tokens.entries}
         new = [token for token in tokens if token not in known]
+        plain = {"special": bool(special), "lstrip": False, "rstrip": False, "normalized": False}
         entries = self.added_tokens.entries + [
-            {"content": token, "id": self.vocabulary_size + number, "special": bool(special)}
-            for number, token in enumerate(new)
+            {"content": token, "id": self.vocabulary_size + number, **plain} for number, token in enumerate(new)
         ]
         config = {**self.config, "added_tokens": entries, "vocabulary_size": self.vocabulary_size + len(new)}
         return type(self)({**self.files, **self._more_ids(len(new)), CONFIG_NAME: bytes_of(config)})

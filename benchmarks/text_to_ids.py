@@ -1,6 +1,6 @@
 """How fast text becomes ids, beside Hugging Face's library with the same vocabulary, in one process.
 
-    python benchmarks/tokenizers.py FILE ... [--megabytes 10] [--chunk 65536] [--rounds 3]
+    python benchmarks/text_to_ids.py FILE ... [--megabytes 10] [--chunk 65536] [--rounds 3]
 
 Processor time of this process and its threads, the best of the rounds, each a fresh encoder on the same chunks of text.
 """
