@@ -195,6 +195,50 @@ def test_zero_switches_off_what_is_on_by_default(seen, tmp_path):
     assert (again.clip_norm, again.warmup, again.weight_decay, again.stop_after_skipped) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--learning-rate 0", "learning_rate must be a number .*, got 0"),
+        ("--vocabulary-size 0", "--vocabulary-size must be at least 1, got 0"),
+        ("--tokenizer bpe --vocabulary-size 0", "--vocabulary-size must be at least 1, got 0"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--batch 0", "--batch must be at least 1, got 0"),
+        ("--context 0", "--context must be at least 1, got 0"),
+        ("--sample-every 0", "--sample-every must be at least 1, got 0"),
+        ("--early-stopping 0", "--early-stopping must be at least 1, got 0"),
+        ("--validate-every 0", "validate_every must be an integer of at least 1, got 0"),
+        ("--accumulate 0", "accumulate must be an integer of at least 1, got 0"),
+        ("--ema 0", "ema must be a number between 0 and 1, or None, got 0"),
+        ("--roll-back 0", "roll_back_factor must be a number above 1, or None, got 0"),
+        ("--decay-fraction 0", "decay_fraction must be a number above 0"),
+        ("--steps-per-execution 0", "steps_per_execution must be an integer of at least 1"),
+    ],
+)
+def test_a_zero_that_means_nothing_is_refused_by_name_and_not_taken_for_the_default(tmp_path, words, said):
+    args = seqlm_cli.parse(["train", "--text", "a.txt", "--out", str(tmp_path / "a"), *words.split()])
+    with pytest.raises(ValueError, match=said):
+        train.run(args)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_belongs_to_one_start_is_not_in_the_file_that_the_run_writes(seen, tmp_path):
+    folder = tmp_path / "runs" / "a"
+    seen("--allow-changes --overwrite --no-resume --seed 5")
+    written = (folder / "run.toml").read_text()
+    assert "seed = 5" in written and not any(word in written for word in ("allow", "overwrite", "resume", "config"))
+    again = seqlm_cli.parse(["train", "--config", str(folder / "run.toml")])
+    assert (again.allow_changes, again.overwrite, again.resume, again.seed) == (False, False, True, 5)
+    assert "allow_changes" not in json.loads((folder / "recipe.json").read_text())["command"]
+
+
+def test_one_folder_written_in_two_ways_is_no_change(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert train._same("start", "z", "./z") and train._same("start", "z", str(tmp_path / "z"))
+    assert not train._same("start", "z", "y") and not train._same("start", None, "z")
+    assert train._same("tokenizer", "byte", "byte") and not train._same("tokenizer", "byte", "bpe")
+    assert not train._same("schedule", "wsd", "./wsd")
+
+
 def test_no_flag_is_forgotten_here():
     parser = argparse.ArgumentParser()
     train.arguments(parser)

@@ -230,3 +230,13 @@ def test_settings_that_are_no_number_are_the_same(tmp_path):
     fit(tmp_path, 2, settings={"threshold": float("nan"), "steps": 3.0})
     with pytest.raises(CheckpointError, match="threshold was nan and is 1"):
         fit(tmp_path, 3, settings={"threshold": 1.0, "steps": 3})
+
+
+def test_the_step_from_which_losses_are_compared_is_kept_by_a_third_start(start):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for epochs, text, options in ((1, "a", {}), (2, "b", {"allow_changes": True}), (3, "b", {}), (4, "b", {})):
+            start(epochs, layers(), settings={"text": text}, **options)
+    found = Checkpoints(start.folder)
+    assert found.steps()[-2:] == [7, 8]
+    assert [found.meta(step)["comparable_from"] for step in (7, 8)] == [3, 3]

@@ -1,5 +1,6 @@
 """Resume beside callbacks that change the model, save by themselves, serve twice or are told to end late."""
 
+import errno
 import os
 import signal
 
@@ -225,9 +226,21 @@ def test_what_a_recipe_tells_a_callback_is_of_that_fit_alone(tmp_path):
     assert sees.step == 6 and sees.run == Run(bytes_per_token=2.0)
 
 
+@pytest.fixture
+def signals_as_python_has_them():
+    """As they are where no fit before has failed, and nobody started this in the background."""
+    own = {signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize("when", ["other callbacks end", "the last one is written"])
-def test_a_signal_after_the_last_epoch_is_not_lost(tmp_path, monkeypatch, capsys, number, when):
+def test_a_signal_after_the_last_epoch_is_not_lost(
+    tmp_path, monkeypatch, capsys, signals_as_python_has_them, number, when
+):
     class Told(OfTheTest):
         def on_train_end(self, logs=None):
             if when == "other callbacks end":
@@ -241,11 +254,32 @@ def test_a_signal_after_the_last_epoch_is_not_lost(tmp_path, monkeypatch, capsys
         return save(self, step, *arguments, **options)
 
     monkeypatch.setattr(rooms_file.Checkpoints, "save", told)
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     error = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     with pytest.raises(error) as ended:
         fit(tmp_path, [Told(), None], 2)
     assert number == signal.SIGINT or ended.value.code == 143
     assert Checkpoints(tmp_path).steps()[-1] == 4
     assert "told to end: step 4 is saved, the same command goes on from there" in capsys.readouterr().err
-    assert before == {one: signal.getsignal(one) for one in before}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint of step 4 could not be saved")
+def test_a_step_that_could_not_be_saved_is_not_said_to_be(tmp_path, monkeypatch, capsys, signals_as_python_has_them):
+    class Told(OfTheTest):
+        def on_train_batch_end(self, batch, logs=None):
+            if (self.epoch, batch) == (1, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    save = rooms_file.Checkpoints.save
+
+    def full(self, step, *arguments, **options):
+        if step == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return save(self, step, *arguments, **options)
+
+    monkeypatch.setattr(rooms_file.Checkpoints, "save", full)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, [Told(), None], 3)
+    said = capsys.readouterr().err
+    assert "told to end: step 3 is saved (step 4 could not be saved), the same command goes on from there" in said
+    assert Checkpoints(tmp_path).steps()[-1] == 3
