@@ -2,17 +2,25 @@
 
 import argparse
 import functools
-import json
 import math
 import pathlib
 import re
 import sys
-import zipfile
 
+from seqlm_cli.another_run import OF_THE_MODEL, model_of, parts_of
 from seqlm_cli.config import as_toml, flag_of
-from seqlm_cli.options import add_backend, size_table
+from seqlm_cli.options import add_backend, add_imports, import_modules, size_table
 
 HELP = "train a language model on text files"
+EXAMPLES = (
+    ("seqlm train --text 'books/*.txt' --out runs/books", "a small Transformer of bytes"),
+    (
+        "seqlm train --text books.jsonl --model lstm --tokenizer bpe --out runs/lstm",
+        "an LSTM, and a tokenizer of its own",
+    ),
+    ("seqlm train --config runs/books/run.toml --steps 4000", "the run goes on: its flags again, and more steps"),
+    ("seqlm train --text letters.txt --from runs/books --out runs/letters", "begin with another run's weights"),
+)
 TRAINED_TOKENIZERS = {
     "byte": "ByteTokenizer",
     "character": "CharacterTokenizer",
@@ -40,23 +48,12 @@ MAY_CHANGE = (  # between two starts of a run
     "text",  # these two are known by their content: see `_settings`
     "validation",
     "out",
+    "imports",
 )
 # Of one start alone: a file of flags that kept them would accept any change, or replace the run, in every later one.
 _OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
-_OF_THE_MODEL = (
-    *_COUNTS[:-1],
-    "model",
-    "size",
-    "activation",
-    "norm",
-    "positions",
-    "untied",
-    "dropout",
-    "tokenizer",
-    "vocabulary_size",
-)
 _DEFAULTS = {"model": "transformer", "size": "tiny", "tokenizer": "byte", "dropout": 0.0}  # where no --from has others
 
 
@@ -91,6 +88,7 @@ def arguments(p):
     p.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints that stay, beside the best one")
     p.add_argument("--allow-changes", action="store_true", help="go on although settings or data changed")
     add_backend(p)
+    add_imports(p)
     group = p.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer",
@@ -159,6 +157,7 @@ def run(args):
     """`seqlm train`: from text files to a run folder; a run that is there goes on."""
     from keras_seqlm import training
 
+    import_modules(args.imports)
     recurrent = _check_options(args)
     recipe = _recipe(args, recurrent)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
@@ -365,9 +364,9 @@ def _check_options(args):
     for name in (*_COUNTS, "early_stopping", "vocabulary_size", "batch", "steps", "sample_every"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    parts = _DEFAULTS if args.start is None else _parts_of(args.start)
+    parts = _DEFAULTS if args.start is None else parts_of(args.start)
     if args.start is not None:
-        own = [name for name in _OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
+        own = [name for name in OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
         if own:
             said = ", ".join(f"--{flag_of(name)}" for name in own)
             raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
@@ -440,7 +439,7 @@ def _model(args, tokenizer, recurrent):
     from keras_seqlm.models import RecurrentLM, TransformerLM
 
     if args.start is not None:
-        return _model_of(args)
+        return model_of(args)
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
     if recurrent:
@@ -454,40 +453,6 @@ def _model(args, tokenizer, recurrent):
         model = TransformerLM(tokenizer.vocabulary_size, **parts)
     model.build()
     return model
-
-
-def _model_of(args):
-    """The model of another run, whose weights a new schedule starts from."""
-    from keras_seqlm import tasks
-
-    model = tasks.load(args.start).model
-    if model.dtype_policy.name != args.precision:
-        raise ValueError(
-            f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
-        )
-    carried = getattr(model, "stateful_batch_size", None)
-    if carried != (args.batch if args.carry_state else None):
-        fix = "leave out --carry-state" if carried is None else f"give --carry-state --batch {carried}"
-        raise ValueError(
-            f"the model of {args.start} {'does not carry' if carried is None else 'carries'} its state from batch to batch; {fix}"
-        )
-    return model
-
-
-def _parts_of(run):
-    """The flags of the model of another run; of one that no command began only `model` is known, from its file."""
-    from keras_seqlm.files import read_json
-
-    path = pathlib.Path(run) / "recipe.json"
-    command = read_json(path).get("command") if path.exists() else None
-    if command is not None:
-        return {name: command[name] for name in _OF_THE_MODEL if name in command}
-    try:
-        with zipfile.ZipFile(pathlib.Path(run) / "model.keras") as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-    except (zipfile.BadZipFile, KeyError, FileNotFoundError):
-        return {"model": "transformer"}  # `tasks.load` says what is wrong with it, or missing
-    return {"model": config.get("cell", "transformer")}
 
 
 def _sample(task, prompts):

@@ -6,7 +6,6 @@ from keras_seqlm.tokenizers.graph import (
     graph_module,
     joined_tokens,
     look_up,
-    padded,
     valid_utf8,
 )
 from keras_seqlm.tokenizers.sentence_piece_op import operation
@@ -31,13 +30,12 @@ def byte_pair_graph(tokenizer):
             starts, rows = cut_words(starts, rows, tf.size(codes), tokenizer.max_word_bytes)
         shown = tf.gather(characters, tf.cast(codes, tf.int32))
         words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_starts(shown, starts, validate=False), "UTF-8")
-        ids, lengths = encode_words(merge, words, rows, tf.size(text))
-        return padded(ids, lengths, tokenizer.pad_id)
+        return encode_words(merge, words, rows, tf.size(text))
 
     def detokenize(ids, lengths):
         return valid_utf8(joined_tokens(ids, lengths, tokenizer.tokens))
 
-    return graph_module(tokenize, detokenize)
+    return graph_module(tokenize, detokenize, tokenizer.pad_id)
 
 
 def _merging_model(tokenizer):

@@ -3,7 +3,7 @@
 import numpy as np
 
 import seqlm_runtime.tokenizers
-from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up, padded
+from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up
 from keras_seqlm.tokenizers.saving import SavedTokenizer
 from keras_seqlm.tokenizers.texts import text_blocks
 from seqlm_runtime.tokenizers.character import NUM_SPECIAL_IDS
@@ -63,6 +63,6 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
         def tokenize(text):
             points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")  # (batch, characters), ragged
             ids = look_up(self.table, points.flat_values)
-            return padded(ids, points.row_lengths(), self.pad_id)
+            return tf.cast(ids, tf.int32), tf.cast(points.row_lengths(), tf.int32)
 
-        return graph_module(tokenize, lambda ids, lengths: joined_tokens(ids, lengths, tokens))
+        return graph_module(tokenize, lambda ids, lengths: joined_tokens(ids, lengths, tokens), self.pad_id)

@@ -6,21 +6,25 @@ TensorFlow is imported inside the functions: most programs that import a tokeniz
 from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS
 
 
-def graph_module(tokenize, detokenize):
+def graph_module(tokenize, detokenize, pad_id):
     """Joins two functions to the `tf.Module` that `in_graph()` returns.
 
     Args:
-        tokenize: function of a (batch,) string tensor to `(ids, lengths)`: (batch, time) int32 padded on the right,
-            and (batch,) int32.
+        tokenize: function of a (batch,) string tensor to `(ids, lengths)`: the ids of all rows, (all,) int32, and how many
+            are whose, (batch,) int32.
         detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
+        pad_id: of the tokenizer, or None.
 
     Returns:
-        `tf.Module` with `tokenize` and `detokenize` as `tf.function`.
+        `tf.Module` with `tokenize_flat`, which is the first, `tokenize`, whose ids are (batch, time), padded on the right,
+        and `detokenize`, each a `tf.function`.
     """
     import tensorflow as tf
 
     module = tf.Module()
-    module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    text = [tf.TensorSpec([None], tf.string, name="text")]
+    module.tokenize_flat = tf.function(tokenize, input_signature=text)
+    module.tokenize = tf.function(lambda text: padded(*module.tokenize_flat(text), pad_id), input_signature=text)
     module.detokenize = tf.function(
         detokenize,
         input_signature=[
@@ -42,10 +46,9 @@ def padded(flat_ids, lengths, pad_id):
     """Rows of `flat_ids` (all,) by their `lengths` (batch,), as `(ids, lengths)` of `tokenize`."""
     import tensorflow as tf
 
-    rows = tf.RaggedTensor.from_row_lengths(tf.cast(flat_ids, tf.int32), tf.cast(lengths, tf.int32), validate=False)
+    rows = tf.RaggedTensor.from_row_lengths(flat_ids, lengths, validate=False)
     # A tokenizer without a pad id pads with 0; only `lengths` says what is text.
-    ids = rows.to_tensor(0 if pad_id is None else pad_id)
-    return ids, tf.cast(lengths, tf.int32)
+    return rows.to_tensor(0 if pad_id is None else pad_id), lengths
 
 
 def joined_tokens(ids, lengths, tokens):

@@ -1,6 +1,6 @@
 """SentencePiece in a TensorFlow graph: the stock operation, word by word for models that were trained here."""
 
-from keras_seqlm.tokenizers.graph import cut_words, encode_words, graph_module, joined_tokens, padded, valid_utf8
+from keras_seqlm.tokenizers.graph import cut_words, encode_words, graph_module, joined_tokens, valid_utf8
 from keras_seqlm.tokenizers.sentence_piece_op import operation
 from seqlm_runtime.tokenizers.sentence_piece import MAX_CHUNK_CHARACTERS
 
@@ -16,8 +16,7 @@ def sentence_piece_graph(tokenizer):
             words, rows = _chunks(text)
         else:
             words, rows = valid_utf8(text), tf.range(tf.size(text))
-        ids, lengths = encode_words(encode, words, rows, tf.size(text))
-        return padded(ids, lengths, tokenizer.pad_id)
+        return encode_words(encode, words, rows, tf.size(text))
 
     def detokenize(ids, lengths):
         text = joined_tokens(ids, lengths, tokenizer.shown)
@@ -25,7 +24,7 @@ def sentence_piece_graph(tokenizer):
             text = tf.strings.regex_replace(text, "^ ", "")
         return valid_utf8(text)
 
-    return graph_module(tokenize, detokenize)
+    return graph_module(tokenize, detokenize, tokenizer.pad_id)
 
 
 def _chunks(text):

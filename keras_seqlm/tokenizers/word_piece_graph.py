@@ -1,6 +1,6 @@
 """WordPiece in a TensorFlow graph: normal forms and words by core operations, pieces by FastWordpieceTokenizer."""
 
-from keras_seqlm.tokenizers.graph import encode_words, graph_module, joined_tokens, look_up, padded
+from keras_seqlm.tokenizers.graph import encode_words, graph_module, joined_tokens, look_up
 
 SAME_POINT = -1  # stands for the code point itself among those that it becomes
 SPACE_POINT = ord(" ")
@@ -36,13 +36,12 @@ def word_piece_graph(tokenizer):
         )
         too_long = words.row_lengths() > tokenizer.max_word_characters
         words = tf.where(too_long, TOO_LONG, tf.strings.unicode_encode(words, "UTF-8"))
-        ids, lengths = encode_words(matcher.tokenize, words, tf.boolean_mask(rows, starts), tf.size(text))
-        return padded(ids, lengths, tokenizer.pad_id)
+        return encode_words(matcher.tokenize, words, tf.boolean_mask(rows, starts), tf.size(text))
 
     def detokenize(ids, lengths):
         return tf.strings.regex_replace(joined_tokens(ids, lengths, tokenizer.shown), "^ ", "")
 
-    return graph_module(tokenize, detokenize)
+    return graph_module(tokenize, detokenize, tokenizer.pad_id)
 
 
 def _normal_points(text, table, forms):

@@ -7,20 +7,9 @@ import pathlib
 import time
 import warnings
 
+from keras_seqlm.checkpoints.history import COLUMNS, read_history
 from keras_seqlm.files import Log, replacing
 from keras_seqlm.training.callbacks import RunCallback
-
-COLUMNS = (
-    "step",
-    "loss",
-    "validation_loss",
-    "validation_bits_per_byte",
-    "learning_rate",
-    "tokens_per_second",
-    "seconds",
-    "gradient_norm",
-    "skipped_steps",
-)
 
 
 class HistoryCSV(RunCallback):
@@ -115,27 +104,6 @@ class LossPlot(RunCallback):
         except Exception as error:  # a damaged history, a library of drawing: a run is worth more than a picture of it
             reason = f"{type(error).__name__}: {error}"
             warnings.warn(f"{self.path} could not be drawn ({reason}); training goes on", stacklevel=2)
-
-
-def read_history(path):
-    """The rows of a `HistoryCSV` file: a list of dicts, `step` an int, the rest floats or None.
-
-    A last line that a crash cut short is left out. Columns that an older file lacks are None.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    rows, reader = [], csv.DictReader(lines)
-    if lines and "step" not in reader.fieldnames:
-        raise ValueError(f"{path} is no history of a run: its first line has no column step; move it away")
-    for row in reader:
-        if None in row.values():
-            continue
-        numbers = {name: float(value) if value else None for name, value in row.items()}
-        rows.append({**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])})
-    return rows
 
 
 def plot_history(history, path):

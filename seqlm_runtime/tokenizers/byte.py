@@ -22,6 +22,7 @@ class ByteTokenizer(Tokenizer):
 
     type = "byte"
     keeps_bytes = True
+    max_token_bytes = 1
 
     def __init__(self, files=None):
         super().__init__({CONFIG_NAME: config_bytes(self.type, BYTE_VOCABULARY_SIZE)} if files is None else files)

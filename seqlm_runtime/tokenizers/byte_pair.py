@@ -54,6 +54,7 @@ class BytePairTokenizer(Tokenizer):
             raise ValueError(f"{VOCABULARY_NAME}: expected a token for each of 256 bytes, {missing[0]} has none.")
         self.byte_ids = [self._ids[bytes([byte])] for byte in range(256)]
         self.pairs = self._parse_merges()
+        self.max_token_bytes = max(map(len, self.tokens))
         self._cache = {}
 
     def encode(self, text):

@@ -24,6 +24,7 @@ class CharacterTokenizer(Tokenizer):
 
     type = "character"
     file_names = (CHARACTERS_NAME,)
+    max_token_bytes = 4
 
     def __init__(self, files):
         super().__init__(files)

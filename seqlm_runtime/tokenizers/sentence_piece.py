@@ -50,6 +50,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._charsmap = Charsmap(self.model.charsmap)
         self._byte_ids = {int(text[3:5], 16): i for i, text in self._of_kind(BYTE)}
         self.shown = [self._shown(text, kind) for text, _, kind in self.model.pieces]
+        self.max_token_bytes = max([4 if self.chunks else 32, *map(len, self.shown)])
         prepare = self._prepare_merges if self.model.model_type == BPE else self._prepare_paths
         prepare()
         self._words = {}

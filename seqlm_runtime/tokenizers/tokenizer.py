@@ -16,7 +16,7 @@ STANDARD_SPECIAL_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}
 class Tokenizer:
     """Text to ids and back, made from the bytes of its files and from nothing else.
 
-    Subclasses give `type`, `file_names` and the methods `encode` and `decode_bytes`. Two tokenizers with the same
+    Subclasses give `type`, `file_names`, `max_token_bytes` and the methods `encode` and `decode_bytes`. Two tokenizers with the same
     files have the same `hash`, which is what a model keeps of its tokenizer.
 
     Args:
@@ -30,6 +30,9 @@ class Tokenizer:
     type = ""
     file_names = ()
     keeps_bytes = False  # True where decode_bytes(encode(data)) == data for any bytes
+    # The most bytes of a text that one id stands for. Where text is left out or one id stands for any unknown word there is
+    # no such number: there it is what the known pieces are made of, and at least 32.
+    max_token_bytes = 32
 
     def __init__(self, files):
         missing = [name for name in (CONFIG_NAME, *self.file_names) if name not in files]

@@ -52,6 +52,9 @@ class WordPieceTokenizer(Tokenizer):
         if len(self._starting) + len(self._inside) != len(plain):
             raise ValueError(f"{VOCABULARY_NAME}: a token stands twice.")
         self._longest = max([len(token) for token, _ in plain], default=0)
+        self.max_token_bytes = max(
+            [32, *(len(token.encode("utf-8")) + 1 for token, _ in plain)]
+        )  # and a space before it
         self.shown = [b"" if i in specials else _shown(token) for i, token in enumerate(self.lines)]
         self._normal = _Normal(self.form_table, self.forms)
         self._words = {}

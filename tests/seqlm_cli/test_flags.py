@@ -11,7 +11,7 @@ import pytest
 
 import seqlm_cli
 from keras_seqlm import data, models, tasks, tokenizers, training
-from seqlm_cli import train
+from seqlm_cli import another_run, train
 
 # No value is a default.
 OF_DATA = """--segment-ids --seed 7 --tolerance 0.25 --text-field body --validation held.txt --validation-fraction 0.3
@@ -26,7 +26,14 @@ OF_WATCHING = (
 OF_TRANSFORMER = """--size small --layers 3 --hidden-dim 32 --heads 4 --kv-heads 2 --intermediate-dim 48
 --activation swiglu --norm rms --positions rotary --untied --dropout 0.25 --tokenizer bpe --vocabulary-size 300"""
 OF_RECURRENT = "--model gru --size nano --layers 2 --hidden-dim 16 --embedding-dim 12 --dropout 0.5 --carry-state"
-ELSEWHERE = {"help", "config", "from", "resume", "no-resume"}  # tests of their own below and in test_endings.py
+ELSEWHERE = {
+    "help",
+    "config",
+    "from",
+    "import",
+    "resume",
+    "no-resume",
+}  # tested below, in test_endings.py and test_help.py
 
 
 class Fitted(Exception):
@@ -344,7 +351,7 @@ def test_a_model_that_no_command_made_says_itself_what_it_is(tmp_path):
     model = models.RecurrentLM(20, size="nano", num_layers=1, hidden_dim=8, cell="lstm")
     model.build()
     model.save(tmp_path / "model.keras")
-    assert train._parts_of(tmp_path) == {"model": "lstm"}
+    assert another_run.parts_of(tmp_path) == {"model": "lstm"}
 
 
 @pytest.mark.parametrize(
