@@ -108,10 +108,10 @@ class Identity:
                 _LEFT.pop(optimizer, None)
 
     def hold_model(self, model):
-        """Hold a compiled model, its optimizer and its loss, which `know` has seen, against those of before.
+        """Hold optimizer and loss of a compiled model, which `know` has seen, against those of before.
 
         Raises:
-            CheckpointError: a number changed, other than those of a schedule; or a part of the model's config.
+            CheckpointError: a number changed, other than those of a schedule.
         """
         before, now = self._before.get("optimizer") or {}, self._optimizer or {}
         names = (before.keys() & now.keys()) - {"schedule", "learning_rate"}
@@ -126,6 +126,13 @@ class Identity:
         self._refuse("numbers", [f"the optimizer's {one}" for one in changed])
         before, now = (in_one_spelling(made) for made in (self._before.get("loss"), self._loss))
         self._refuse("numbers", [f"the loss's {one}" for one in changes(before, now)], of_validation=True)
+
+    def hold_parts(self):
+        """Hold what the config of the model that `know` has seen says against that of before; its weights fit.
+
+        Raises:
+            CheckpointError: a part of it changed.
+        """
         before, now = self._before.get("config") or {}, self._config
         # What a callback has changed, as one that lets layers train, is no other model where it goes on in this process.
         left = values_of(self._before.get("model"))
