@@ -9,7 +9,7 @@ import numpy as np
 
 from seqlm_runtime.graph_file import graph_file, read_signatures
 from seqlm_runtime.tensorflow_c import Endpoint, load_library
-from seqlm_runtime.warm_up import read_warm_up
+from seqlm_runtime.warm_up import read_defaults, read_warm_up
 
 
 class SavedModel:
@@ -54,7 +54,7 @@ class SavedModel:
         finally:
             library.TF_DeleteBuffer(meta)
             library.TF_DeleteSessionOptions(options)
-        self.signatures = read_signatures(content)
+        self.signatures, self._defaults = read_signatures(content), read_defaults(content)
         self._close = weakref.finalize(self, library.close, self._session, self._graph)
         # At the end of the process the system frees it: a thread that is left may be in the middle of a request.
         self._close.atexit = False
@@ -112,17 +112,17 @@ class SavedModel:
 
     def optional_inputs(self, signature):
         """The names of a signature's inputs that may be left out, for they have a default."""
-        return {name for name, info in self.signatures[signature].inputs.items() if self._has_default(info)}
+        return set(self._defaults.get(signature, ()))
 
     def _run(self, signature, inputs):
         if signature not in self.signatures:
             raise ValueError(f"{self.path} has no signature {signature!r}; it has {sorted(self.signatures)}.")
         wanted, gives = self.signatures[signature]
-        unknown = set(inputs) - set(wanted)
-        missing = [name for name in set(wanted) - set(inputs) if not self._has_default(wanted[name])]
-        if unknown or missing:
+        # All inputs are fed, as a server does it: TensorFlow prepares the graph anew for every other set of them.
+        given = {**self._defaults.get(signature, {}), **inputs}
+        if set(given) != set(wanted):
             raise ValueError(f"Signature {signature!r} takes the inputs {sorted(wanted)}; got {sorted(inputs)}.")
-        arrays = {name: _checked(name, value, wanted[name]) for name, value in inputs.items()}
+        arrays = {name: _checked(name, value, wanted[name]) for name, value in given.items()}
         library = self._library
         results = (ctypes.c_void_p * len(gives))()
         tensors = []
@@ -144,10 +144,6 @@ class SavedModel:
         finally:
             for tensor in filter(None, [*results, *tensors]):
                 library.TF_DeleteTensor(tensor)  # frees the strings in it too
-
-    def _has_default(self, info):
-        (endpoint,) = self._endpoints([info])
-        return self._library.TF_OperationOpType(endpoint.operation) == b"PlaceholderWithDefault"
 
     def _endpoints(self, infos):
         endpoints = []

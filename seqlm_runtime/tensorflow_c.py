@@ -45,7 +45,6 @@ _PROTOTYPES = {
     "TF_NewGraph": (_POINTER,),
     "TF_DeleteGraph": (None, _POINTER),
     "TF_GraphOperationByName": (_POINTER, _POINTER, _TEXT),
-    "TF_OperationOpType": (_TEXT, _POINTER),
     "TF_NewSessionOptions": (_POINTER,),
     "TF_DeleteSessionOptions": (None, _POINTER),
     "TF_LoadLibrary": (_POINTER, _TEXT, _POINTER),

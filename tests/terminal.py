@@ -9,14 +9,14 @@ import threading
 
 import pyte
 
-ROWS = 1000  # nothing scrolls away
+ROWS, WIDE = 1000, 300  # nothing scrolls away, and nothing is broken
 
 
 class Terminal:
     """A terminal so many columns wide.
 
     `stream` is what a program writes to. `lines()` closes it and gives what stands on the screen; `width` is how many
-    columns the widest line would have taken, had the terminal had room for it.
+    columns the widest line would take, had the terminal room for it.
     """
 
     def __init__(self, columns):
@@ -46,28 +46,36 @@ class Terminal:
         return subprocess.run(command, env=environment, timeout=120, **streams).returncode
 
     def lines(self):
-        """The lines on the screen at the end, without the blanks at their ends; the empty ones below all are left out."""
+        """The lines on the screen at the end, without the blanks at their ends and the empty ones below all."""
         if not self.stream.closed:
             self.stream.close()
             self._reader.join()
             os.close(self._master)
-        return _screen(self.written, self.columns)
-
-    @property
-    def width(self):
-        """Of the widest line, if lines were never broken."""
-        return max((len(line) for line in self.wide_lines()), default=0)
+        return ["".join(cells) for cells in _screen(self.written, self.columns)]
 
     def wide_lines(self):
         """What would stand on a screen wide enough for all."""
         self.lines()
-        return _screen(self.written, 1000)
+        return ["".join(cells) for cells in _screen(self.written, WIDE)]
+
+    @property
+    def width(self):
+        """Of the widest line there, in columns; a line that was drawn over counts as it is at the end."""
+        self.lines()
+        return max(map(len, _screen(self.written, WIDE)), default=0)
 
 
 def _screen(written, columns):
+    """The cells of each line; a wide character has two, of which the second is empty."""
     screen = pyte.Screen(columns, ROWS)
     pyte.ByteStream(screen).feed(written)
-    lines = [line.rstrip() for line in screen.display]
+    lines = []
+    for place in range(max(screen.buffer, default=-1) + 1):
+        row = screen.buffer[place]
+        cells = [row[column].data for column in range(max(row, default=-1) + 1)]
+        while cells and cells[-1] == " ":
+            cells.pop()
+        lines.append(cells)
     while lines and not lines[-1]:
         lines.pop()
     return lines

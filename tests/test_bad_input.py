@@ -211,7 +211,10 @@ def config(old, new):
 DAMAGES = {
     "cut model": (cut_model, "model.keras is damaged"),
     "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), "There is no tokenizer folder"),
-    "broken tokenizer": (lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("{"), "tokenizer.json"),
+    "broken tokenizer": (
+        lambda folder: (folder / "tokenizer" / "seqlm_tokenizer.json").write_text("{"),
+        "tokenizer.json",
+    ),
     "broken task": (lambda folder: (folder / "task.json").write_text('{"task": '), "task.json is damaged"),
     "odd task": (lambda folder: (folder / "task.json").write_text('{"task": "Poetry"}'), "names the task 'Poetry'"),
     "cut config": (

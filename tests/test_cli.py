@@ -246,10 +246,10 @@ def no_process(monkeypatch):
         path.mkdir() if folder else path.write_text("")
         return path
 
-    def saved_model(run, path, limit, imports):
+    def saved_model(run, path, limit, imports, max_prompt_tokens):
         return make(f"saved-model limit {limit}", path, folder=True)
 
-    def litert(run, path, quantize, overwrite, imports):
+    def litert(run, path, quantize, overwrite, imports, max_prompt_tokens):
         return make(f"litert {quantize}", path, folder=False)
 
     def verify(run, *artifacts, imports):

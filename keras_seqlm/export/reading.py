@@ -4,8 +4,9 @@
 functions: only the clean process of an export runs them.
 """
 
+from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.generation.generate import prompt_room
-from keras_seqlm.generation.score import of_targets
+from keras_seqlm.generation.score import log_probabilities, of_targets
 from keras_seqlm.layers.recurrent_loops import steps_written_out
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, SPARE_BYTES, SPARE_IDS, byte_limits
 
@@ -82,11 +83,68 @@ def part_of(text, sizes, most, end):
     return tf.strings.substr(text, tf.zeros_like(border), tf.maximum(border - skipped, 0))
 
 
+class InGroups:
+    """Reads texts of a Transformer, those of one bucket of lengths at a time, so that a long one makes no short one wide.
+
+    Args:
+        model: a language model with a context.
+        token_ids: int32 (batch, time); lengths: int32 (batch,), how many of them are real.
+        longest: that any text may be.
+    """
+
+    def __init__(self, model, token_ids, lengths, longest):
+        self.model, self.token_ids, self.lengths, self.widths = model, token_ids, lengths, buckets(longest)
+
+    def state(self, room):
+        """The state after all tokens, its caches with `room` slots."""
+        import tensorflow as tf
+
+        def read(ids, lengths):
+            return self.model.read({"token_ids": ids, "lengths": lengths}, room)
+
+        return self._run(read, self.model.initial_state(tf.shape(self.lengths)[0], room))
+
+    def log_probabilities(self):
+        """See `InParts.log_probabilities`."""
+        import tensorflow as tf
+
+        def sums(ids, lengths):
+            found = log_probabilities(self.model, ids)
+            return {"sum": tf.reduce_sum(tf.where(tf.sequence_mask(lengths, tf.shape(found)[1]), found, 0.0), axis=1)}
+
+        return self._run(sums, {"sum": tf.zeros(tf.shape(self.lengths), tf.float32)}, more=1)["sum"]
+
+    def _run(self, work, first, more=0):
+        """`first` with what `work(ids, lengths)` gives for the rows of each group, `more` columns beyond their bucket."""
+        import tensorflow as tf
+
+        widths, none = tf.constant(self.widths), len(self.widths)
+        group = tf.searchsorted(widths, self.lengths)
+        token_ids = tf.pad(self.token_ids, [[0, 0], [0, more]])
+        names = sorted(first)
+
+        def smallest(groups):
+            return tf.reduce_min(tf.concat([groups, [none]], axis=0))
+
+        def turn(now, *leaves):
+            rows = tf.where(tf.equal(group, now))
+            ids = tf.gather_nd(token_ids, rows)[:, : widths[now] + more]
+            found = work(ids, tf.gather_nd(self.lengths, rows))
+            leaves = [
+                tf.tensor_scatter_nd_update(leaf, rows, found[name]) for name, leaf in zip(names, leaves, strict=True)
+            ]
+            return smallest(tf.where(group > now, group, none)), *leaves
+
+        start = (smallest(group), *(first[name] for name in names))
+        _, *leaves = tf.while_loop(lambda now, *_: now < none, turn, start, parallel_iterations=1)
+        return dict(zip(names, leaves, strict=True))
+
+
 class InParts:
     """Reads texts of any length `PART` tokens at a time, in each turn the rows alone that have so many.
 
     A long text beside many short ones costs what it costs alone, and no tensor holds all tokens of a batch. It is for
-    models without a context; a Transformer's prompt is short, and is read at once.
+    models without a context.
 
     Args:
         model: a language model.

@@ -5,11 +5,10 @@ TensorFlow is imported in the functions: only the clean process of an export run
 
 from keras import ops
 
-from keras_seqlm.export.reading import InParts, read_rows, served_prompt_room
+from keras_seqlm.export.reading import InGroups, InParts, read_rows, served_prompt_room
 from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.generation.loop import advance, start
 from keras_seqlm.generation.samplers import OPTIONS, clamp
-from keras_seqlm.generation.score import log_probabilities
 
 DEFAULT_NEW_TOKENS = 64
 RECURRENT_PREFILLS = (16, 64, 256)
@@ -43,8 +42,13 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     off = {name: tf.constant([value], tf.as_dtype(dtype)) for name, (dtype, value) in OPTIONS.items()}
 
     def write(ids, lengths, budget, options, room, compiled=False):
-        state = InParts(model, ids, lengths - 1, select=not compiled).state() if context is None else None
-        carry = start(model, tf.shape(ids)[1] + room, ids, lengths, budget, state=state)
+        cache = tf.shape(ids)[1] + room  # of all rows; that of none needs more slots than the context
+        cache = cache if context is None else tf.minimum(cache, context)
+        if context is None:
+            state = InParts(model, ids, lengths - 1, select=not compiled).state()
+        else:  # groups are of no fixed shape, which XLA wants
+            state = None if compiled else InGroups(model, ids, lengths - 1, context).state(cache)
+        carry = start(model, cache, ids, lengths, budget, state=state)
         token_ids, written, _ = advance(model, room, suppressed_ids, None, carry, options, eos_id)
         return token_ids, written
 
@@ -80,11 +84,8 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
         longest = (most if context is None else context) + 1
         ids, lengths, truncated = read_rows(module.tokenizer, tokenizer, text, longest, end=False)
         lengths = tf.maximum(lengths - 1, 0)
-        if context is None:
-            sums = InParts(model, ids, lengths).log_probabilities()
-        else:  # one more column, so that a batch of empty texts still has a target to leave out
-            rows = log_probabilities(model, tf.pad(ids, [[0, 0], [0, 1]])[:, :longest])
-            sums = tf.reduce_sum(tf.where(tf.sequence_mask(lengths, tf.shape(rows)[1]), rows, 0.0), axis=1)
+        reader = InParts(model, ids, lengths) if context is None else InGroups(model, ids, lengths, context)
+        sums = reader.log_probabilities()
         return {"log_probability": sums, "num_tokens": lengths, "truncated": truncated}
 
     def logits(token_ids, lengths):

@@ -55,7 +55,8 @@ class TextGeneration(Task):
         Args:
             prompts: str, or a list of them.
             max_new_tokens: int, or one for each prompt. The prompt goes first: a Transformer stops where its context ends.
-            stop: str or a sequence of them; a text ends before the first that it would hold.
+            stop: str or a sequence of them; a text ends before the first that it would hold, and so do its ids: a token
+                that reaches beyond is left out.
             slide: see `keras_seqlm.generation.generate`.
             max_prompt_tokens: ids of a prompt that are read, the `bos` among them; None for all that the model can read
                 (`max_length - 1` of a Transformer). An export of a recurrent model reads 4096, unless told otherwise.
@@ -136,8 +137,12 @@ class TextGeneration(Task):
     def _text(self, prompt, result, stops, cut):
         text = self.tokenizer.decode(result.token_ids)
         ends = [at for at in (text.find(s) for s in stops) if at >= 0]
-        text = text[: min(ends)] if ends else text
-        return Text(prompt, text, result.token_ids.tolist(), result.stop_reason, cut or result.truncated)
+        token_ids = result.token_ids.tolist()
+        if ends:
+            text = text[: min(ends)]
+            while token_ids and not text.startswith(self.tokenizer.decode(token_ids)):
+                token_ids.pop()  # what stands beyond the cut, or across it
+        return Text(prompt, text, token_ids, result.stop_reason, cut or result.truncated)
 
     def score(self, texts):
         """Log-probability of each text, in nats, after the beginning of a text: sum of ln p(token | tokens before it).

@@ -24,16 +24,11 @@ class ByteTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.ByteTokenizer):
 
     def in_graph(self):
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
-        return graph_module(_tokenize, _detokenize, self.pad_id)
+        return graph_module(self, _encode, lambda ids, lengths: valid_utf8(joined_tokens(ids, lengths, self.tokens)))
 
 
-def _tokenize(text):
+def _encode(text, _):
     import tensorflow as tf
 
-    codes = tf.io.decode_raw(tf.strings.reduce_join(text), tf.uint8)  # (bytes of all rows,)
-    return tf.cast(codes, tf.int32) + FIRST_BYTE_ID, tf.strings.length(text)  # in bytes
-
-
-def _detokenize(ids, lengths):
-    tokens = [b""] * FIRST_BYTE_ID + [bytes([code]) for code in range(256)]
-    return valid_utf8(joined_tokens(ids, lengths, tokens))
+    codes = tf.io.decode_raw(tf.strings.reduce_join(text), tf.uint8)  # (bytes of all texts,)
+    return tf.cast(codes, tf.int32) + FIRST_BYTE_ID, tf.strings.length(text)

@@ -12,8 +12,8 @@ _ROOT, _PLACE = 96 << 10, 96
 _NOTHING_MAPPED = struct.pack("<257I", 4 * 256, _ROOT, *(int(i ^ _PLACE != 1) for i in range(1, 256))) + b"\0"
 
 
-def operation(model):
-    """A function of a (words,) string tensor to ragged ids for a `Model`.
+def operation(model, out_type=None):
+    """A function of a (words,) string tensor to ragged ids for a `Model`, or to pieces where `out_type` is `tf.string`.
 
     The model is vetted first: on some damaged ones tensorflow-text ends the process.
 
@@ -33,6 +33,6 @@ def operation(model):
     def tokenize(words):
         # Made in the graph that uses it, the operation belongs to that graph. Made outside, it would be gone after any
         # `keras.utils.set_random_seed`, which clears TensorFlow's caches and with them what an eager operation owns.
-        return tensorflow_text.SentencepieceTokenizer(model=data, out_type=tf.int32).tokenize(words)
+        return tensorflow_text.SentencepieceTokenizer(model=data, out_type=out_type or tf.int32).tokenize(words)
 
     return tokenize

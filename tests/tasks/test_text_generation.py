@@ -76,6 +76,7 @@ def test_a_stop_string_ends_the_text_before_it(writer):
     stop = whole[5:8]
     (text,) = writer.write("a", 24, stop=["never said", "", stop], **SAMPLED)
     assert text.text == whole[: whole.index(stop)] and text.stop_reason == "stop"
+    assert writer.tokenizer.decode(text.token_ids) == text.text  # a byte a token: the ids end where the text does
     assert writer.write("a", 24, stop="never said", **SAMPLED)[0].text == whole
     assert writer.write("a", 24, stop=None, **SAMPLED)[0].text == whole
 
