@@ -136,12 +136,12 @@ class Log:
         """Add to the end."""
         self._text += text
         try:
-            if self._whole:
+            if self._whole and self.path.exists():
                 with open(self.path, "a", encoding="utf-8", newline="") as file:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
-            else:  # at first, and where a piece may have been cut short
+            else:  # at first, where a piece may have been cut short, and where somebody took the file away
                 write_text(self.path, self._text)
             self._whole, self._warned = True, False
         except OSError as error:

@@ -67,7 +67,7 @@ def demo(runs, saved_models, steps, seed, run_command):
     corpus = write_corpus(runs / "corpus.jsonl")
     print(f"corpus: {corpus} ({corpus.stat().st_size:,} bytes of English documentation from this Python)")
     for name, (default, rate) in MODELS.items():
-        words = f"train --text {corpus} --model {name} {RECIPE} --steps {steps or default}"
+        words = f"train --text {corpus} --model {name} {RECIPE} --steps {default if steps is None else steps}"
         words += f" --learning-rate {rate} --seed {seed} --out {runs / name} --overwrite"
         print(f"\n$ seqlm {words}", flush=True)
         run_command(shlex.split(words))

@@ -2,13 +2,12 @@
 
 import argparse
 import functools
-import json
 import math
 import pathlib
 import re
 import sys
-import zipfile
 
+from seqlm_cli.another_run import OF_THE_MODEL, model_of, parts_of
 from seqlm_cli.config import as_toml, flag_of
 from seqlm_cli.options import add_backend, add_imports, import_modules, size_table
 
@@ -51,20 +50,10 @@ MAY_CHANGE = (  # between two starts of a run
     "out",
     "imports",
 )
+# Of one start alone: a file of flags that kept them would accept any change, or replace the run, in every later one.
+_OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
-_OF_THE_MODEL = (
-    *_COUNTS[:-1],
-    "model",
-    "size",
-    "activation",
-    "norm",
-    "positions",
-    "untied",
-    "dropout",
-    "tokenizer",
-    "vocabulary_size",
-)
 _DEFAULTS = {"model": "transformer", "size": "tiny", "tokenizer": "byte", "dropout": 0.0}  # where no --from has others
 
 
@@ -239,17 +228,19 @@ def _train(args, folder, going_on, recipe, recurrent):
         task = tasks.load(folder.path, step)
     if training.is_chief():
         task.save(folder.path)
-        print(f"{folder.path}: {_last_words(folder.path, step)}")
+        print(f"{folder.path}: {_last_words(folder.path, step or max(resume.step, resume.step_before))}")
 
 
 def _last_words(folder, step):
-    """The step and the validation loss of the model that was saved: that of a step, or where it is None the last one."""
+    """The step of the model that was saved, and its validation loss where the history has it."""
     from keras_seqlm import training
 
-    rows = training.read_history(folder / "history.csv")
-    row = next((row for row in reversed(rows) if row["step"] == step), rows[-1])
-    loss = row["validation_loss"]
-    return f"step {row['step']}" + ("" if loss is None else f", validation loss {loss:.4f} nats a token")
+    try:
+        rows = training.read_history(folder / "history.csv")
+    except (OSError, ValueError):  # a disk that refused it has been told of
+        rows = []
+    loss = next((row["validation_loss"] for row in reversed(rows) if row["step"] == step), None)
+    return f"step {step}" + ("" if loss is None else f", validation loss {loss:.4f} nats a token")
 
 
 def _callbacks(args, folder, task, prompts):
@@ -300,7 +291,7 @@ def _open(folder, args):
     changed = [
         f"--{flag_of(name)} was {before[name]} and is {getattr(args, name)}"
         for name in sorted(before)
-        if name not in MAY_CHANGE and hasattr(args, name) and getattr(args, name) != before[name]
+        if name not in MAY_CHANGE and hasattr(args, name) and not _same(name, before[name], getattr(args, name))
     ]
     if changed and not args.allow_changes:
         raise ValueError(
@@ -310,6 +301,13 @@ def _open(folder, args):
     for change in changed:
         print(f"changed since the run began: {change}", file=sys.stderr)
     return True
+
+
+def _same(name, before, now):
+    """Whether a flag says what it said before; a folder may be written in several ways."""
+    if name in ("start", "tokenizer") and None not in (before, now):
+        before, now = (pathlib.Path(one).resolve() for one in (before, now))
+    return before == now
 
 
 def _begin(args, folder, going_on, recipe, task, prompts):
@@ -323,9 +321,7 @@ def _begin(args, folder, going_on, recipe, task, prompts):
             folder.replace()
         task.begin(folder.path)
         write_json(folder.path / "prompts.json", {"prompts": prompts})
-    settings = {
-        key: value for key, value in vars(args).items() if key not in ("command", "version", "overwrite", "config")
-    }
+    settings = {key: value for key, value in vars(args).items() if key not in _OF_ONE_START}
     write_text(folder.path / "run.toml", as_toml(settings))
     folder.begin({"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()})
 
@@ -365,12 +361,12 @@ def corpora_of(words):
 
 def _check_options(args):
     """Refuse what does not go together, fill in what `--from` and the defaults say; returns whether the model is recurrent."""
-    for name in (*_COUNTS, "early_stopping"):
+    for name in (*_COUNTS, "early_stopping", "vocabulary_size", "batch", "steps", "sample_every"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    parts = _DEFAULTS if args.start is None else _parts_of(args.start)
+    parts = _DEFAULTS if args.start is None else parts_of(args.start)
     if args.start is not None:
-        own = [name for name in _OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
+        own = [name for name in OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
         if own:
             said = ", ".join(f"--{flag_of(name)}" for name in own)
             raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
@@ -395,7 +391,7 @@ def _recipe(args, recurrent):
 
     return training.Recipe(
         optimizer=args.optimizer,
-        learning_rate=args.learning_rate or (4e-3 if recurrent else 1e-3),
+        learning_rate=args.learning_rate if args.learning_rate is not None else 4e-3 if recurrent else 1e-3,
         schedule=args.schedule,
         warmup_steps=min(100, args.steps // 10) if args.warmup is None else args.warmup,
         weight_decay=args.weight_decay,
@@ -432,7 +428,9 @@ def _tokenizer(args):
             )
         return tokenizers.load(args.tokenizer)
     kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
-    size = args.vocabulary_size or (None if args.tokenizer in ("byte", "character") else 8192)
+    size = args.vocabulary_size
+    if size is None and args.tokenizer not in ("byte", "character"):
+        size = 8192
     texts = data.texts(list(corpora_of(args.text)), args.text_field, tolerance=args.tolerance)
     return kind.train(texts=texts, vocabulary_size=size)
 
@@ -441,7 +439,7 @@ def _model(args, tokenizer, recurrent):
     from keras_seqlm.models import RecurrentLM, TransformerLM
 
     if args.start is not None:
-        return _model_of(args)
+        return model_of(args)
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
     if recurrent:
@@ -455,40 +453,6 @@ def _model(args, tokenizer, recurrent):
         model = TransformerLM(tokenizer.vocabulary_size, **parts)
     model.build()
     return model
-
-
-def _model_of(args):
-    """The model of another run, whose weights a new schedule starts from."""
-    from keras_seqlm import tasks
-
-    model = tasks.load(args.start).model
-    if model.dtype_policy.name != args.precision:
-        raise ValueError(
-            f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
-        )
-    carried = getattr(model, "stateful_batch_size", None)
-    if carried != (args.batch if args.carry_state else None):
-        fix = "leave out --carry-state" if carried is None else f"give --carry-state --batch {carried}"
-        raise ValueError(
-            f"the model of {args.start} {'does not carry' if carried is None else 'carries'} its state from batch to batch; {fix}"
-        )
-    return model
-
-
-def _parts_of(run):
-    """The flags of the model of another run; of one that no command began only `model` is known, from its file."""
-    from keras_seqlm.files import read_json
-
-    path = pathlib.Path(run) / "recipe.json"
-    command = read_json(path).get("command") if path.exists() else None
-    if command is not None:
-        return {name: command[name] for name in _OF_THE_MODEL if name in command}
-    try:
-        with zipfile.ZipFile(pathlib.Path(run) / "model.keras") as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-    except (zipfile.BadZipFile, KeyError, FileNotFoundError):
-        return {"model": "transformer"}  # `tasks.load` says what is wrong with it, or missing
-    return {"model": config.get("cell", "transformer")}
 
 
 def _sample(task, prompts):

@@ -205,3 +205,14 @@ def test_what_holds_no_object_is_named(tmp_path):
     with pytest.raises(ValueError, match="a.json is damaged: expected an object, got list"):
         read_json(tmp_path / "a.json")
     assert files.__doc__
+
+
+def test_a_log_that_somebody_took_away_is_written_anew_and_whole(tmp_path):
+    path = tmp_path / "history.csv"
+    log = Log(path, "head\n")
+    log.add("row 1\n")
+    path.rename(tmp_path / "moved.csv")
+    log.add("row 2\n")
+    log.add("row 3\n")
+    assert path.read_text() == "head\nrow 1\nrow 2\nrow 3\n"
+    assert (tmp_path / "moved.csv").read_text() == "head\nrow 1\n"

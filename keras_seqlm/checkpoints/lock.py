@@ -5,10 +5,12 @@ import fcntl
 import os
 import pathlib
 import socket
+import time
 import weakref
 
 NAME = ".lock"
 _HELD = weakref.WeakValueDictionary()  # folder -> the `FolderLock` of this process that has it
+LOOKS, BETWEEN_LOOKS = 8, 0.01  # seconds
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -56,11 +58,16 @@ class FolderLock:
             if other.in_use():
                 raise self._taken("this process itself")
             other.release()
+        looks = LOOKS
         while not self.held:
             file = open(self.folder / NAME, "a+", encoding="utf-8")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                if error.errno in _TAKEN and (looks := looks - 1):
+                    file.close()
+                    time.sleep(BETWEEN_LOOKS)  # `is_locked` of another process has it for an instant
+                    continue
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 file.close()
@@ -86,14 +93,16 @@ class FolderLock:
 
 
 def is_locked(folder):
-    """Whether a process works in a folder; takes nothing and writes nothing."""
+    """Whether a process works in a folder; takes nothing and writes nothing. One whose lock may not be opened counts as free."""
     try:
-        with open(pathlib.Path(folder) / NAME, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        file = open(pathlib.Path(folder) / NAME, encoding="utf-8")
+    except (FileNotFoundError, PermissionError):
         return False
-    except OSError as error:
-        return error.errno in _TAKEN
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in _TAKEN
     return False
 
 

@@ -44,7 +44,7 @@ def identity_of(model):
     named = variables_of(model)
     return {
         "paths": {name: variable.path for name, variable in named.items()},
-        "model": _config_of(model),
+        "model": config_of(model),
         "averages": _averages(model, named),
     }
 
@@ -77,7 +77,8 @@ def model_of(checkpoint):
     return model
 
 
-def _config_of(model):
+def config_of(model):
+    """How to build a model, as `keras.saving.deserialize_keras_object` takes it; None where Keras cannot say."""
     try:
         config = keras.saving.serialize_keras_object(model)
         json.dumps(config)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from keras_seqlm.corpora.json_text import elements_of, lines_of, shape_of, text_of
+from keras_seqlm.corpora.json_text import beginning_of, elements_of, lines_of, shape_of, text_of
 from keras_seqlm.corpora.opening import HEAD_SIZE, parquet, sources
 from keras_seqlm.corpora.paths import find_files
 from keras_seqlm.corpora.unpacking import CHUNK_SIZE, damage
@@ -205,7 +205,7 @@ class _Ahead(io.RawIOBase):
 
     def __init__(self, handle):
         self._handle = handle
-        self.head = self._rest = handle.read(HEAD_SIZE)
+        self.head = self._rest = beginning_of(handle, HEAD_SIZE)
 
     @property
     def damage(self):

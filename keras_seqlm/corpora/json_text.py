@@ -60,6 +60,19 @@ def lines_of(handle):
         yield place, record
 
 
+def beginning_of(handle, size):
+    """The first bytes of a stream of JSON: `size`, and of lines as many as `shape_of` needs, for the first may be long."""
+    head = handle.read(size)
+    while len(head) <= MAX_LINE and _is_one_line(head) and (more := handle.read(len(head))):
+        head += more
+    return head
+
+
+def _is_one_line(head):
+    head = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return head.startswith(b"{") and not head.partition(b"\n")[2].strip()
+
+
 def shape_of(head):
     """What a `.json` file holds by its first bytes: an `"array"`, `"lines"` of objects, or one `"object"`.
 
@@ -70,7 +83,6 @@ def shape_of(head):
     if head.startswith(b"["):
         return "array"
     first, _, rest = head.partition(b"\n")
-    # A first line longer than all that was looked at is one of many, for settings are not written so.
     return "lines" if first.rstrip().endswith(b"}") and rest.lstrip().startswith(b"{") else "object"
 
 

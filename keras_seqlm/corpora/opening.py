@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from keras_seqlm.corpora.json_text import beginning_of
 from keras_seqlm.corpora.unpacking import CHUNK_SIZE, PACKINGS, Recoded, Unpacked, need, open_zstandard, unpack
 
 KINDS = {".txt": "text", ".md": "text", ".text": "text", ".jsonl": "lines", ".ndjson": "lines"}
@@ -18,6 +19,9 @@ FEWEST_NULS = 64  # Of a few bytes it cannot be told.
 
 _PACKED = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _PACKED |= {b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)}
+_PACKED |= {
+    b"%c*M\x18" % mark: "zstandard" for mark in range(0x50, 0x60)
+}  # a frame to be skipped, which may come first
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}  # before UTF-16, whose mark begins one of them
 _MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _WEIGHTS = "it holds numbers"
@@ -127,9 +131,9 @@ def is_zip(path):
 
 
 def head_of(path):
-    """The first bytes of a file's content, unpacked and decoded; those of its first member if it is a zip."""
+    """The first bytes of a JSON file's content, unpacked and decoded; those of its first member if it is a zip."""
     for source in sources(path):
-        return source.handle.read(HEAD_SIZE)
+        return beginning_of(source.handle, HEAD_SIZE)
     return b""
 
 
@@ -151,15 +155,15 @@ def _unwrap(path, name, file_name, start, depth=0):
     """Open a stream as text: `start` opens its bytes anew each time, for a look at the first of them."""
     with start() as handle:
         head = handle.read(HEAD_SIZE)
-    if head.startswith(b"PAR1") or kind_of(file_name) == "parquet":
-        if depth or str(path) != name:
-            raise ValueError(f"{name} is a Parquet file that is packed once more: unpack it first.")
-        parquet(path)
-        return Source(name, "parquet", Unpacked.lost())
     stem, ending = os.path.splitext(file_name)
     packing = next(
         (packing for mark, packing in _PACKED.items() if head.startswith(mark)), PACKINGS.get(ending.lower())
     )
+    if head.startswith(b"PAR1") or (kind_of(file_name) == "parquet" and packing is None):
+        if depth or str(path) != name:
+            raise ValueError(f"{name} is a Parquet file that is packed once more: unpack it first.")
+        parquet(path)
+        return Source(name, "parquet", Unpacked.lost())
     if packing is not None:
         if depth == MOST_PACKINGS:
             raise ValueError(f"{name} is packed more than {MOST_PACKINGS} times: unpack it first.")

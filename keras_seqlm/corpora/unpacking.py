@@ -103,42 +103,80 @@ def damage(handle):
 
 def unpack(name, packed, packing):
     """A stream of what a packed stream holds, of a packing in `PACKINGS`."""
-    if packing == "zstandard":
-        content = _Zstandard(packed, open_zstandard(name))
+    if packing == "gzip":
+        content = gzip.open(packed, "rb")
+    elif packing == "bzip2":
+        content = _Streams(packed, bz2.BZ2Decompressor)
+    elif packing == "xz":
+        content = _Streams(packed, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), padding=b"\0")
     else:
-        content = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[packing](packed, "rb")
+        module = open_zstandard(name)
+        content = _Streams(packed, lambda: _ZstandardFrame(module))
     return io.BufferedReader(Unpacked(packed, content), CHUNK_SIZE)
+
+
+class _Streams(io.RawIOBase):
+    """Packed streams that stand one after the other, each of them whole, and nothing else.
+
+    The libraries' own readers take a later stream whose first bytes are damaged, and all that follows it, for the end.
+
+    Args:
+        packed: a binary stream.
+        start: gives what unpacks one stream, as `bz2.BZ2Decompressor`.
+        padding: a byte that may stand behind a stream.
+    """
+
+    def __init__(self, packed, start, padding=b""):
+        self._packed, self._start, self._padding = packed, start, padding
+        self._stream, self._input, self._between, self._rest = None, b"", b"", b""
+
+    def read1(self, size):
+        while not self._rest:
+            block = b""
+            if self._stream is None or self._stream.needs_input:
+                # So little at a time because a few bytes of zstandard may hold megabytes.
+                block, self._input = self._input or self._packed.read(4096), b""
+                if not block:
+                    if self._stream is not None:
+                        raise EOFError("it ends inside of a packed stream")
+                    return b""
+            if self._stream is None:
+                if not (block := block.lstrip(self._between)):
+                    continue
+                self._stream = self._start()
+            self._rest = self._stream.decompress(block, CHUNK_SIZE)
+            if self._stream.eof:
+                self._input, self._between = self._stream.unused_data, self._padding
+                self._stream = None
+        content, self._rest = self._rest[:size], self._rest[size:]
+        return content
 
 
 class _ZstandardDamage(Exception):
     pass
 
 
-class _Zstandard(io.RawIOBase):
-    """The frames of a zstandard stream; unlike the library's own reader it tells an end that comes too early."""
+class _ZstandardFrame:
+    """A frame of zstandard, unpacked as the standard library unpacks a stream of bzip2 or xz."""
 
-    def __init__(self, packed, module):
-        self._packed, self._module = packed, module
-        self._frame, self._rest, self._input = None, b"", b""
+    needs_input = True
 
-    def read1(self, size):
-        while not self._rest:
-            # So little at a time because a few bytes may hold megabytes.
-            block = self._input or self._packed.read(4096)
-            if not block:
-                if self._frame is not None:
-                    raise EOFError("zstandard ends inside of a frame")
-                return b""
-            self._frame = self._frame or self._module.ZstdDecompressor().decompressobj()
-            try:
-                self._rest = self._frame.decompress(block)
-            except self._module.ZstdError as error:
-                raise _ZstandardDamage(str(error)) from error
-            self._input = b""
-            if self._frame.eof:
-                self._frame, self._input = None, self._frame.unused_data
-        content, self._rest = self._rest[:size], self._rest[size:]
-        return content
+    def __init__(self, module):
+        self._error, self._frame = module.ZstdError, module.ZstdDecompressor().decompressobj()
+
+    @property
+    def eof(self):
+        return self._frame.eof
+
+    @property
+    def unused_data(self):
+        return self._frame.unused_data
+
+    def decompress(self, block, max_length):
+        try:
+            return self._frame.decompress(block)
+        except self._error as error:
+            raise _ZstandardDamage(str(error)) from error
 
 
 def open_zstandard(name):

@@ -105,6 +105,19 @@ class Spool:
 
 def _numbered(documents):
     for number, document in enumerate(documents, 1):
+        if number == 1 and isinstance(document, str) and _names_a_file(document):
+            raise TypeError(
+                f"Document 1 is the name of a file, {document!r}, and would be trained on as a text: give a list of paths, as "
+                "`list(paths)`, or the pattern itself."
+            )
         if isinstance(document, pathlib.PurePath):
             raise TypeError(f"Document {number} is a path, {str(document)!r}: give a list of paths, as `list(paths)`.")
         yield f"document {number}", document
+
+
+def _names_a_file(text):
+    """Whether a text is the path of a file, as `glob.iglob` gives them."""
+    try:
+        return os.path.isfile(text)
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False

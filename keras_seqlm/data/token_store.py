@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_seqlm.data.cache_lock import InUse
 
-FORMAT = 4  # 3 had the mark of UTF-8 at a file's beginning among its ids
+FORMAT = 5  # 4 may lack what stood behind damage in a file of several streams of bzip2 or xz
 MOST_MAPS = 1024  # Shards that a store keeps open; Linux allows a process 65,530 maps in all.
 
 

@@ -122,7 +122,13 @@ def _kind(error):
 def _raised_elsewhere(said, index):
     kind = getattr(builtins, said["kind"])
     message = f"process {index} of this run: {said['error']}"
-    return kind(said["errno"], message) if issubclass(kind, OSError) and said["errno"] else kind(message)
+    if issubclass(kind, OSError) and said["errno"]:
+        return kind(said["errno"], message)
+    try:
+        return kind(message)
+    except TypeError:  # a class that is made of more than a text
+        nearest = ValueError if issubclass(kind, ValueError) else RuntimeError  # ValueError: a wrong use, as there
+        return nearest(f"process {index} of this run: {said['kind']}: {said['error']}")
 
 
 def _exchange(content):

@@ -6,7 +6,8 @@ import warnings
 import keras
 
 from keras_seqlm.nesting import innermost, nested
-from keras_seqlm.training.replay import knows_of_them
+
+BEGIN_OF_TRAINING = ("set_model", "on_train_begin")
 
 
 def warn_of_optimizers(model):
@@ -19,6 +20,25 @@ def warn_of_optimizers(model):
             "alone: moments and step of it start anew when the run goes on",
             stacklevel=3,
         )
+
+
+def warn_of_no_list():
+    """Say that `Resume` is not in a list of callbacks that it can look at, and so not the last one."""
+    warnings.warn(
+        "Resume does not find itself in the list of callbacks of a running model.fit: what those that come after it do at a step "
+        "or an epoch's end is not in its checkpoints, nor what callbacks that it does not find remember. Give it to model.fit "
+        "itself, in the list of callbacks",
+        stacklevel=3,
+    )
+
+
+def warn_of_lost_position(step):
+    """Say that the data of a run that goes on from a step begin anew."""
+    warnings.warn(
+        f"the state of step {step} was restored, and the position in the data is lost: an iterator cannot be moved. Give fit "
+        "resume.data(make_batch), where make_batch(step) makes the batch of a step",
+        stacklevel=3,
+    )
 
 
 def refuse_others(callbacks):
@@ -63,12 +83,23 @@ def keep_rows(callbacks):
                 )
 
 
-def acts_as_an_epoch_begins(callback):
-    """Whether a callback of another's may change the model then, as one that halves the learning rate: it would do so again
-    in the epoch in which a run goes on.
+def may_change_the_model(callbacks, *events):
+    """Whether a callback of another's listens to one of these events, in which it may change the model as a run goes on that it
+    has changed before: one that halves the learning rate as an epoch begins, or sets weights as training begins.
+
+    Args:
+        callbacks: of a `fit`.
+        events: names of methods, as `on_epoch_begin`.
     """
-    listens = type(callback).on_epoch_begin is not keras.callbacks.Callback.on_epoch_begin
-    return listens and not knows_of_them(callback)
+    return any(_listens(callback, event) for callback in callbacks for event in events)
+
+
+def _listens(callback, event):
+    heard, nobody = getattr(callback, event), getattr(keras.callbacks.Callback, event)
+    function = getattr(heard, "__func__", heard)  # a `LambdaCallback` holds a function of the user's
+    # Keras's own do nothing to the model but as an epoch begins; ours look after themselves.
+    ours = ("keras_seqlm.", "keras.src.") if event in BEGIN_OF_TRAINING else ("keras_seqlm.",)
+    return function is not nobody and not str(getattr(function, "__module__", "")).startswith(ours)
 
 
 def refuse_updates(model, folder):

@@ -54,13 +54,16 @@ class RunCallback(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.run = Run()
+        self._of_this_fit = None
         self.step = 0
         self.chief = True
 
     def on_train_begin(self, logs=None):
         self.chief = is_chief()
+        self.run = self.told_run()
         if self.run.steps is None and self.params.get("steps") and self.params.get("epochs"):
             self.run = dataclasses.replace(self.run, steps=self.params["steps"] * self.params["epochs"])
+            self._of_this_fit = self.run
         self.step = self._piece_start = self.run.first_step
         self._mean_since = self.run.mean_since
         self.started = time.perf_counter()
@@ -68,6 +71,10 @@ class RunCallback(keras.callbacks.Callback):
         rate = getattr(innermost(self.model.optimizer), "_learning_rate", None)
         self._schedule = rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
         self._clock = None
+
+    def told_run(self):
+        """The run that this callback was told of, without the number of steps that it took from a `fit` before."""
+        return dataclasses.replace(self.run, steps=None) if self.run is self._of_this_fit else self.run
 
     def on_epoch_begin(self, epoch, logs=None):
         # The first step of a run compiles, so its time would say nothing; later pieces start to count at once.
@@ -130,6 +137,31 @@ class RunCallback(keras.callbacks.Callback):
         """In this piece; None where unknown."""
         rate = self.steps_per_second()
         return None if rate is None or self.run.tokens_per_step is None else rate * self.run.tokens_per_step
+
+
+def tell_of_run(callbacks, run):
+    """Give callbacks the `Run` of the `fit` that begins; what it leaves open they know, as far as somebody has told them.
+
+    Args:
+        callbacks: of that `fit`; those that are no `RunCallback` need none.
+        run: a `Run`.
+
+    Returns:
+        A function that takes it back, so that the next `fit` of the same callbacks does not go by it.
+    """
+    before = []
+    for callback in callbacks:
+        if isinstance(callback, RunCallback):
+            own = callback.told_run()
+            before.append((callback, own))
+            given = {name: value for name, value in vars(run).items() if value is not None}
+            callback.run = dataclasses.replace(own, **given)
+
+    def take_back():
+        for callback, own in before:
+            callback.run = own
+
+    return take_back
 
 
 class Progress(RunCallback):

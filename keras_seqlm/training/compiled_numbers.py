@@ -1,11 +1,16 @@
 """The class and the numbers of what a model was compiled with: optimizer, schedule of the learning rate, losses."""
 
+import hashlib
+import inspect
 import json
+import re
 import sys
 import warnings
 
 import keras
 import numpy as np
+
+_NUMBERS = int | float | np.number
 
 
 def numbers_of(optimizer):
@@ -21,7 +26,7 @@ def numbers_of(optimizer):
             stacklevel=outside(),
         )
         return None
-    schedule = schedule_of(optimizer)
+    schedule = schedule_of(optimizer) or _function_of(optimizer)
     return numbers if schedule is None else {**numbers, "schedule": schedule}
 
 
@@ -31,25 +36,105 @@ def schedule_of(optimizer):
     return _plain(rate) if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
+def _function_of(optimizer):
+    """Of a learning rate that is a function: its name, a hash of its source, and what it gives before the first step."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    if isinstance(rate, keras.Variable | keras.optimizers.schedules.LearningRateSchedule) or not callable(rate):
+        return None
+    try:
+        source = hashlib.sha256(inspect.getsource(rate).encode()).hexdigest()[:12]
+    except (OSError, TypeError):  # an object that is called, or typed in by hand
+        source = None
+    name = getattr(rate, "__qualname__", type(rate).__qualname__)
+    return {"class": name, "source": source, "value": float(keras.ops.convert_to_numpy(rate()))}
+
+
 def loss_of(model):
     """The class and the numbers of a model's loss, of several each under its name, with their weights; None without one."""
     loss = getattr(model, "loss", None)
+    compiled = getattr(model, "_compile_loss", None)
+    weights = getattr(compiled, "_user_loss_weights", None)
     if not isinstance(loss, dict | list | tuple):
-        return _numbers_of_loss(loss)
+        found = _numbers_of_loss(loss)
+        if found is None or compiled is None:
+            return found
+        (weight,) = keras.tree.flatten(weights)  # None, a number, or a list of one
+        return as_json({**found, "loss_weights": _number(weight) if isinstance(weight, _NUMBERS) else 1.0})
     found = {".".join(map(str, path)): _numbers_of_loss(one) for path, one in keras.tree.flatten_with_path(loss)}
-    weights = getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)
     return as_json({**found, "loss_weights": weights if weights is None or _is_plain(weights) else str(weights)})
+
+
+def same_numbers(before, now):
+    """Whether two values of JSON are the same; what is no number is not equal to itself, and no change."""
+    return before == now or json.dumps(before, sort_keys=True) == json.dumps(now, sort_keys=True)
+
+
+def in_one_spelling(loss):
+    """Name -> number of what `loss_of` gave, of several as `a.class`; the class as Keras's own function of it is called."""
+    found = {}
+    for name, value in (loss or {}).items():
+        if isinstance(value, dict) and "class" in value:
+            found |= {f"{name}.{one}": number for one, number in in_one_spelling(value).items()}
+        else:
+            found[name] = _snake(value) if name == "class" else value
+    return found
+
+
+def _snake(name):
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _numbers_of_loss(loss):
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
+        return as_json(dict(_values("", loss)))
+    if not hasattr(loss, "__name__"):
+        return None
+    return {**_numbers_of_its_class(loss), "class": loss.__name__}
+
+
+def _numbers_of_its_class(function):
+    """Those that Keras calls one of its own functions with: the defaults of the class of that name."""
+    for kind in vars(keras.losses).values():
+        if (
+            isinstance(kind, type)
+            and _snake(kind.__name__) == function.__name__
+            and function is getattr(kind(), "fn", None)
+        ):
+            return _numbers_of_loss(kind())
+    return {}
+
+
+def _values(place, thing):
+    """Place -> plain value of what a loss was made with: by its config, and by its attributes, which may say more."""
+    if isinstance(thing, keras.losses.Loss):
+        yield f"{place}.class".lstrip("."), type(thing).__name__
         try:
-            return _plain(loss)
+            config = thing.get_config()
         except (NotImplementedError, TypeError):
-            return {"class": type(loss).__name__}
-    return {"class": loss.__name__} if hasattr(loss, "__name__") else None
+            config = {}
+        kept = {name.lstrip("_"): value for name, value in vars(thing).items()}
+        for values in (
+            kept.pop("fn_kwargs", {}),
+            kept,
+            config,
+        ):  # an attribute may say more than what the config makes of it
+            for name, value in values.items():
+                if name not in ("name", "dtype", "dtype_policy"):
+                    yield from _values(f"{place}.{name}", value)
+    elif isinstance(thing, dict):
+        inner = thing.get("config") if "class_name" in thing else None
+        for name, value in (inner if isinstance(inner, dict) else thing).items():
+            if inner is None or name != "name":
+                yield from _values(f"{place}.{name}", value)
+        if isinstance(inner, dict):
+            yield f"{place}.class".lstrip("."), thing["class_name"]
+    elif isinstance(thing, list | tuple) and not _is_plain(thing):
+        for number, value in enumerate(thing):
+            yield from _values(f"{place}.{number}", value)
+    elif _is_plain(thing):
+        yield place.lstrip("."), _number(thing)
 
 
 def as_json(settings):
@@ -92,7 +177,7 @@ def _flat(config):
 def _is_plain(value):
     if isinstance(value, list | tuple):
         return all(_is_plain(one) for one in value)
-    return value is None or isinstance(value, bool | int | float | str | np.number)
+    return value is None or isinstance(value, bool | str | _NUMBERS)
 
 
 def _number(value):

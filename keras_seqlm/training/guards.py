@@ -45,7 +45,7 @@ class StopAfterSkipped(RunCallback):
     def on_train_batch_end(self, batch, logs=None):
         super().on_train_batch_end(batch, logs)
         skipped = self.of_optimizer("skipped")
-        if skipped is None or skipped <= self._seen or self.step <= self.run.step_before:
+        if skipped is None or skipped <= self._seen:  # also of a step in name only, which changes nothing
             return
         if self.chief:
             print(

@@ -101,8 +101,9 @@ class LossPlot(RunCallback):
     def _draw(self):
         try:
             plot_history(self.history, self.path)
-        except OSError as error:
-            warnings.warn(f"{self.path} could not be drawn ({error}); training goes on", stacklevel=2)
+        except Exception as error:  # a damaged history, a library of drawing: a run is worth more than a picture of it
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{self.path} could not be drawn ({reason}); training goes on", stacklevel=2)
 
 
 def plot_history(history, path):

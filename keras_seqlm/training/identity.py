@@ -1,4 +1,4 @@
-"""What a run is made of beside its state: settings, data, optimizer and loss; and what of it changed between two starts."""
+"""What a run is made of beside its state: settings, data, model, optimizer and loss; and what of it changed between two starts."""
 
 import sys
 import warnings
@@ -7,8 +7,17 @@ import weakref
 from keras_seqlm.checkpoints import CheckpointError
 from keras_seqlm.devices import processes
 from keras_seqlm.nesting import innermost
-from keras_seqlm.training.compiled_numbers import as_json, loss_of, numbers_of, outside, schedule_of
+from keras_seqlm.training.compiled_numbers import (
+    as_json,
+    in_one_spelling,
+    loss_of,
+    numbers_of,
+    outside,
+    same_numbers,
+    schedule_of,
+)
 from keras_seqlm.training.identity_of_data import data_changes, identity_of_data, identity_of_validation
+from keras_seqlm.training.model_config import config_of, values_of
 
 ALL_THE_SAME = (
     "Give the same, name another folder, or go on all the same with allow_changes=True (command line: --allow-changes)"
@@ -43,6 +52,7 @@ class Identity:
         self._checkpoint, self._allow = checkpoint, allow_changes
         known = ("data", "validation", "optimizer", "loss")
         self._data, self._validation, self._optimizer, self._loss = map(self._before.get, known)
+        self._config = self._before.get("config")
         self._known, self._says, self._new_rate = False, False, None
         self.comparable_from = self._before.get("comparable_from", 0)
         self._changed_validation = []
@@ -63,6 +73,7 @@ class Identity:
             CheckpointError: they are others.
         """
         data, validation = identity_of_data(train), identity_of_validation(validation)
+        self._refuse_what_changes(data, identity_of_data(train))
         changed = data_changes(self._before.get("data"), data, "the batch of step 0")
         changed += data_changes(self._before.get("validation"), validation, "validation")
         self._refuse("data", changed, of_validation=True)
@@ -81,6 +92,7 @@ class Identity:
             # What training has set, as a callback lowers a learning rate, is not what the user wrote.
             numbers = written if left is not None and numbers == left else numbers
             self._optimizer, self._loss = numbers or self._optimizer, loss_of(model) or self._loss
+            self._config = config_of(model)
         elif self._optimizer and (schedule := schedule_of(optimizer)):
             self._optimizer = {**self._optimizer, "schedule": schedule}
 
@@ -112,8 +124,20 @@ class Identity:
                 changed += changes({"learning_rate": old}, now)
                 self._new_rate = new
         self._refuse("numbers", [f"the optimizer's {one}" for one in changed])
-        before, now = self._before.get("loss"), self._loss
-        self._refuse("numbers", [f"the loss's {one}" for one in changes(before or {}, now or {})], of_validation=True)
+        before, now = (in_one_spelling(made) for made in (self._before.get("loss"), self._loss))
+        self._refuse("numbers", [f"the loss's {one}" for one in changes(before, now)], of_validation=True)
+
+    def hold_parts(self):
+        """Hold what the config of the model that `know` has seen says against that of before; its weights fit.
+
+        Raises:
+            CheckpointError: a part of it changed.
+        """
+        before, now = self._before.get("config") or {}, self._config
+        # What a callback has changed, as one that lets layers train, is no other model where it goes on in this process.
+        left = values_of(self._before.get("model"))
+        self._config = {name: before.get(name, one) if left.get(name) == one else one for name, one in now.items()}
+        self._refuse("parts", [f"the model's {one}" for one in changes(before, self._config)])
 
     def set_learning_rate(self, model):
         """Give the optimizer the new learning rate, where it was allowed to change and the checkpoint's was written over it."""
@@ -167,6 +191,7 @@ class Identity:
             "validation": self._validation,
             "optimizer": self._optimizer,
             "loss": self._loss,
+            "config": self._config,
             "comparable_from": self.comparable_from,
         }
 
@@ -183,6 +208,18 @@ class Identity:
         if of_validation:
             self._changed_validation += changed
             self.comparable_from = self._checkpoint.step + 1
+
+    def _refuse_what_changes(self, first, second):
+        if not (changed := data_changes(first, second)):
+            return
+        said = (
+            f"the data, asked twice for the batch of step 0, gave two ({'; '.join(changed)}), so that a run that goes on would have other "
+            "batches than one left alone: make_batch(step) must depend on nothing but the step, as with "
+            "np.random.default_rng([seed, step])"
+        )
+        if not self._allow:
+            raise CheckpointError(f"{said}. Or go on all the same with allow_changes=True")
+        self._say(said)
 
     def _rate_of_checkpoint(self):
         paths = self._before.get("paths", {})
@@ -209,7 +246,7 @@ def changes(before, now):
     return [
         f"{name} was {_shown(before[name], now[name])} and is {_shown(now[name], before[name])}"
         for name in sorted(before.keys() & now.keys())
-        if before[name] != now[name]
+        if not same_numbers(before[name], now[name])
     ]
 
 

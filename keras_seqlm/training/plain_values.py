@@ -42,6 +42,8 @@ def to_json(value, name, arrays):
         raise TypeError(f"{name} is of type {_type(array)}")
     if not array.shape:
         return array.item()
+    while name in arrays:  # a key may hold what joins names
+        name += "~"
     arrays[name] = array
     return {"array": name}
 

@@ -15,7 +15,7 @@ from keras_seqlm.files import write_json
 from keras_seqlm.half_precision import refuse_lost_decays
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
 from keras_seqlm.nesting import innermost
-from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage
+from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage, tell_of_run
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses, is_out_of_memory
 from keras_seqlm.training.optimizers import clip_after_all_reduce, exclude_from_decay, new_optimizer, optimizer_class
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
@@ -272,9 +272,7 @@ class Recipe:
         left = 0 if nothing_left else math.ceil((self.steps - first_step) / pieces)
         callbacks = [*callbacks, *devices.callbacks()]
         callbacks = self._callbacks(callbacks, model, resume, progress, uneven=(self.steps - first_step) % pieces)
-        for callback in callbacks:
-            if isinstance(callback, RunCallback):
-                callback.run = run
+        forget = tell_of_run(callbacks, run)
         try:
             with devices.training(model):
                 return model.fit(
@@ -295,6 +293,7 @@ class Recipe:
                 "was saved before is whole"
             ) from error
         finally:
+            forget()
             if resume is not None:
                 resume.close()
 

@@ -13,15 +13,18 @@ from keras_seqlm.devices import Single, processes
 from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.training.agreement import agreed_checkpoint
 from keras_seqlm.training.beside import (
-    acts_as_an_epoch_begins,
+    BEGIN_OF_TRAINING,
     keep_rows,
+    may_change_the_model,
     refuse_others,
     refuse_updates,
+    warn_of_lost_position,
+    warn_of_no_list,
     warn_of_optimizers,
 )
 from keras_seqlm.training.callback_state import CallbackStates
-from keras_seqlm.training.callbacks import Run, RunCallback
-from keras_seqlm.training.replay import InNameOnly
+from keras_seqlm.training.callbacks import Run, RunCallback, tell_of_run
+from keras_seqlm.training.replay import InNameOnly, build_metrics
 from keras_seqlm.training.running import callbacks_of, fit_of, is_fitting, put_first, put_last
 from keras_seqlm.training.signals import EndSignals
 from keras_seqlm.training.writer import CheckpointWriter, warn_of_numbers
@@ -51,14 +54,14 @@ class Resume(RunCallback):
     and writes what all of them hold, and each one its own parts of what lies spread over them.
 
     The folder belongs to this process from here on, until `fit` ends, `close()` is called or this object is gone. An
-    object serves one `fit`. Wherever it stands among the callbacks, it begins and acts as the last one, so that what others
-    do at an epoch's end is in the checkpoint of that epoch. Two of Keras's callbacks do not go with it and are refused:
+    object serves one `fit`. Wherever it stands among the callbacks, it begins and acts as the last one: what others do at an
+    epoch's end is in the checkpoint of that epoch, and what they set as a run that goes on begins is as it was saved. Two of Keras's callbacks do not go with it and are refused:
     `SwapEMAWeights(swap_on_epoch=True)` (`training.ValidateAverage` does) and `BackupAndRestore`, which goes on by itself.
 
     A start goes on with what the run was begun with, or is refused: the batch of step 0, which tells data, batch size and
-    seed (with their `content_hash`, where data have one); the optimizer's class and numbers, a learning rate that is a number
-    included; the class and the numbers of the loss; and `settings`. The numbers are those that `get_config` says. A schedule of
-    the learning rate may change, as a longer run changes it, and a warning says so. Validation data are held to that only
+    seed (with their `content_hash`, where data have one); what the model's `get_config` says, but for names and seeds; class
+    and numbers of the optimizer, a learning rate that is a number included, and of the loss, with its weight; and `settings`.
+    A schedule of the learning rate, or a function, may change, and a warning says so. Validation data are held to that only
     where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
 
     Args:
@@ -80,7 +83,7 @@ class Resume(RunCallback):
 
     Raises:
         CheckpointError: no checkpoint is whole, or the newest is of other settings; from `data` and `fit`: of other data,
-            of an optimizer or a loss with other numbers.
+            another model, an optimizer or a loss with other numbers; `make_batch` gives two batches for one step.
         TypeError: settings that JSON does not take; from `data`: what cannot be asked for a step.
         OSError: the folder is another process's, cannot be written or locked, or (as training begins) has no room.
         ValueError: from `fit`: a callback that does not go with it.
@@ -125,6 +128,7 @@ class Resume(RunCallback):
         self._within_piece = 0 if meta.get("ended") else self._done
         self._train, self._metrics, self._random, self._others = None, {}, {}, None
         self._signals, self._states, self._used, self._ready = None, None, False, False
+        self._forget = lambda: None
 
     @property
     def first_step(self):
@@ -191,6 +195,7 @@ class Resume(RunCallback):
             return
         self._identity.hold_model(model)
         arrays = state.read(model, self._checkpoint)
+        self._identity.hold_parts()
         others = [name for name in self._checkpoint.shapes if name.startswith(("random/", "callbacks/"))]
         self._others = self._checkpoint.arrays(names=others)
         if self._checkpoint.meta["backend"] != keras.backend.backend():
@@ -208,9 +213,8 @@ class Resume(RunCallback):
         self._identity.know(model)
         if fit_of(model) is not None:  # `evaluate` and `predict` give it, too
             self._make_ready()
-        for callback in callbacks_of(model):  # before any of them begins
-            if isinstance(callback, RunCallback) and callback.run == Run():
-                callback.run = self.of_run()
+        if self.run == Run():  # else `Recipe.fit` has told all of them
+            self._forget = tell_of_run(callbacks_of(model), self.of_run())  # before any of them begins
         if not model.built and self._train is not None:
             model(self._first_batch()[0])
 
@@ -224,21 +228,14 @@ class Resume(RunCallback):
         if is_last is False:
             return  # Keras comes by here once more, when all others have begun
         if is_last is None:
-            warnings.warn(
-                "Resume does not find itself in the list of callbacks of a running model.fit: what those that come after "
-                "it do at a step or an epoch's end is not in its checkpoints, nor what callbacks that it does not find "
-                "remember. Give it to model.fit itself, in the list of callbacks",
-                stacklevel=2,
-            )
+            warn_of_no_list()
         self._ready = False
+        if self._checkpoint is not None and may_change_the_model(callbacks_of(self.model), *BEGIN_OF_TRAINING):
+            self._restore_again()  # which all have begun now
         # Nobody but `Recipe.fit` has said yet where the run ends.
         self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:
-            warnings.warn(
-                f"the state of step {self.step_before} was restored, and the position in the data is lost: an iterator "
-                "cannot be moved. Give fit resume.data(make_batch), where make_batch(step) makes the batch of a step",
-                stacklevel=2,
-            )
+            warn_of_lost_position(self.step_before)
         if self._done % self.model.steps_per_execution:
             raise CheckpointError(
                 f"{self._checkpoint.folder} was saved {self._done} steps into an epoch, which steps_per_execution="
@@ -249,8 +246,8 @@ class Resume(RunCallback):
                 f"{self.checkpoints.folder} is of a run with steps_per_epoch={self._steps_per_epoch}, and fit was given "
                 f"{self.params['steps']}; give the same, or call resume.divide({self.params['steps']}) first"
             )
-        if self._done or self._within_piece:
-            self._build_metrics()
+        if (self._done or self._within_piece) and self._train is not None:
+            build_metrics(self.model, self._checkpoint, self._first_batch())
         if self._within_piece:
             self._metrics = state.read(self.model, self._checkpoint, ("metrics",))
         super().on_train_begin(logs)
@@ -260,7 +257,7 @@ class Resume(RunCallback):
         self._saved = self.step_before if self._checkpoint is not None else None
         self._best = self.checkpoints.best_loss(self._identity.comparable_from) if self.chief else math.inf
         self._validates, self._before_test, self._several = True, {}, processes.are_several()
-        self._stopped_several, self._begins = False, True
+        self._stopped_several, self._begins, self._current = False, True, self._epoch
         self._replay = InNameOnly(self.model)
         self._states = CallbackStates([one for one in callbacks_of(self.model) if one is not self])
         self._restore_callbacks()  # which all have begun, and forget no more
@@ -281,11 +278,10 @@ class Resume(RunCallback):
                 "fit **resume.fit_arguments()"
             )
         self._current = epoch
-        if self._begins and self._within_piece:  # saved after others had heard of the epoch's begin, as they have again
+        if self._begins and self._done:  # saved after others had heard of the epoch's begin, as they have again
             self._restore_callbacks()
-            if any(map(acts_as_an_epoch_begins, callbacks_of(self.model))):
-                state.assign(self.model, state.read(self.model, self._checkpoint))
-                self._identity.set_learning_rate(self.model)
+            if may_change_the_model(callbacks_of(self.model), "on_epoch_begin"):
+                self._restore_again()
         if self._begins and self._random and not self._done:
             # On torch the making of an iterator draws a number: set back before others begin the step.
             self._random = state.arrays_of(self.model, ("random",))
@@ -342,12 +338,16 @@ class Resume(RunCallback):
         if due or best or ended or self._is_last(epoch) or self._told_to_end():
             place = {"epoch": epoch, "done": made} if ended and cut else {"epoch": epoch + 1, "done": 0}
             self._save({**place, "validation_loss": loss, "ended": ended})
-        self._best = loss if best else self._best
+        self._best, self._current = loss if best else self._best, epoch + 1
         if self._told_to_end():
             self._end()
 
     def on_train_end(self, logs=None):
         self._writer.wait()
+        if self._told_to_end(
+            step_is_over=True
+        ):  # since the last epoch ended, by other callbacks or while it was written
+            self._end()
         self.close()
 
     def close(self):
@@ -357,11 +357,15 @@ class Resume(RunCallback):
         if self._writer is not None:
             self._writer.close()
             self._identity.leave(self._model)
+        self._forget()
         self.checkpoints.close()
 
     def save(self):
-        """Save a checkpoint of this moment, between two batches of a running `fit`."""
-        self._save({"epoch": self._current, "done": self.step - self._piece_start})
+        """Save a checkpoint of this moment of a running `fit`, unless there is one of this step."""
+        if self._writer is None:
+            raise ValueError("resume.save() is for a fit that runs: callbacks may call it when training has begun")
+        if self._saved is None or self.step > self._saved:
+            self._save({"epoch": self._current, "done": self.step - self._piece_start})
 
     def finished(self):
         """The newest checkpoint that is whole by now, or None."""
@@ -474,17 +478,13 @@ class Resume(RunCallback):
         self.close()
         signals.end()
 
+    def _restore_again(self):
+        state.assign(self.model, state.read(self.model, self._checkpoint))
+        self._identity.set_learning_rate(self.model)
+
     def _restore_random(self):
         state.assign_random(self._random)
         self._random = {}
 
     def _first_batch(self):
         return next(iter(self._train.batches(self.step_before)))
-
-    def _build_metrics(self):
-        """TensorFlow makes the variables of metrics in the first step, and they are restored before it."""
-        there = [name for name in self._checkpoint.shapes if name.startswith("metrics/")]
-        if self._train is not None and len(there) > len(self.model.metrics_variables):
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self._first_batch())
-            self.model.compute_metrics(x, y, self.model(x, training=False), sample_weight)
-            self.model.reset_metrics()

@@ -9,10 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from keras_seqlm.checkpoints import Checkpoints, RunFolder, run_folder
+from keras_seqlm.checkpoints import lock as lock_file
 from keras_seqlm.checkpoints.lock import FolderLock, is_locked
 
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -84,6 +86,25 @@ def test_a_lock_holds_though_the_folder_is_renamed_or_deleted(tmp_path):
     lock.in_use = lambda: False
     other.take()
     assert other.held and not lock.held and is_locked(tmp_path / "a")
+
+
+def test_a_look_at_a_lock_makes_no_start_fail(tmp_path):
+    """As `seqlm runs` in another process looks, while nobody trains there."""
+    with open(tmp_path / ".lock", "w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.03, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        lock = FolderLock(tmp_path)
+        lock.take()
+        assert lock.held
+        lock.release()
+
+
+def test_the_lock_of_another_user_that_may_not_be_opened_is_no_run_that_goes(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):  # root may open what it is not given
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(lock_file, "open", refuse, raising=False)
+    assert not is_locked(tmp_path)
 
 
 @pytest.mark.parametrize("comes_back", [True, False])

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from corpora.test_corpus import documents, write
 
-from keras_seqlm.corpora import Corpus, json_text, texts, unpacking
+from keras_seqlm.corpora import Corpus, json_text, opening, texts, unpacking
 
 TEXT = "Grüße an alle. 😀 漢字\r\n" * 3000
 LINES = "\n".join(json.dumps({"text": f"letter {number}"}) for number in range(2000)).encode()
@@ -62,6 +62,13 @@ def test_packed_text_is_read_as_text(tmp_path, packing, named):
         assert documents(Corpus(path)) == LETTERS
 
 
+@pytest.mark.parametrize("packing", [name for name in PACKERS if name != "zip"])
+def test_packed_lines_whose_name_says_nothing_of_packing_are_read_as_lines(tmp_path, packing):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(PACKERS[packing](LINES))
+    assert documents(Corpus(path)) == LETTERS
+
+
 @pytest.mark.parametrize("packing", [name for name in PACKERS if name != "gz"])
 @pytest.mark.parametrize("kind", ["cut", "spoilt"])
 def test_damage_is_tolerated_counted_and_told_as_gzips_is(tmp_path, packing, kind):
@@ -84,7 +91,7 @@ def test_damage_is_tolerated_counted_and_told_as_gzips_is(tmp_path, packing, kin
 
 def test_a_zip_holds_text_files_in_the_order_of_their_names(tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        for name in ("b/two.txt", "a/one.md", "picture.png", ".hidden.txt", "__MACOSX/a.txt"):
+        for name in ("b/two.txt", "a/one.md", "picture.png", ".hidden.txt", "__MACOSX/a.txt", "a/.b/c.txt", "a/.d.txt"):
             archive.writestr(name, name)
         archive.writestr("c.jsonl", '{"text": "three"}\n{"text": "four"}')
         archive.writestr("d.txt.gz", gzip.compress(b"\xef\xbb\xbffive"))
@@ -270,6 +277,16 @@ def test_parquet_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
         list(texts(path))
 
 
+def test_parquet_that_is_packed_once_more_is_refused(tmp_path):
+    write(tmp_path / "a.parquet.gz", b"PAR1")
+    for name in ("all.zip", "first.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("b.parquet", b"PAR1" if name == "all.zip" else b"words")
+    for name in ("a.parquet.gz", "all.zip/b.parquet", "first.zip/b.parquet"):
+        with pytest.raises(ValueError, match=f"{name} is a Parquet file that is packed once more: unpack it first"):
+            list(texts(tmp_path / name.split("/")[0]))
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="pyarrow is not installed")
 def test_parquet_files_of_arrow(tmp_path):
     import pyarrow
@@ -297,11 +314,23 @@ def test_an_array_of_json_is_read_element_by_element(tmp_path, indent, ending, m
     assert documents(Corpus(path)) == [b"one", b"two"]
 
 
-def test_a_json_that_holds_lines_or_one_record(tmp_path):
-    path = write(tmp_path / "a.json", LINES)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_json_that_holds_lines_or_one_record(tmp_path, end):
+    path = write(tmp_path / "a.json", LINES.replace(b"\n", end))
     assert documents(Corpus(path)) == LETTERS
     write(path, json.dumps(RECORDS[0], indent=1))
     assert documents(Corpus(path)) == [b"letter 0 \xc3\xbc"]
+
+
+@pytest.mark.parametrize("length", [opening.HEAD_SIZE - len('{"text": ""}'), opening.HEAD_SIZE, 300_000])
+def test_a_json_that_holds_lines_of_which_the_first_is_long(tmp_path, length):
+    """However much of it is looked at before it is read: the line break is the first byte behind, or far off."""
+    wanted = [b"a" * length, b"second", b"third"]
+    lines = "\n".join(json.dumps({"text": text.decode()}) for text in wanted)
+    path = write(tmp_path / "folder" / "a.json", lines)
+    assert documents(Corpus(path)) == documents(Corpus(path.parent)) == wanted
+    write(path, json.dumps({"text": "a" * length}))
+    assert documents(Corpus(path)) == wanted[:1]
 
 
 @pytest.mark.parametrize(
@@ -352,6 +381,24 @@ def test_a_cut_array_in_gzip_counts_as_damaged_gzip(tmp_path):
     with pytest.warns(UserWarning, match=f"{path} is damaged or cut"):
         *read, last = documents(Corpus([path, good], tolerance=0.5))
     assert 300 < len(read) < 500 and read == [text.encode() for text in noise[: len(read)]]
+
+
+def test_whole_lines_before_the_damage_of_a_json_are_read(tmp_path):
+    """All of a small file is looked at before its first line is read, so that the damage is known by then."""
+    noise = [np.random.default_rng(number).bytes(50).hex() for number in range(500)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in noise).encode()
+    path, good = tmp_path / "a.json.gz", write(tmp_path / "good.txt", "good " * 100_000)
+    path.write_bytes(gzip.compress(lines)[:-9000])
+    with pytest.warns(UserWarning, match=f"{path} is damaged or cut"):
+        *read, _ = documents(Corpus([path, good], tolerance=0.5))
+    assert 100 < len(read) < 500 and read == [text.encode() for text in noise[: len(read)]]
+
+
+def test_bytes_are_a_text_by_themselves_and_none_in_a_field():
+    """A field of bytes may be a picture."""
+    assert json_text.text_of(b"a", "text") == b"a"
+    with pytest.raises(ValueError, match='no JSON object with a string under "text"'):
+        json_text.text_of({"text": b"a"}, "text")
 
 
 def test_the_field_that_is_there_is_named(tmp_path):

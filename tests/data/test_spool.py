@@ -1,5 +1,6 @@
 """Documents that are no files: of generators and of data sets, hashed as they stream and tokenized once."""
 
+import glob
 import itertools
 import pathlib
 
@@ -135,3 +136,12 @@ def test_blocks_of_documents(tmp_path):
         len(causal_blocks(Streaming(), ByteTokenizer(), 16, 4, validation=iter(TEXTS), cache_dir=tmp_path / "cache"))
         == 2
     )
+
+
+def test_names_of_files_are_not_trained_on(store_of, tmp_path):
+    (tmp_path / "a.txt").write_text("It was a dark night.")
+    with pytest.raises(
+        TypeError, match=r"Document 1 is the name of a file, '.*a.txt'.* `list\(paths\)`, or the pattern"
+    ):
+        store_of(glob.iglob(f"{tmp_path}/*.txt"))
+    assert len(store_of(iter(["a.txt", "x" * 100_000, "a\0b"])))  # no such file is here

@@ -70,6 +70,26 @@ def test_what_started_several_processes_is_found(monkeypatch, variables, found):
     assert launcher() == found
 
 
+@pytest.mark.parametrize(
+    ("raises", "kind"),
+    [
+        (lambda: b"\xff".decode(), ValueError),
+        (lambda: "\ud800".encode(), ValueError),
+        (lambda: (_ for _ in ()).throw(ExceptionGroup("several", [OSError("a")])), RuntimeError),
+        (lambda: {}["a"], KeyError),
+    ],
+)
+def test_an_error_of_another_process_that_is_made_of_more_than_a_text_is_told(raises, kind):
+    with pytest.raises(Exception) as raised:
+        raises()
+    error = raised.value
+    told = processes._raised_elsewhere({"error": str(error), "kind": processes._kind(error), "errno": None}, 2)
+    assert type(told) is kind and str(error) in str(told) and "process 2 of this run" in str(told)
+    assert isinstance(error, kind) or kind is RuntimeError
+    if type(error) is not kind:
+        assert type(error).__name__ in str(told)
+
+
 def test_an_error_of_another_process_keeps_its_number():
     error = processes._raised_elsewhere({"error": "full", "kind": "OSError", "errno": 28}, 1)
     assert (type(error), error.errno) == (OSError, 28) and "process 1 of this run: full" in str(error)

@@ -11,7 +11,7 @@ import pytest
 
 import seqlm_cli
 from keras_seqlm import data, models, tasks, tokenizers, training
-from seqlm_cli import train
+from seqlm_cli import another_run, train
 
 # No value is a default.
 OF_DATA = """--segment-ids --seed 7 --tolerance 0.25 --text-field body --validation held.txt --validation-fraction 0.3
@@ -202,6 +202,50 @@ def test_zero_switches_off_what_is_on_by_default(seen, tmp_path):
     assert (again.clip_norm, again.warmup, again.weight_decay, again.stop_after_skipped) == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--learning-rate 0", "learning_rate must be a number .*, got 0"),
+        ("--vocabulary-size 0", "--vocabulary-size must be at least 1, got 0"),
+        ("--tokenizer bpe --vocabulary-size 0", "--vocabulary-size must be at least 1, got 0"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--batch 0", "--batch must be at least 1, got 0"),
+        ("--context 0", "--context must be at least 1, got 0"),
+        ("--sample-every 0", "--sample-every must be at least 1, got 0"),
+        ("--early-stopping 0", "--early-stopping must be at least 1, got 0"),
+        ("--validate-every 0", "validate_every must be an integer of at least 1, got 0"),
+        ("--accumulate 0", "accumulate must be an integer of at least 1, got 0"),
+        ("--ema 0", "ema must be a number between 0 and 1, or None, got 0"),
+        ("--roll-back 0", "roll_back_factor must be a number above 1, or None, got 0"),
+        ("--decay-fraction 0", "decay_fraction must be a number above 0"),
+        ("--steps-per-execution 0", "steps_per_execution must be an integer of at least 1"),
+    ],
+)
+def test_a_zero_that_means_nothing_is_refused_by_name_and_not_taken_for_the_default(tmp_path, words, said):
+    args = seqlm_cli.parse(["train", "--text", "a.txt", "--out", str(tmp_path / "a"), *words.split()])
+    with pytest.raises(ValueError, match=said):
+        train.run(args)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_belongs_to_one_start_is_not_in_the_file_that_the_run_writes(seen, tmp_path):
+    folder = tmp_path / "runs" / "a"
+    seen("--allow-changes --overwrite --no-resume --seed 5")
+    written = (folder / "run.toml").read_text()
+    assert "seed = 5" in written and not any(word in written for word in ("allow", "overwrite", "resume", "config"))
+    again = seqlm_cli.parse(["train", "--config", str(folder / "run.toml")])
+    assert (again.allow_changes, again.overwrite, again.resume, again.seed) == (False, False, True, 5)
+    assert "allow_changes" not in json.loads((folder / "recipe.json").read_text())["command"]
+
+
+def test_one_folder_written_in_two_ways_is_no_change(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert train._same("start", "z", "./z") and train._same("start", "z", str(tmp_path / "z"))
+    assert not train._same("start", "z", "y") and not train._same("start", None, "z")
+    assert train._same("tokenizer", "byte", "byte") and not train._same("tokenizer", "byte", "bpe")
+    assert not train._same("schedule", "wsd", "./wsd")
+
+
 def test_no_flag_is_forgotten_here():
     parser = argparse.ArgumentParser()
     train.arguments(parser)
@@ -307,7 +351,7 @@ def test_a_model_that_no_command_made_says_itself_what_it_is(tmp_path):
     model = models.RecurrentLM(20, size="nano", num_layers=1, hidden_dim=8, cell="lstm")
     model.build()
     model.save(tmp_path / "model.keras")
-    assert train._parts_of(tmp_path) == {"model": "lstm"}
+    assert another_run.parts_of(tmp_path) == {"model": "lstm"}
 
 
 @pytest.mark.parametrize(

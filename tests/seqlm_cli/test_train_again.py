@@ -89,6 +89,15 @@ def test_what_a_checkpoint_says_of_its_model_is_checked(run, tmp_path):
         tasks.load(tmp_path, "newest")
 
 
+def test_a_finished_run_without_its_history_says_its_step(run, text, tmp_path, capsys):
+    folder = tmp_path / "runs" / "gru"
+    shutil.copytree(run, folder)
+    (folder / "history.csv").unlink()
+    words = ("--steps", "12", "--validate-every", "4", "--checkpoint-every", "4", "--keep", "9", "--ema", "0.5")
+    train(text, folder, *words)
+    assert f"{folder}: step 12\n" in capsys.readouterr().out
+
+
 def test_a_run_begins_from_another(run, text, tmp_path, capsys):
     folder = tmp_path / "runs" / "warm"
     train(text, folder, "--from", str(run), "--steps", "1", "--hidden-dim", "32", code=2)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_seqlm.training.callback_state import CallbackStates
+from keras_seqlm.training.plain_values import from_json, to_json
 
 
 def saved(*callbacks, wait=5):
@@ -167,3 +168,22 @@ def test_a_state_comes_back_as_what_it_was():
     ):
         with pytest.warns(UserWarning, match=f"state of the callback Holds cannot be saved.*is of type {kind}"):
             assert CallbackStates([holds]).get() == ({}, {})
+
+
+def test_arrays_whose_names_would_be_the_same_are_kept_apart():
+    one, two, three = np.zeros(2), np.ones(2), np.full(2, 2.0)
+    state, arrays = {"block/kernel": one, "block": {"kernel": two}, "block/kernel~": three}, {}
+    again = from_json(to_json(state, "s", arrays), arrays)
+    np.testing.assert_array_equal(again["block/kernel"], one)
+    np.testing.assert_array_equal(again["block"]["kernel"], two)
+    np.testing.assert_array_equal(again["block/kernel~"], three)
+
+
+def test_a_callback_that_cannot_be_saved_does_not_keep_those_behind_it_from_it():
+    class Holds(keras.callbacks.Callback):
+        def get_state(self):
+            return {"lock": object()}
+
+    with pytest.warns(UserWarning, match="the state of the callback Holds cannot be saved"):
+        meta, _ = CallbackStates([Holds(), keras.callbacks.EarlyStopping()]).get()
+    assert list(meta) == ["EarlyStopping"]

@@ -1,5 +1,6 @@
 """What watches over a run: updates that are left out, losses that jump."""
 
+import collections
 import contextlib
 import dataclasses
 
@@ -10,6 +11,7 @@ from helpers import array
 from training_toy import Batches, compiled, new_model
 
 from keras_seqlm.training import Recipe, Resume, RollBack, SafeOptimizer, StopAfterSkipped, TrainingStopped
+from keras_seqlm.training.guards import is_out_of_memory
 
 RUN = Recipe(steps=12, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=12, stop_after_skipped=3)
 
@@ -329,6 +331,59 @@ def test_what_cannot_be_is_refused(tmp_path):
         careful = dataclasses.replace(RUN, roll_back_factor=2.0, steps=80, validate_every=80)
         spoilt = Spoilt(range(60, 70), factor=1000.0)
         careful.fit(compiled(careful, "bigram"), spoilt, resume=Resume(tmp_path, every=1000), progress=False)
+
+
+class Fed(RollBack):
+    """A `RollBack` that is given what a step adds to the mean, and how many updates were left out."""
+
+    def __init__(self, window):
+        super().__init__(None, factor=2.0, window=window)
+        self.jumps, self._piece_start, self._clock = [], 0, None
+        self._losses, self._means = collections.deque(maxlen=window), []
+        self._before, self._skipped, self.sums, self.skipped = [0.0, 0.0], 0, [0.0, 0.0], 0
+
+    def _sums(self):
+        return list(self.sums)
+
+    def _set_sums(self, sums):
+        self.sums = list(sums)
+
+    def of_optimizer(self, name):
+        return self.skipped
+
+    def _go_back(self, loss):
+        self.jumps.append(loss)
+
+    def feed(self, loss, skipped=0):
+        self.sums, self.skipped = [self.sums[0] + loss, self.sums[1] + 1], self.skipped + skipped
+        self.on_train_batch_end(self.step)
+
+
+def test_no_finite_loss_is_a_jump_before_the_window_is_full():
+    guard = Fed(window=3)
+    for loss in (1.0, 1.0, 100.0):
+        guard.feed(loss)
+    assert guard.jumps == [] and list(guard._losses) == [1.0, 1.0, 100.0]
+    guard.feed(100.0)
+    assert guard.jumps == [100.0]
+
+
+def test_only_an_update_that_this_step_left_out_excuses_its_loss():
+    guard = Fed(window=3)
+    guard.feed(np.inf, skipped=1)
+    assert guard.jumps == []
+    guard.feed(np.inf)  # one was left out before, and this one was made
+    assert guard.jumps == [np.inf]
+
+
+def test_an_error_that_was_raised_from_one_of_memory_is_one():
+    def raised(error, cause):
+        error.__cause__ = cause
+        return error
+
+    plain = ValueError("of ours")
+    assert is_out_of_memory(raised(plain, raised(RuntimeError("of a library"), MemoryError())))
+    assert not is_out_of_memory(raised(ValueError("of ours"), KeyError("a")))
 
 
 @pytest.mark.parametrize(

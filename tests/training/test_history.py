@@ -184,3 +184,41 @@ def test_the_curves_are_drawn_during_the_run_and_at_its_end(tmp_path, monkeypatc
         progress=False,
     )
     assert drawn == [(history, path)] * 2
+
+
+def test_a_history_that_is_taken_away_while_the_run_goes_is_whole_again_and_ends_nothing(tmp_path):
+    class TakeAway(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                (tmp_path / "history.csv").unlink()
+
+    plot = LossPlot(tmp_path / "history.csv", tmp_path / "loss.png", interval=0.0)
+    callbacks = [HistoryCSV(tmp_path / "history.csv"), plot, TakeAway()]
+    RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=callbacks, progress=False)
+    assert [row["step"] for row in read_history(tmp_path / "history.csv")] == [2, 4, 6]
+
+
+def test_a_plot_never_ends_a_run(tmp_path):
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            (tmp_path / "history.csv").write_text("2,3.5,3.6\n4,3.1,3.2\n")
+
+    plot = LossPlot(tmp_path / "history.csv", tmp_path / "loss.png", interval=0.0)
+    with pytest.warns(
+        UserWarning, match="loss.png could not be drawn .ValueError: .* is no history of a run.*training goes on"
+    ):
+        RECIPE.fit(
+            compiled(RECIPE, "bigram"),
+            Batches(),
+            callbacks=[HistoryCSV(tmp_path / "history.csv"), Spoil(), plot],
+            progress=False,
+        )
+
+
+def test_what_is_no_history_is_told_by_name(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss\n1,2.0\n")
+    with pytest.raises(ValueError, match="history.csv is no history of a run: its first line has no column step"):
+        read_history(path)
+    path.write_text("")
+    assert read_history(path) == []

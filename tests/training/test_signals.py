@@ -60,6 +60,48 @@ def test_what_the_user_has_set_stays(own, number):
     assert signal.getsignal(number) is own
 
 
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_fit_that_failed_before_leaves_the_signals_to_the_next_one(number):
+    def fails():
+        raise InterruptedError
+
+    first, second, model = EndSignals(Model()), EndSignals(Model()), Model()
+    first.listen()
+    with pytest.raises(InterruptedError):
+        first.model.fit(fails)
+    second.model = model
+    second.listen()
+    model.fit(lambda: os.kill(os.getpid(), number))
+    assert second.told == number and first.told is None
+    second.stop()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_fit_within_a_fit_leaves_the_signals_to_the_outer_one():
+    outer, inner = EndSignals(Model()), EndSignals(Model())
+    outer.listen()
+    outer.model.fit(inner.listen)
+    assert signal.getsignal(signal.SIGUSR1) == outer._hear
+    inner.stop()
+    outer.stop()
+
+
+def test_sigterm_is_heard_whoever_had_it_before():
+    """As a launcher's own handler, which gets it back."""
+
+    def own(number, frame):
+        raise AssertionError("the run was to be saved first")
+
+    signal.signal(signal.SIGTERM, own)
+    listening, model = EndSignals(Model()), Model()
+    listening.model = model
+    listening.listen()
+    model.fit(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert listening.told == signal.SIGTERM
+    listening.stop()
+    assert signal.getsignal(signal.SIGTERM) is own
+
+
 def test_another_thread_listens_to_nothing_and_does_not_fail():
     failed = []
 
