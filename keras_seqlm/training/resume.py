@@ -21,6 +21,7 @@ from keras_seqlm.training.beside import (
 )
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback
+from keras_seqlm.training.epoch_metrics import build_metrics, kinds_of_metrics, read_metrics
 from keras_seqlm.training.replay import InNameOnly
 from keras_seqlm.training.running import callbacks_of, fit_of, is_fitting, put_first, put_last
 from keras_seqlm.training.signals import EndSignals
@@ -219,6 +220,10 @@ class Resume(RunCallback):
             self._make_ready()
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
+        if self._done or self._within_piece:
+            build_metrics(
+                self.model, self._checkpoint, self._first_batch()
+            )  # before `restore`: it may move what is carried
         self.restore(self.model)  # before others look at it, as far as they begin after this one
         is_last = put_last(self, self.model)
         if is_last is False:
@@ -249,10 +254,9 @@ class Resume(RunCallback):
                 f"{self.checkpoints.folder} is of a run with steps_per_epoch={self._steps_per_epoch}, and fit was given "
                 f"{self.params['steps']}; give the same, or call resume.divide({self.params['steps']}) first"
             )
-        if self._done or self._within_piece:
-            self._build_metrics()
         if self._within_piece:
-            self._metrics = state.read(self.model, self._checkpoint, ("metrics",))
+            since = self.step_before - self._within_piece
+            self._metrics = read_metrics(self.model, self._checkpoint, since, self.step_before)
         super().on_train_begin(logs)
         if self.chief:
             self.checkpoints.check_room(state.size_of(self.model))
@@ -457,6 +461,7 @@ class Resume(RunCallback):
             "steps_per_epoch": self.params["steps"],
             "callbacks": remembered,
             **state.identity_of(self.model),
+            "metrics": kinds_of_metrics(self.model),
             **meta,
         }
         self._writer.write(self.step, arrays, meta, parts)
@@ -480,11 +485,3 @@ class Resume(RunCallback):
 
     def _first_batch(self):
         return next(iter(self._train.batches(self.step_before)))
-
-    def _build_metrics(self):
-        """TensorFlow makes the variables of metrics in the first step, and they are restored before it."""
-        there = [name for name in self._checkpoint.shapes if name.startswith("metrics/")]
-        if self._train is not None and len(there) > len(self.model.metrics_variables):
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self._first_batch())
-            self.model.compute_metrics(x, y, self.model(x, training=False), sample_weight)
-            self.model.reset_metrics()
