@@ -5,6 +5,7 @@ import warnings
 
 import keras
 
+from keras_seqlm.checkpoints.carried import unknown_to_keras
 from keras_seqlm.nesting import innermost, nested
 from keras_seqlm.training.replay import knows_of_them
 
@@ -17,6 +18,17 @@ def warn_of_optimizers(model):
         warnings.warn(
             f"the model's {', '.join(others)} {'is' if len(others) == 1 else 'are'} not in the checkpoints, which hold model.optimizer "
             "alone: moments and step of it start anew when the run goes on",
+            stacklevel=3,
+        )
+
+
+def warn_of_layers(model):
+    """Name what layers keep in the backend's own way, which Keras does not know of: it is not in a checkpoint."""
+    if names := unknown_to_keras(model):
+        warnings.warn(
+            f"{', '.join(names[:10])}{' and more' if len(names) > 10 else ''}: kept by layers in the backend's own way, which "
+            "Keras does not list, so it is not in the checkpoints and starts anew when the run goes on; make it with "
+            "self.add_weight(..., trainable=False)",
             stacklevel=3,
         )
 

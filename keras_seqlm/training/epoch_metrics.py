@@ -13,7 +13,7 @@ from keras_seqlm.training.compiled_numbers import outside
 def build_metrics(model, checkpoint, batch):
     """Make the variables of compiled metrics, and of the means of several losses, which TensorFlow makes in the first step.
 
-    The model is run once for it, so whatever of it changes as it is called is to be restored afterwards.
+    The model is run once for it; whatever of it changes as it is called is set back.
 
     Args:
         model: built and compiled.
@@ -25,6 +25,7 @@ def build_metrics(model, checkpoint, batch):
     has_all = metrics is None or metrics.built
     if has_all and there <= len(model.metrics_variables):
         return
+    before = state.arrays_of(model, ("model", "carried"))
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
     predictions = model(x, training=False)
     if not has_all:
@@ -32,6 +33,7 @@ def build_metrics(model, checkpoint, batch):
     if there > len(model.metrics_variables) and losses is not None and not losses.built:
         losses(y, predictions, sample_weight)
     model.reset_metrics()
+    state.assign(model, before)
 
 
 def kinds_of_metrics(model):

@@ -17,6 +17,7 @@ from keras_seqlm.training.beside import (
     keep_rows,
     refuse_others,
     refuse_updates,
+    warn_of_layers,
     warn_of_optimizers,
 )
 from keras_seqlm.training.callback_state import CallbackStates
@@ -221,9 +222,7 @@ class Resume(RunCallback):
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
         if self._done or self._within_piece:
-            build_metrics(
-                self.model, self._checkpoint, self._first_batch()
-            )  # before `restore`: it may move what is carried
+            build_metrics(self.model, self._checkpoint, self._first_batch())
         self.restore(self.model)  # before others look at it, as far as they begin after this one
         is_last = put_last(self, self.model)
         if is_last is False:
@@ -236,6 +235,7 @@ class Resume(RunCallback):
                 stacklevel=2,
             )
         self._ready = False
+        warn_of_layers(self.model)
         # Nobody but `Recipe.fit` has said yet where the run ends.
         self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:

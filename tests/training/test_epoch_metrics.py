@@ -68,12 +68,23 @@ def two_outputs():
     return keras.Model(inputs, {name: keras.layers.Dense(1, name=name)(inputs) for name in ("p", "q")})
 
 
-def go(folder, build, compiled, kill=None, data=batch):
+def stateful():
+    """Keras's own layers, whose states are not among `model.variables`."""
+    first = keras.layers.Bidirectional(keras.layers.LSTM(3, stateful=True, return_sequences=True))
+    shape = keras.layers.Reshape((5, 1))
+    return keras.Sequential(
+        [keras.Input((5,), batch_size=4), shape, first, keras.layers.GRU(2, stateful=True), keras.layers.Dense(1)]
+    )
+
+
+def go(folder, build, compiled, kill=None, data=batch, by_hand=False):
     """Train three epochs of ten steps in `folder`, or go on; gives the row of each epoch, and the weights."""
     keras.utils.set_random_seed(3)
     model = build()
     model.compile("sgd", **compiled)
     resume, rows = Resume(folder, every=5, background=False), {}
+    if by_hand:
+        resume.restore(model)
     row = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: rows.update({epoch: logs}))
     fit = {"epochs": 3, "steps_per_epoch": 10, "verbose": 0, **resume.fit_arguments()}
     try:
@@ -93,10 +104,17 @@ def same(left, right):
     [
         (lambda: one_output(Counts()), {"loss": "mse", "metrics": ["mae"]}, batch),
         (lambda: one_output(AlwaysDrops(0.3)), {"loss": "mse", "metrics": ["mae"]}, batch),
+        (stateful, {"loss": "mse", "metrics": ["mae"]}, batch),
         (two_outputs, {"loss": {"p": "mse", "q": "mae"}}, batch_of_two),
         (two_outputs, {"loss": {"p": "mse", "q": "mae"}, "metrics": {"p": ["mse"], "q": ["mse"]}}, batch_of_two),
     ],
-    ids=["a layer that counts", "dropout in inference, too", "two losses", "two losses with metrics"],
+    ids=[
+        "a layer that counts",
+        "dropout in inference, too",
+        "LSTM(stateful=True)",
+        "two losses",
+        "two losses with metrics",
+    ],
 )
 def test_a_run_that_goes_on_within_an_epoch_is_the_one_left_alone(tmp_path, build, compiled, data):
     rows, weights = go(tmp_path / "alone", build, compiled, data=data)
@@ -104,6 +122,45 @@ def test_a_run_that_goes_on_within_an_epoch_is_the_one_left_alone(tmp_path, buil
     again, ended = go(tmp_path / "killed", build, compiled, data=data)
     assert len(rows) == 3 and again == rows
     same(ended, weights)
+    if build is not two_outputs:
+        go(tmp_path / "by hand", build, compiled, kill=7, data=data)
+        again, ended = go(tmp_path / "by hand", build, compiled, data=data, by_hand=True)
+        assert again == rows
+        same(ended, weights)
+
+
+def test_states_that_an_older_checkpoint_does_not_hold_are_named(tmp_path):
+    go(tmp_path, stateful, {"loss": "mse"}, kill=7)
+    checkpoints = Checkpoints(tmp_path)
+    found = checkpoints.newest()
+    arrays = {name: held for name, held in found.arrays().items() if not name.startswith("carried/")}
+    assert len(arrays) == len(found.shapes) - 5
+    checkpoints.save(found.step, arrays, found.meta)
+    with pytest.warns(UserWarning, match=r"did not save .*lstm.*rnn_state.*zero when the run goes on"):
+        go(tmp_path, stateful, {"loss": "mse"})
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no variables of its own")
+def test_what_layers_keep_in_the_backends_own_way_is_named(tmp_path):
+    class Keeps(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="keeps")
+            if keras.backend.backend() == "torch":
+                import torch
+
+                self.register_buffer("seen", torch.zeros(()))
+            else:
+                import tensorflow as tf
+
+                self.seen = tf.Variable(0.0)
+
+        def call(self, x):
+            return x
+
+    with pytest.warns(
+        UserWarning, match=r"keeps\.seen: kept by layers in the backend's own way.*not in the checkpoints"
+    ):
+        go(tmp_path, lambda: one_output(Keeps()), {"loss": "mse"})
 
 
 @pytest.mark.parametrize(
