@@ -6,10 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
 from keras_seqlm.corpora import Corpus, json_text, texts
+
+
+class Schema(list):
+    """Stands for that of a table of pyarrow whose columns hold strings."""
+
+    def __init__(self, names):
+        super().__init__(types.SimpleNamespace(name=name, type="string") for name in names)
+        self.names = names
 
 
 def write(path, content):
@@ -279,6 +288,9 @@ def test_many_broken_lines_are_an_error_naming_file_and_line(tmp_path):
         list(corpus.chunks())
     # A file that is no JSON at all is left after a thousand lines.
     path = write(tmp_path / "b.jsonl", "no json\n" * 100_000)
+    (only := tmp_path / "c.json").write_text('{"b": 1}')
+    with pytest.raises(ValueError, match=r"c.json, the object: .*\. The only record there is broken: each must be"):
+        list(Corpus(only).chunks())
     with pytest.raises(ValueError, match=r"b.jsonl, line 1: .*1000 of the first 1000 lines"):
         list(texts(path))
 

@@ -11,6 +11,7 @@ import types
 import zipfile
 
 import pytest
+from corpora.test_corpus import Schema
 
 from keras_seqlm.data import content, pack
 from keras_seqlm.tokenizers import ByteTokenizer
@@ -69,7 +70,7 @@ def table(path, monkeypatch):
     """A file that begins as Parquet does, of one row that a stand-in for pyarrow reads."""
 
     class Table:
-        schema_arrow = types.SimpleNamespace(names=["text", "body"])
+        schema_arrow = Schema(["text", "body"])
 
         def __init__(self, path):
             pass

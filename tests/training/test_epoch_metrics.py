@@ -70,11 +70,11 @@ def two_outputs():
 
 def stateful():
     """Keras's own layers, whose states are not among `model.variables`."""
-    first = keras.layers.Bidirectional(keras.layers.LSTM(3, stateful=True, return_sequences=True))
-    shape = keras.layers.Reshape((5, 1))
-    return keras.Sequential(
-        [keras.Input((5,), batch_size=4), shape, first, keras.layers.LSTM(2, stateful=True), keras.layers.Dense(1)]
-    )
+    first = keras.layers.LSTM(3, stateful=True, return_sequences=True)
+    if keras.backend.backend() != "torch":  # where Keras itself cannot train two that are stateful
+        first = keras.layers.Bidirectional(first)
+    shape, second = keras.layers.Reshape((5, 1)), keras.layers.LSTM(2, stateful=True)
+    return keras.Sequential([keras.Input((5,), batch_size=4), shape, first, second, keras.layers.Dense(1)])
 
 
 def go(folder, build, compiled, kill=None, data=batch, by_hand=False):
@@ -134,7 +134,7 @@ def test_states_that_an_older_checkpoint_does_not_hold_are_named(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     found = checkpoints.newest()
     arrays = {name: held for name, held in found.arrays().items() if not name.startswith("carried/")}
-    assert len(arrays) == len(found.shapes) - 6
+    assert len(arrays) == len(found.shapes) - (4 if keras.backend.backend() == "torch" else 6)
     checkpoints.save(found.step, arrays, found.meta)
     with pytest.warns(UserWarning, match=r"did not save .*lstm.*rnn_state.*zero when the run goes on"):
         go(tmp_path, stateful, {"loss": "mse"})
