@@ -38,7 +38,9 @@ class Corpus:
 
     Args:
         files: a path, a glob pattern, a directory (searched recursively, links followed; hidden files are left out), or a
-            list of these. Each entry is expanded in sorted order; a file met twice is read once.
+            list of these. Each entry is expanded in sorted order; a file met twice is read once. A file that is named, or
+            that a pattern matches, is read; of a directory and of a `.zip` those are that end as above, and a warning names the
+            others.
         text_field: the field of a record that holds the text.
         chunk_size: most bytes of a chunk.
         tolerance: what is broken is skipped, counted and warned of up to this fraction: of the records of a file, and of

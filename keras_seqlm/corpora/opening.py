@@ -222,12 +222,17 @@ def _members(path):
 
 def text_members(archive):
     """The members of an open `zipfile.ZipFile` that are read, by their names and in their order."""
-    visible = (
+    chosen = (info for info in visible_members(archive) if ending_of(info.filename) in KINDS)
+    return sorted(chosen, key=lambda info: info.filename)
+
+
+def visible_members(archive):
+    """The members of an open `zipfile.ZipFile` that are files, less those that are hidden."""
+    return [
         info
         for info in archive.infolist()
         if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
-    )
-    return sorted((info for info in visible if ending_of(info.filename) in KINDS), key=lambda info: info.filename)
+    ]
 
 
 def _member(path, archive, info):
