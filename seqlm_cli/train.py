@@ -2,14 +2,14 @@
 
 import argparse
 import functools
-import json
 import math
 import pathlib
 import re
 import sys
-import zipfile
 
+from seqlm_cli import warm_start
 from seqlm_cli.config import as_toml, flag_of
+from seqlm_cli.in_effect import in_effect
 from seqlm_cli.options import add_backend, size_table
 
 HELP = "train a language model on text files"
@@ -158,7 +158,7 @@ def run(args):
     from keras_seqlm import training
 
     recurrent = _check_options(args)
-    recipe = _recipe(args, recurrent)
+    recipe = _recipe(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
     folder = training.RunFolder(args.out)
     try:
@@ -285,10 +285,12 @@ def _open(folder, args):
     before = folder.content().get("command")
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
+    now = vars(args)
+    of_before, of_now = in_effect(before), in_effect(now)
     changed = [
-        f"--{flag_of(name)} was {before[name]} and is {getattr(args, name)}"
+        f"--{flag_of(name)} was {before[name]} and is {now[name]}"
         for name in sorted(before)
-        if name not in MAY_CHANGE and hasattr(args, name) and getattr(args, name) != before[name]
+        if name not in MAY_CHANGE and name in now and now[name] != before[name] and of_now[name] != of_before[name]
     ]
     if changed and not args.allow_changes:
         raise ValueError(
@@ -356,7 +358,7 @@ def _check_options(args):
     for name in (*_COUNTS, "early_stopping"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    parts = _DEFAULTS if args.start is None else _parts_of(args.start)
+    parts = _DEFAULTS if args.start is None else warm_start.parts_of(args, _OF_THE_MODEL)
     if args.start is not None:
         own = [name for name in _OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
         if own:
@@ -378,14 +380,15 @@ def _given(args, name):
     return value is not None and value is not False  # a dropout of 0 is given
 
 
-def _recipe(args, recurrent):
+def _recipe(args):
     from keras_seqlm import training
 
+    words = in_effect(vars(args))
     return training.Recipe(
         optimizer=args.optimizer,
-        learning_rate=args.learning_rate or (4e-3 if recurrent else 1e-3),
+        learning_rate=words["learning_rate"],
         schedule=args.schedule,
-        warmup_steps=min(100, args.steps // 10) if args.warmup is None else args.warmup,
+        warmup_steps=words["warmup"],
         weight_decay=args.weight_decay,
         clip_norm=args.clip_norm or None,
         precision=args.precision,
@@ -420,7 +423,7 @@ def _tokenizer(args):
             )
         return tokenizers.load(args.tokenizer)
     kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
-    size = args.vocabulary_size or (None if args.tokenizer in ("byte", "character") else 8192)
+    size = in_effect(vars(args))["vocabulary_size"]
     texts = data.texts(list(corpora_of(args.text)), args.text_field, tolerance=args.tolerance)
     return kind.train(texts=texts, vocabulary_size=size)
 
@@ -429,7 +432,7 @@ def _model(args, tokenizer, recurrent):
     from keras_seqlm.models import RecurrentLM, TransformerLM
 
     if args.start is not None:
-        return _model_of(args)
+        return warm_start.model_of(args)
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
     if recurrent:
@@ -443,40 +446,6 @@ def _model(args, tokenizer, recurrent):
         model = TransformerLM(tokenizer.vocabulary_size, **parts)
     model.build()
     return model
-
-
-def _model_of(args):
-    """The model of another run, whose weights a new schedule starts from."""
-    from keras_seqlm import tasks
-
-    model = tasks.load(args.start).model
-    if model.dtype_policy.name != args.precision:
-        raise ValueError(
-            f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
-        )
-    carried = getattr(model, "stateful_batch_size", None)
-    if carried != (args.batch if args.carry_state else None):
-        fix = "leave out --carry-state" if carried is None else f"give --carry-state --batch {carried}"
-        raise ValueError(
-            f"the model of {args.start} {'does not carry' if carried is None else 'carries'} its state from batch to batch; {fix}"
-        )
-    return model
-
-
-def _parts_of(run):
-    """The flags of the model of another run; of one that no command began only `model` is known, from its file."""
-    from keras_seqlm.files import read_json
-
-    path = pathlib.Path(run) / "recipe.json"
-    command = read_json(path).get("command") if path.exists() else None
-    if command is not None:
-        return {name: command[name] for name in _OF_THE_MODEL if name in command}
-    try:
-        with zipfile.ZipFile(pathlib.Path(run) / "model.keras") as archive:
-            config = json.loads(archive.read("config.json"))["config"]
-    except (zipfile.BadZipFile, KeyError, FileNotFoundError):
-        return {"model": "transformer"}  # `tasks.load` says what is wrong with it, or missing
-    return {"model": config.get("cell", "transformer")}
 
 
 def _sample(task, prompts):
