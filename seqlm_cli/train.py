@@ -156,7 +156,12 @@ def arguments(p):
 def run(args):
     """`seqlm train`: from text files to a run folder; a run that is there goes on."""
     from keras_seqlm import training
+    from keras_seqlm.corpora.paths import check_name
 
+    for value in vars(args).values():
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str):
+                check_name(word)  # before anything is written
     recurrent = _check_options(args)
     recipe = _recipe(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several

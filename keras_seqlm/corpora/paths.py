@@ -47,6 +47,7 @@ def find_files(files):
     found, left_out = {}, {}
     for entry in entries:
         for path in _expand(os.fspath(entry), left_out):
+            check_name(path)
             if path.stat().st_size == 0:
                 raise ValueError(f"{path} is empty: take it out of the corpus, or fill it.")
             check_readable(path)
@@ -61,6 +62,17 @@ def find_files(files):
             stacklevel=3,
         )
     return list(found.values())
+
+
+def check_name(path):
+    """Refuse a name that is no UTF-8, which no file of ours could hold (ValueError)."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the name {os.fsencode(path)!r} is no UTF-8, and a run writes down the names of its files: rename it (convmv "
+            "does many), or give a link to it with another name"
+        ) from None
 
 
 def _expand(entry, left_out):

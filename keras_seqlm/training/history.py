@@ -7,7 +7,7 @@ import pathlib
 import time
 import warnings
 
-from keras_seqlm.files import Log, replacing
+from keras_seqlm.files import Log, rename, replacing
 from keras_seqlm.training.callbacks import RunCallback
 
 COLUMNS = (
@@ -50,9 +50,18 @@ class HistoryCSV(RunCallback):
             return
         kept = []
         if self.run.step_before and self.path.exists():
-            kept = [row for row in read_history(self.path) if row["step"] <= self.run.step_before]
+            kept = [row for row in self._read() if row["step"] <= self.run.step_before]
         self._seconds_before = max((row["seconds"] or 0.0 for row in kept), default=0.0)  # the last row may lack it
         self._log = Log(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
+
+    def _read(self):
+        try:
+            return read_history(self.path)
+        except ValueError as error:
+            aside = self.path.with_name(f"{self.path.name}.unreadable")
+            rename(self.path, aside)
+            warnings.warn(f"{error}; it is kept as {aside}, and the rows of before are missing", stacklevel=2)
+            return []
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -120,16 +129,24 @@ def read_history(path):
     """The rows of a `HistoryCSV` file: a list of dicts, `step` an int, the rest floats or None.
 
     A last line that a crash cut short is left out. Columns that an older file lacks are None.
+
+    Raises:
+        ValueError: the file is no such history.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    rows = []
-    for row in csv.DictReader(lines):
-        if None in row.values():
-            continue
-        numbers = {name: float(value) if value else None for name, value in row.items()}
-        rows.append({**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])})
-    return rows
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            content = file.read()
+        found = csv.DictReader([line for line in content.splitlines(keepends=True) if line.endswith("\n")])
+        if content and "step" not in (found.fieldnames or ()):
+            raise ValueError('its first line names no column "step"')
+        return [_row(row) for row in found if None not in row.values()]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is no history of a run: {error}") from error
+
+
+def _row(row):
+    numbers = {name: float(value) if value else None for name, value in row.items()}
+    return {**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])}
 
 
 def plot_history(history, path):

@@ -130,3 +130,12 @@ def test_a_list_of_texts_is_told_from_one_of_paths(text):
         ValueError, match=r"is text and no path: a list is a list of paths. Give texts .* iter\(texts\)"
     ):
         find_files([text])
+
+
+def test_a_name_that_is_no_utf_8_is_refused_by_its_bytes(tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")
+    with open(path, "wb") as handle:
+        handle.write(b"text")
+    for files in (tmp_path, os.fsdecode(path), f"{tmp_path}/*"):
+        with pytest.raises(ValueError, match=r"the name b'.*caf\\xe9.txt' is no UTF-8.*rename it"):
+            find_files(files)
