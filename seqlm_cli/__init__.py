@@ -5,31 +5,47 @@ import importlib
 import os
 import sys
 
-from seqlm_cli import cache, demo, evaluate, export, generate, runs, train, verify
+from seqlm_cli import cache, completion, demo, evaluate, export, generate, runs, streams, train, verify
 from seqlm_cli.config import words_of
 from seqlm_cli.endings import INTERRUPTED, USAGE, exit_code
-from seqlm_cli.options import size_table
+from seqlm_cli.options import size_table, without_keras
+from seqlm_cli.parsers import Parser, flags_named_in, short_usage
 
 VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
-VERBS |= {"verify": verify, "cache": cache}
-EPILOG = """`seqlm COMMAND --help` says more. Exit codes: 0 done, 1 an artifact disagrees with its model, 2 wrong use or input,
-3 a guard stopped training, 75 try again (memory, room on the disk, a process of the run was lost), 130 ^C, 143 told to
-end (SIGTERM, SIGUSR1); after 75, 130 and 143 the same command goes on from what was saved."""
+VERBS |= {"verify": verify, "cache": cache, "completion": completion}
+EXAMPLES = (
+    ("seqlm demo", "three models of Python's own documentation, in five minutes"),
+    ("seqlm train --text 'books/*.txt' --model lstm --out runs/books", "a model of texts of your own"),
+    ("seqlm generate runs/books --prompt 'It was a dark night'", "it writes on"),
+    ("seqlm export runs/books --to saved-model", "for TensorFlow Serving, compared with the model"),
+)
+EPILOG = """`seqlm COMMAND --help` says more. Exit codes: 0 done, 1 an artifact
+disagrees with its model, 2 wrong use or input, 3 a guard stopped training,
+75 try again (memory, room on the disk, a process of the run was lost),
+130 ^C, 143 told to end (SIGTERM, SIGUSR1); after 75, 130 and 143 the same
+command goes on from what was saved. Colour: NO_COLOR and FORCE_COLOR are
+heard."""
 
 
 def parser():
     """The parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="seqlm",
+        usage="seqlm COMMAND ...",
         allow_abbrev=False,
         description="Sequence language models from raw text to a SavedModel and a phone.",
         epilog=f"{size_table()}\n\n{EPILOG}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.examples = EXAMPLES
     top.add_argument("--version", action="store_true", help="print the version and end")
-    subparsers = top.add_subparsers(dest="command", metavar="COMMAND")
+    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", prog="seqlm")
     for name, verb in VERBS.items():
-        verb.arguments(subparsers.add_parser(name, allow_abbrev=False, help=verb.HELP))
+        below = subparsers.add_parser(
+            name, allow_abbrev=False, help=verb.HELP, description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}."
+        )
+        verb.arguments(below)
+        below.examples, below.usage = verb.EXAMPLES, short_usage(below)
     return top
 
 
@@ -54,10 +70,15 @@ def run(words):
 
 def main(arguments=None):
     """Run the command line; returns the exit code."""
+    with streams.prepared():
+        return _main(arguments)
+
+
+def _main(arguments):
     try:
         args = parse(arguments)
     except (ValueError, OSError) as error:
-        print(f"seqlm: error: {error}", file=sys.stderr)
+        streams.say_error(error)
         return USAGE
     if args.version:
         from importlib.metadata import version
@@ -72,10 +93,13 @@ def main(arguments=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
+        if not getattr(VERBS[args.command], "NEEDS_KERAS", True):
+            with without_keras():
+                return VERBS[args.command].run(args) or 0
         _quietly(lambda: importlib.import_module("keras_seqlm.export"))  # the top floor: all that a verb may need
         return VERBS[args.command].run(args) or 0
     except KeyboardInterrupt:
-        print("seqlm: interrupted", file=sys.stderr)
+        streams.say("seqlm: interrupted")
         return INTERRUPTED
     except Exception as error:
         code = exit_code(error)
@@ -85,7 +109,11 @@ def main(arguments=None):
         backend = os.environ.get("KERAS_BACKEND", "tensorflow")
         if isinstance(error, ModuleNotFoundError) and error.name in (backend, f"{backend}lib"):
             message += f"; the {backend} backend needs: pip install keras-seqlm[{backend}]"
-        print(f"seqlm: error: {message}", file=sys.stderr)
+        flags = Parser()
+        VERBS[args.command].arguments(flags)
+        if found := flags_named_in(message, flags):
+            message += f" ({', '.join(found)})"
+        streams.say_error(message)
         return code
 
 

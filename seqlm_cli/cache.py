@@ -3,8 +3,15 @@
 import time
 
 from seqlm_cli.options import add_common, write_answer
+from seqlm_cli.tables import show_table
 
 HELP = "list the cache of tokenized corpora, or prune it"
+EXAMPLES = (
+    ("seqlm cache", "what lies there"),
+    ("seqlm cache --prune", "delete what was not used for 30 days"),
+    ("seqlm cache --prune --older-than 7", "for a week"),
+    ("seqlm cache --prune --to-size 20", "what was not used for longest, until 20 GB are left"),
+)
 
 
 def arguments(p):
@@ -44,16 +51,15 @@ def run(args):
 
 
 def _show(entries):
-    rows = [("corpus", "size", "tokens", "tokenizer", "last used", "state")]
+    rows = []
     for entry in entries:
         tokens = "-" if entry["num_tokens"] is None else f"{entry['num_tokens']:,}"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["last_used"]))
         state = "in use" if entry["in_use"] else "finished" if entry["finished"] else "unfinished"
         rows.append((entry["name"], _size(entry["num_bytes"]), tokens, entry["tokenizer_hash"] or "-", used, state))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows if entries else []:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if not entries:
+    if entries:
+        show_table(("corpus", "size", "tokens", "tokenizer", "last used", "state"), rows)
+    else:
         print("no corpus")
 
 

@@ -44,6 +44,8 @@ def _words(name, value, action):
         raise ValueError(f"{name} must be a text, a number, true or false, or a list of texts, got {value!r}")
     if action.nargs == "+":
         return [f"--{name}", *map(str, values)]
+    if isinstance(action, argparse._AppendAction):
+        return [f"--{name}={one}" for one in values]
     if len(values) != 1 or action.nargs == 0:
         raise ValueError(f"--{name} takes {'no value' if action.nargs == 0 else 'one value'}, got {value!r}")
     return [f"--{name}={values[0]}"]  # so that a value may begin with a dash
@@ -51,7 +53,7 @@ def _words(name, value, action):
 
 def flag_of(name):
     """The flag, without its dashes, that an argument comes from."""
-    return {"start": "from"}.get(name, name).replace("_", "-")
+    return {"start": "from", "imports": "import"}.get(name, name).replace("_", "-")
 
 
 def as_toml(settings):

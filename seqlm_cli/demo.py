@@ -1,18 +1,26 @@
 """`seqlm demo`: three models learn Python's own documentation, are exported, and each export is compared with its
 model. What it does is what the command line does; it prints each command."""
 
-import concurrent.futures
-import html
 import inspect
 import json
+import math
 import pathlib
 import shlex
 import sys
 import time
 
 from seqlm_cli.endings import DISAGREES
+from seqlm_cli.report_page import write_page
+from seqlm_cli.tables import show_table
+from seqlm_cli.working import Working
 
 HELP = "train, export and verify three models on Python's own documentation"
+EXAMPLES = (
+    ("seqlm demo", "train, export, verify, and write runs/demo/report.html"),
+    ("seqlm demo --steps 50", "a look in two minutes; the texts are worse"),
+    ("seqlm demo --seed 7", "the same with other first weights"),
+    ("seqlm demo --runs /tmp/runs --saved-models /tmp/models", "write elsewhere"),
+)
 # Steps and learning rate: under a minute of training each on two cores.
 MODELS = {"rnn": (600, 4e-3), "lstm": (500, 4e-3), "transformer": (700, 3e-3)}
 RECIPE = "--tokenizer bpe --vocabulary-size 1024 --size nano --context 128 --batch 16"
@@ -49,6 +57,8 @@ def demo(runs, saved_models, steps, seed, run_command):
     Returns:
         The exit code: 0, or 1 where an artifact disagrees with its model.
     """
+    import concurrent.futures  # here, since every command imports this file
+
     from keras_seqlm.files import write_json
 
     began = time.monotonic()
@@ -62,18 +72,25 @@ def demo(runs, saved_models, steps, seed, run_command):
         print(f"\n$ seqlm {words}", flush=True)
         run_command(shlex.split(words))
     print("\nexporting each model to SavedModel and LiteRT (fp32 and int8), and comparing them with it ...", flush=True)
+
+    def exported(name):
+        with work.on(f"demo-{name}"):
+            return _export(runs, saved_models, name)
+
     # An export is a process of its own that keeps one core busy, so two at a time.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        reports = dict(zip(MODELS, pool.map(lambda name: _export(runs, saved_models, name), MODELS), strict=True))
+    with Working() as work, concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        reports = dict(zip(MODELS, pool.map(exported, MODELS), strict=True))
     rows = [_row(runs / name, name, reports[name]) for name in MODELS]
-    table = _table(rows)
-    print(f"\n{table}\n")
+    print()
+    _show(rows)
+    print()
     for row in rows:
         print(f"{row['model']}: {PROMPT}{row['sample']}".replace("\n", " "))
     _plot(runs)
-    page = _page(runs, rows)
+    page = _page(runs, rows, reports)
     write_json(runs / "table.json", {"rows": rows})
-    print(f"\nreport: {page}    curves: {runs / 'loss.png'}    {time.monotonic() - began:.0f} s in all")
+    print(f"\nreport: {page}\ncurves: {runs / 'loss.png'}\ntry:    {try_command(runs, rows)}")
+    print(f"{time.monotonic() - began:.0f} s in all")
     failed = [name for name, report in reports.items() if not report.ok]
     for name in failed:
         print(f"{name}: an artifact disagrees with its model\n{reports[name]}", file=sys.stderr)
@@ -183,10 +200,11 @@ def _cells(row):
     return [format(row[key], formats.get(key, "")) if row[key] is not None else "-" for key in _COLUMNS]
 
 
-def _table(rows):
-    lines = [list(_COLUMNS.values()), *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+def _show(rows):
+    """The table with a column for each model, since there are more figures than models."""
+    names, *lines = zip(*map(_cells, rows), strict=True)
+    _, *titles = _COLUMNS.values()
+    show_table(("", *names), [(title, *line) for title, line in zip(titles, lines, strict=True)])
 
 
 def _plot(runs):
@@ -213,23 +231,23 @@ def _plot(runs):
     figure.savefig(runs / "loss.png", format="png")
 
 
-def _page(runs, rows):
+def _page(runs, rows, reports):
     import keras
 
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in _COLUMNS.values())
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>" for row in rows)
-    samples = "".join(f"<h3>{row['model']}</h3><pre><b>{PROMPT}</b>{html.escape(row['sample'])}</pre>" for row in rows)
-    page = runs / "report.html"
-    page.write_text(
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>keras_seqlm: three models</title><style>"
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
-        "table{border-collapse:collapse;font-size:14px}td,th{padding:.35rem .6rem;text-align:right;border-bottom:1px "
-        "solid #e3e3e3}pre{background:#f6f6f4;padding:1rem;white-space:pre-wrap}img{max-width:100%}</style>"
-        "<h1>Three models, one contract</h1><p>Each learned the documentation of this Python, and was exported to a "
-        "SavedModel (text in, text out) and to LiteRT. The last columns count the prompts whose every token, greedy and "
-        f"sampled, is the one that the Keras model writes. Keras {keras.__version__} on {keras.backend.backend()}.</p>"
-        f"<table><tr>{head}</tr>{body}</table><h2>Learning</h2><img src='loss.png' alt='validation loss over time'>"
-        f"<h2>The same prompt</h2>{samples}</html>\n",
-        encoding="utf-8",
-    )
-    return page
+    files = {"history": "history.csv", "samples while it learned": "samples.txt"}
+    artifacts = {
+        name: [(agreement.kind, agreement.artifact) for agreement in report]
+        + [(title, runs / name / file) for title, file in files.items()]
+        for name, report in reports.items()
+    }
+    texts = [dict(zip(_COLUMNS, _cells(row), strict=True), sample=row["sample"]) for row in rows]
+    path = runs / "report.html"
+    made_by = f"Keras {keras.__version__} on {keras.backend.backend()}"
+    write_page(path, _COLUMNS, texts, artifacts, PROMPT, try_command(runs, rows), made_by)
+    return path
+
+
+def try_command(runs, rows):
+    """The command that lets the model with the lowest loss write on."""
+    best = min(rows, key=lambda row: row["bits_per_byte"] or math.inf)["model"]
+    return shlex.join(["seqlm", "generate", str(runs / best), "--temperature", "0.7", "--prompt", PROMPT])

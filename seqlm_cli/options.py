@@ -1,11 +1,38 @@
 """What several verbs share: their common options, the table of sizes, and the answer as JSON."""
 
+import contextlib
 import errno
 import functools
+import importlib
 import importlib.util
+import os
 import pathlib
+import sys
 
 BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def add_run(p):
+    """Add `RUN` and what goes with it: which of its models is read, and the modules that define what it is made of."""
+    p.add_argument("run", metavar="RUN", help="a run folder, as `seqlm train` writes it")
+    p.add_argument(
+        "--checkpoint",
+        metavar="best|newest|STEP",
+        help="read a checkpoint of the run (default: the finished model, else the newest)",
+    )
+    add_imports(p)
+
+
+def add_imports(p):
+    """Add `--import`."""
+    p.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module of your own first, whose classes a run is made of; may be given again",
+    )
 
 
 def add_common(p, backend=True):
@@ -20,13 +47,32 @@ def add_backend(p):
     p.add_argument("--backend", choices=BACKENDS, help="default: KERAS_BACKEND, else tensorflow")
 
 
-def add_checkpoint(p):
-    """Add `--checkpoint`."""
-    p.add_argument(
-        "--checkpoint",
-        metavar="best|newest|STEP",
-        help="read a checkpoint of the run (default: the finished model, else the newest)",
-    )
+def import_modules(names):
+    """Import the modules that `--import` names; the folder that the command is given in is looked into, too.
+
+    Raises:
+        ValueError: one is not there, or fails; the message says why.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module of a user's own raises
+            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+                raise ValueError(
+                    f"--import {name}: there is no module {error.name!r} here or on Python's path; give its name without "
+                    ".py, in the folder where it lies or with that folder in PYTHONPATH"
+                ) from error
+            raise ValueError(f"--import {name}: it fails as it is imported: {type(error).__name__}: {error}") from error
+
+
+def load_task(args):
+    """The task of the run and the checkpoint that were named, after the modules of `--import`."""
+    from keras_seqlm import tasks
+
+    import_modules(args.imports)
+    return tasks.load(args.run, args.checkpoint)
 
 
 def write_answer(args, content):
@@ -40,6 +86,24 @@ def write_answer(args, content):
         write_json(args.json, content)
 
 
+@contextlib.contextmanager
+def without_keras():
+    """Inside of it the modules of `keras_seqlm` are imported without the package's own first lines, which load Keras.
+
+    For what needs no Keras, and so can be there at once; where the package is loaded already, it is that.
+    """
+    if "keras_seqlm" in sys.modules:
+        yield
+        return
+    spec = importlib.util.find_spec("keras_seqlm")
+    sys.modules["keras_seqlm"] = importlib.util.module_from_spec(spec)  # it has a place, and nothing in it has run
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "keras_seqlm"]:
+            del sys.modules[name]
+
+
 @functools.cache  # of several parsers in one start
 def size_table():
     """The table of `--size`, read from `keras_seqlm/models/presets.py` without importing Keras."""
@@ -48,9 +112,10 @@ def size_table():
     presets = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(presets)
     lines = ["sizes (every part can be overridden):"]
-    lines.append("  size    transformer: layers x hidden_dim, heads, context    recurrent: layers x hidden_dim")
+    lines.append("         transformer:                      recurrent:")
+    lines.append("  size   layers x width, heads, context    layers x width")
     for size, t in presets.TRANSFORMER_SIZES.items():
         r = presets.RECURRENT_SIZES[size]
         parts = f"{t['num_layers']} x {t['hidden_dim']}, {t['num_heads']}, {t['max_length']}"
-        lines.append(f"  {size:7} {parts:51} {r['num_layers']} x {r['hidden_dim']}")
+        lines.append(f"  {size:6} {parts:33} {r['num_layers']} x {r['hidden_dim']}")
     return "\n".join(lines)

@@ -1,8 +1,16 @@
 """`seqlm runs`: what lies in a folder of runs."""
 
 from seqlm_cli.options import add_common, write_answer
+from seqlm_cli.tables import show_table
 
 HELP = "list runs with their steps, losses and state"
+NEEDS_KERAS = False
+EXAMPLES = (
+    ("seqlm runs", "the runs below runs/"),
+    ("seqlm runs runs/demo", "those of one folder"),
+    ("seqlm runs /data/runs --json runs.json", "as JSON, too"),
+    ("seqlm runs | grep running", "what trains at this moment"),
+)
 
 
 def arguments(p):
@@ -13,19 +21,20 @@ def arguments(p):
 
 def run(args):
     """`seqlm runs`: a line for each run below a folder."""
-    from keras_seqlm import training
+    from keras_seqlm.checkpoints.runs import list_runs
 
-    found = training.list_runs(args.folder)
-    rows = [("run", "model", "step", "loss", "validation loss", "best", "state")]
+    try:
+        found = list_runs(args.folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; name the folder that the runs lie in: seqlm runs FOLDER") from error
+    rows = []
     for run in found:
         losses = [run[name] for name in ("loss", "validation_loss", "best_validation_loss")]
         shown = ["-" if loss is None else f"{loss:.4f}" for loss in losses]
         rows.append(
             (run["name"], run["model"] or "-", f"{run['step'] or 0}/{run['steps'] or '?'}", *shown, _state(run))
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    show_table(("run", "model", "step", "loss", "validation loss", "best", "state"), rows, folded=(0, 6))
     if not found:
         print(f"no run in {args.folder}")
     write_answer(args, {"runs": found})

@@ -10,9 +10,18 @@ import sys
 from seqlm_cli import warm_start
 from seqlm_cli.config import as_toml, flag_of
 from seqlm_cli.in_effect import in_effect
-from seqlm_cli.options import add_backend, size_table
+from seqlm_cli.options import add_backend, add_imports, import_modules, size_table
 
 HELP = "train a language model on text files"
+EXAMPLES = (
+    ("seqlm train --text 'books/*.txt' --out runs/books", "a small Transformer of bytes"),
+    (
+        "seqlm train --text books.jsonl --model lstm --tokenizer bpe --out runs/lstm",
+        "an LSTM, and a tokenizer of its own",
+    ),
+    ("seqlm train --config runs/books/run.toml --steps 4000", "the run goes on: its flags again, and more steps"),
+    ("seqlm train --text letters.txt --from runs/books --out runs/letters", "begin with another run's weights"),
+)
 TRAINED_TOKENIZERS = {
     "byte": "ByteTokenizer",
     "character": "CharacterTokenizer",
@@ -40,6 +49,7 @@ MAY_CHANGE = (  # between two starts of a run
     "text",  # these two are known by their content: see `_settings`
     "validation",
     "out",
+    "imports",
 )
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
@@ -89,6 +99,7 @@ def arguments(p):
     p.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints that stay, beside the best one")
     p.add_argument("--allow-changes", action="store_true", help="go on although settings or data changed")
     add_backend(p)
+    add_imports(p)
     group = p.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer",
@@ -162,6 +173,7 @@ def run(args):
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, str):
                 check_name(word)  # before anything is written
+    import_modules(args.imports)
     recurrent = _check_options(args)
     recipe = _recipe(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several

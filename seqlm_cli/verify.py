@@ -1,23 +1,30 @@
 """`seqlm verify`: artifacts beside the model that they come from."""
 
-import importlib
 import os
 import pathlib
 
 from seqlm_cli.endings import DISAGREES
-from seqlm_cli.options import add_checkpoint, add_common, write_answer
+from seqlm_cli.options import add_common, add_run, import_modules, load_task, write_answer
+from seqlm_cli.tables import show_table
+from seqlm_cli.working import Working
 
 HELP = "compare exported artifacts with their model, token by token"
+EXAMPLES = (
+    ("seqlm verify runs/books", "all artifacts of a run: the newest SavedModel and the LiteRT files"),
+    ("seqlm verify runs/books saved_models/books-int8.tflite", "one of them"),
+    ("seqlm verify runs/books --saved-models /srv/models --name shelf", "artifacts of another name, elsewhere"),
+    ("seqlm verify runs/books --json report.json", "for a script, which goes by the exit code: 0 or 1"),
+)
 
 
 def arguments(p):
     """Add what the verb takes to its parser."""
-    p.add_argument("run", metavar="RUN", help="a run folder")
-    add_checkpoint(p)
-    p.add_argument("artifacts", nargs="*", metavar="ARTIFACT", help="default: all of this run's in saved_models/")
+    add_run(p)
+    p.add_argument(
+        "artifacts", nargs="*", default=[], metavar="ARTIFACT", help="default: all of this run's in saved_models/"
+    )
     p.add_argument("--name", help="default: the path below runs/, with - for /")
     p.add_argument("--saved-models", default="saved_models", metavar="FOLDER", help="where to look")
-    p.add_argument("--import", dest="imports", action="append", default=[], metavar="MODULE", help="your own classes")
     add_common(p, backend=False)
 
 
@@ -27,25 +34,28 @@ def run(args):
 
     run = source(args)
     artifacts = args.artifacts or artifacts_of(args.name or artifact_name(args.run), args.saved_models)
-    return show(args, export.verify(run, *artifacts, imports=args.imports))
+    with Working() as work, work.on("comparing"):
+        report = export.verify(run, *artifacts, imports=args.imports)
+    return show(args, report)
 
 
 def source(args):
     """What is exported and compared: the run folder, or the task of a checkpoint of it."""
-    from keras_seqlm import tasks
     from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL
 
+    import_modules(args.imports)
     finished = (pathlib.Path(args.run) / MODEL).is_file()
     if args.checkpoint is None and (finished or not (pathlib.Path(args.run) / CHECKPOINTS).is_dir()):
         return args.run
-    for module in args.imports:
-        importlib.import_module(module)
-    return tasks.load(args.run, args.checkpoint)
+    return load_task(args)
 
 
 def show(args, report):
     """Print a report, write it where `--json` says; returns the exit code."""
-    print(report)
+    titles, rows = report.table()
+    show_table(titles, rows, folded=(0,))
+    for note in report.notes():
+        print(note)
     write_answer(args, report.to_dict())
     return 0 if report.ok else DISAGREES
 
@@ -74,5 +84,8 @@ def artifacts_of(name, saved_models):
     found = [root / name / str(versions)] if versions else []
     found += [path for suffix in ("", "-float16", "-int8") if (path := root / f"{name}{suffix}.tflite").exists()]
     if not found:
-        raise FileNotFoundError(f"there is no artifact of {name!r} in {root}; run `seqlm export` first, or name one")
+        raise FileNotFoundError(
+            f"there is no artifact of {name!r} in {root}; run `seqlm export` first, or name "
+            "one (artifacts of another name: --name; in another folder: --saved-models)"
+        )
     return found

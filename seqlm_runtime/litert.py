@@ -3,10 +3,12 @@
 import hashlib
 import json
 import pathlib
+import threading
 
 import numpy as np
 
 from seqlm_runtime import tokenizers
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
 from seqlm_runtime.sampler import sample
 
 FORMAT = 1
@@ -27,7 +29,8 @@ class LiteRTModel:
     """A language model in a .tflite file that writes text.
 
     Beside `NAME.tflite` lie `NAME.json`, which says what the file takes, and the folder `NAME.tokenizer`; a file
-    `NAME-int8.tflite` or `NAME-float16.tflite` may share the folder of `NAME`. One object answers one call at a time.
+    `NAME-int8.tflite` or `NAME-float16.tflite` may share the folder of `NAME`. Threads may use one
+    object at the same time; their steps are taken one after another.
 
     Args:
         path: the .tflite file.
@@ -39,7 +42,8 @@ class LiteRTModel:
         ImportError: ai-edge-litert is not installed.
 
     Attributes:
-        sidecar: what `NAME.json` says. tokenizer, max_length, vocabulary_size, prefill_lengths: parts of it.
+        sidecar: what `NAME.json` says. tokenizer, max_length, max_prompt_tokens, vocabulary_size,
+            prefill_lengths: parts of it.
 
     Example:
 
@@ -62,9 +66,11 @@ class LiteRTModel:
             )
         self.tokenizer = _read_tokenizer(path, self.sidecar["tokenizer_hash"])
         self.max_length = self.sidecar["max_length"]
+        self.max_prompt_tokens = self.sidecar["max_prompt_tokens"]  # `_read_sidecar` checks it
         self.vocabulary_size = self.sidecar["vocabulary_size"]
         self.prefill_lengths = sorted(self.sidecar["prefill_lengths"])
         self._runners = _signature_runners(path, num_threads, self._signature_names())
+        self._one_call = threading.Lock()  # the signatures share the memory of one interpreter
 
     def _signature_names(self):
         return [f"prefill_{length}" for length in self.prefill_lengths] + ["decode"]
@@ -99,7 +105,8 @@ class LiteRTModel:
         for name, length, count in self._chunks(position, len(token_ids)):
             padded = np.zeros((1, length), np.int32)
             padded[0, :count], token_ids = token_ids[:count], token_ids[count:]
-            outputs = self._runners[name](token_ids=padded, lengths=np.array([count], np.int32), **state)
+            with self._one_call:
+                outputs = self._runners[name](token_ids=padded, lengths=np.array([count], np.int32), **state)
             logits = outputs.pop("logits")[0]
             state = outputs
         return logits, state
@@ -123,14 +130,14 @@ class LiteRTModel:
 
         Args:
             prompt: str or bytes; `bos` is put before it, where the tokenizer has one.
-            max_new_tokens: most tokens to write. The context may end the text earlier.
+            max_new_tokens: most tokens to write. The prompt goes first: the context may end the text earlier.
             temperature: 0 for greedy, or above 0.
             top_k, top_p, min_p, repetition_penalty, seed: as in `keras_seqlm.generation`.
 
         Returns:
             dict of `text` (the new text alone), `token_ids` (int32, without the end-of-text id), `stop_reason`
-            ("eos" or "length"), `truncated` (whether the prompt's beginning was cut off, so that prompt and new tokens
-            fit the context) and `num_tokens`.
+            ("eos" or "length"), `truncated` (whether the prompt was longer than `max_prompt_tokens`, and lost its beginning;
+            see `seqlm_runtime.prompts`) and `num_tokens`.
 
         Raises:
             ValueError: a number out of range, or nothing to read: an empty prompt where the tokenizer has no `bos`.
@@ -145,9 +152,11 @@ class LiteRTModel:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        prompt_ids, truncated = self._prompt_ids(prompt, max_new_tokens)
-        if self.max_length is not None:
-            max_new_tokens = min(max_new_tokens, self.max_length - len(prompt_ids))
+        prompt_ids, truncated = read_ids(self.tokenizer, prompt, self.max_prompt_tokens)
+        if not len(prompt_ids):
+            raise ValueError("The prompt is empty and the tokenizer has no bos: there is nothing to write on from.")
+        if self.max_length is not None:  # a context of 1 writes one id, too
+            max_new_tokens = min(max_new_tokens, max(1, self.max_length - len(prompt_ids)))
         written, stop_reason = [], "length"
         seen = np.zeros(self.vocabulary_size, np.float32)
         seen[prompt_ids] = 1.0
@@ -170,14 +179,6 @@ class LiteRTModel:
             "truncated": truncated,
             "num_tokens": len(token_ids),
         }
-
-    def _prompt_ids(self, prompt, max_new_tokens):
-        bos_id = self.sidecar["bos_id"]
-        ids = ([] if bos_id is None else [bos_id]) + self.tokenizer.encode(prompt).tolist()
-        if not ids:
-            raise ValueError("The prompt is empty and the tokenizer has no bos: there is nothing to write on from.")
-        room = len(ids) if self.max_length is None else max(1, self.max_length - max_new_tokens)
-        return ids[-room:], len(ids) > room
 
     def _chunks(self, position, count):
         """How `count` tokens are read from `position` on: (signature, its length, real tokens) one after another."""
@@ -228,6 +229,11 @@ def _read_sidecar(path):
     wrong = [name for name, kind in _SIDECAR.items() if name not in sidecar or not isinstance(sidecar[name], kind)]
     if wrong:
         raise ValueError(f"{file} is damaged: {wrong} are missing or of another type.")
+    context = sidecar["max_length"]
+    # A sidecar of an earlier version names no number.
+    most = sidecar.setdefault("max_prompt_tokens", MAX_PROMPT_TOKENS if context is None else max(1, context - 1))
+    if not isinstance(most, int) or most < 1 or (context is not None and most > max(1, context - 1)):
+        raise ValueError(f"{file} is damaged: max_prompt_tokens is {most!r}, with a max_length of {context}.")
     if "position" not in sidecar["state"]:
         raise ValueError(f"{file} names no leaf 'position' in the state; it has {sorted(sidecar['state'])}.")
     for name, leaf in sidecar["state"].items():

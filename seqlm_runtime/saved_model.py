@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import threading
 import weakref
 
 import numpy as np
 
 from seqlm_runtime.graph_file import graph_file, read_signatures
 from seqlm_runtime.tensorflow_c import Endpoint, load_library
+from seqlm_runtime.warm_up import read_defaults, read_warm_up
 
 
 class SavedModel:
@@ -36,9 +38,7 @@ class SavedModel:
         self.path = os.fspath(path)
         graph_file(self.path)
         self._library = library = load_library()
-        library.switch_xla(xla)
-        if text_ops:
-            library.load_text_ops()
+        library.prepare(xla, text_ops)
         self._graph = library.TF_NewGraph()
         options, meta = library.TF_NewSessionOptions(), library.TF_NewBuffer()
         tags = (ctypes.c_char_p * 1)(b"serve")
@@ -54,12 +54,18 @@ class SavedModel:
         finally:
             library.TF_DeleteBuffer(meta)
             library.TF_DeleteSessionOptions(options)
-        self.signatures = read_signatures(content)
+        self.signatures, self._defaults = read_signatures(content), read_defaults(content)
         self._close = weakref.finalize(self, library.close, self._session, self._graph)
+        # At the end of the process the system frees it: a thread that is left may be in the middle of a request.
+        self._close.atexit = False
+        self._running, self._closed, self._changed = 0, False, threading.Condition()
 
     def close(self):
-        """Free the model. Calling it again does nothing."""
-        self._close()
+        """Free the model, as soon as the requests of other threads are answered. Calling it again does nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._running == 0)
+            self._close()
 
     def __enter__(self):
         return self
@@ -68,12 +74,12 @@ class SavedModel:
         self.close()
 
     def run(self, signature, **inputs):
-        """Answer one request.
+        """Answer one request. Threads may ask at the same time.
 
         Args:
             signature: a name in `signatures`.
-            **inputs: an array or nested list for each input of the signature. Strings are str or bytes. Numbers are
-                converted where no value changes, and floats to a shorter float type.
+            **inputs: an array or nested list for each input of the signature; those with a default may be left out.
+                Strings are str or bytes. Numbers are converted where no value changes, and floats to a shorter type.
 
         Returns:
             dict of NumPy arrays, one for each output; strings as object arrays of bytes.
@@ -82,14 +88,41 @@ class SavedModel:
             ValueError: an unknown signature, a missing or unknown input, or one of another type or shape.
             RuntimeError: what the library says, among it that XLA is switched off.
         """
-        if not self._close.alive:
-            raise ValueError(f"{self.path} was closed.")
+        with self._changed:
+            if self._closed:
+                raise ValueError(f"{self.path} was closed.")
+            self._running += 1
+        try:
+            return self._run(signature, inputs)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def warm_up(self):
+        """Answer the requests that the export left for it, as a server does while it loads the model.
+
+        Returns:
+            The number of requests; 0 where there are none.
+        """
+        requests = read_warm_up(self.path)
+        for signature, inputs in requests:
+            self.run(signature, **inputs)
+        return len(requests)
+
+    def optional_inputs(self, signature):
+        """The names of a signature's inputs that may be left out, for they have a default."""
+        return set(self._defaults.get(signature, ()))
+
+    def _run(self, signature, inputs):
         if signature not in self.signatures:
             raise ValueError(f"{self.path} has no signature {signature!r}; it has {sorted(self.signatures)}.")
         wanted, gives = self.signatures[signature]
-        if set(inputs) != set(wanted):
+        # All inputs are fed, as a server does it: TensorFlow prepares the graph anew for every other set of them.
+        given = {**self._defaults.get(signature, {}), **inputs}
+        if set(given) != set(wanted):
             raise ValueError(f"Signature {signature!r} takes the inputs {sorted(wanted)}; got {sorted(inputs)}.")
-        arrays = {name: _checked(name, value, wanted[name]) for name, value in inputs.items()}
+        arrays = {name: _checked(name, value, wanted[name]) for name, value in given.items()}
         library = self._library
         results = (ctypes.c_void_p * len(gives))()
         tensors = []

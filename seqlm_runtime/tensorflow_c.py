@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import os
 import sys
+import threading
 
 import numpy as np
 
@@ -85,6 +86,7 @@ class _Library:
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
         self._xla_is_off = self._has_text_ops = False
+        self._lock = threading.Lock()
 
     def _find(self, name):
         for part in self._parts:
@@ -92,7 +94,14 @@ class _Library:
                 return getattr(part, name)
         raise ImportError(f"TensorFlow's C library lacks {name}; this runner was written for TensorFlow 2.21.")
 
-    def switch_xla(self, on):
+    def prepare(self, xla, text_ops):
+        """What a process does once for all models; threads that load one at the same time wait for each other."""
+        with self._lock:
+            self._switch_xla(xla)
+            if text_ops:
+                self._load_text_ops()
+
+    def _switch_xla(self, on):
         if on and self._xla_is_off:
             raise RuntimeError("An earlier SavedModel of this process switched XLA off for good; start a new process.")
         if on or self._xla_is_off:
@@ -108,7 +117,7 @@ class _Library:
         disable()
         self._xla_is_off = True
 
-    def load_text_ops(self):
+    def _load_text_ops(self):
         if self._has_text_ops:
             return
         folder = _package_folder("tensorflow_text", "tensorflow-text; or give text_ops=False")
@@ -175,8 +184,17 @@ def _package_folder(package, install):
     return os.path.dirname(spec.origin)
 
 
-@functools.cache
+_LOADING = threading.Lock()
+
+
 def load_library():
+    """The library, the same for all models of the process."""
+    with _LOADING:
+        return _load_library()
+
+
+@functools.cache
+def _load_library():
     if sys.platform != "linux":
         raise RuntimeError(
             f"TensorFlow's C library is used on Linux only; this is {sys.platform}. On macOS load the SavedModel with "

@@ -52,7 +52,7 @@ def refused(capsys):
         ("missing.txt", "No file or directory"),
         ("*.missing", "holds no text file"),
         ("pictures", "holds no text file"),
-        ("short.txt", "give more text"),
+        ("short.txt", "(--batch, --context, --validation-fraction)"),
         ("broken.jsonl", "broken.jsonl, line 2"),
         ("cut.txt.gz", "cut.txt.gz is damaged or cut ("),
     ],
@@ -144,7 +144,8 @@ def test_an_unknown_word_is_told_by_the_parser(files, capsys):
     ],
 )
 def test_options_of_generate(run_folder, refused, words, message):
-    assert message in refused("generate", run_folder("lstm"), *words.split())
+    said = refused("generate", run_folder("lstm"), "--prompt", "the cat", *words.split())
+    assert message in said and f"({words.split()[0]})" in said
 
 
 def test_other_commands(run_folder, files, refused, tmp_path):
@@ -158,16 +159,21 @@ def test_other_commands(run_folder, files, refused, tmp_path):
     assert "holds no text" in refused("evaluate", lstm, "--text", files / "blank.txt")
     assert "stride is for a Transformer" in refused("evaluate", lstm, "--text", good, "--stride", "8")
     assert "stride is for 1 to 64" in refused("evaluate", transformer, "--text", good, "--stride", "65")
-    assert "batch_size must be at least 1" in refused("evaluate", transformer, "--text", good, "--batch", "0")
+    said = refused("evaluate", transformer, "--text", good, "--batch", "0")
+    assert "batch_size must be at least 1" in said and "(--batch)" in said
     export = ("export", lstm, "--saved-models", root)
     assert "--quantize is for --to litert" in refused(*export, "--to", "saved-model", "--quantize", "int8")
-    assert "at least 1, got 0" in refused(*export, "--to", "saved-model", "--max-new-tokens-limit", "0")
-    assert "there is no artifact of" in refused("verify", lstm, "--saved-models", root)
+    said = refused(*export, "--to", "saved-model", "--max-new-tokens-limit", "0")
+    assert "at least 1, got 0" in said and "(--max-new-tokens-limit)" in said
+    said = refused("verify", lstm, "--saved-models", root)
+    assert "there is no artifact of" in said and "--name" in said and "--saved-models" in said
     assert "there is no artifact 'x.tflite'" in refused("verify", lstm, "x.tflite")
     assert not root.exists()
     root.mkdir()
     (root / "taken.tflite").write_text("")
-    assert "name another, or overwrite it" in refused(*export, "--to", "litert", "--name", "taken")
+    assert "name another, or overwrite it (--name, --overwrite)" in refused(
+        *export, "--to", "litert", "--name", "taken"
+    )
 
 
 def test_a_json_file_that_cannot_be_written(run_folder, files, capsys):
@@ -179,7 +185,7 @@ def test_a_json_file_that_cannot_be_written(run_folder, files, capsys):
 def test_a_module_to_import_that_is_missing(run_folder, refused, tmp_path):
     words = ("export", run_folder("lstm"), "--to", "litert", "--saved-models", tmp_path, "--import", "no_such_module")
     message = refused(*words)
-    assert "No module named 'no_such_module'" in message and "pip install" not in message
+    assert "--import no_such_module: there is no module 'no_such_module'" in message and "pip install" not in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +221,10 @@ def config(old, new):
 DAMAGES = {
     "cut model": (cut_model, "model.keras is damaged"),
     "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), "There is no tokenizer folder"),
-    "broken tokenizer": (lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("{"), "tokenizer.json"),
+    "broken tokenizer": (
+        lambda folder: (folder / "tokenizer" / "seqlm_tokenizer.json").write_text("{"),
+        "tokenizer.json",
+    ),
     "broken task": (lambda folder: (folder / "task.json").write_text('{"task": '), "task.json is damaged"),
     "odd task": (lambda folder: (folder / "task.json").write_text('{"task": "Poetry"}'), "names the task 'Poetry'"),
     "cut config": (

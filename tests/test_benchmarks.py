@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import subprocess
 import sys
 import textwrap
 
@@ -179,3 +180,19 @@ def test_tables_of_decoding_are_medians_beside_transformers_and_the_bound():
     assert "| litert:int8 | 80.0 | 2.00x | 40% | 1.0 | 2.0 |" in table  # of one byte a weight: 200
     assert table.count("| ctranslate2:float32 | failed: no such module |") == 2
     assert table.splitlines()[-1].endswith("at batch 1 at most 50.0 in float32, 200.0 in int8 tokens/s")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
+def test_many_clients_of_a_saved_model_get_their_answers(saved_model):
+    words = [sys.executable, BENCHMARKS / "serve.py"]
+    first = subprocess.run([*words, "first", saved_model("lstm"), "--repeat", "1"], capture_output=True, text=True)
+    assert [line.split(" | ")[0] for line in first.stdout.splitlines()[2:]] == ["| cold"] * 3 + ["| warm"] * 3
+    soak = [*words, "soak", saved_model("lstm"), "--minutes", "0.15", "--clients", "4", "--bad", "0.2"]
+    done = subprocess.run(soak, capture_output=True, text=True, timeout=300)
+    assert "answers that differ: 0; clients that hang: 0" in done.stdout, done.stdout + done.stderr
+    for bad in ("10 MB: answered", "no id: RuntimeError", "too wide: RuntimeError", "unequal rows: RuntimeError"):
+        assert f"  {bad}: " in done.stdout, done.stdout
+    assert {"no signature: ValueError", "no input: ValueError"} <= {
+        line.strip().rpartition(":")[0] for line in done.stdout.splitlines()
+    }

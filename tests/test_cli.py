@@ -108,7 +108,7 @@ def test_a_prompt_beyond_the_context_works_and_is_told(run_folder, capsys):
     )
     shown = capsys.readouterr()
     assert shown.out.startswith(prompt) and shown.err.count("\n") == 1
-    assert f"do not fit the context of {CONTEXT}; the beginning of the prompt was left out" in shown.err
+    assert f"longer than the {CONTEXT - 1} tokens that this model reads of one; its beginning was left out" in shown.err
 
 
 def test_a_huge_number_of_tokens_ends_at_the_context(run_folder, tmp_path):
@@ -246,10 +246,10 @@ def no_process(monkeypatch):
         path.mkdir() if folder else path.write_text("")
         return path
 
-    def saved_model(run, path, limit, imports):
+    def saved_model(run, path, limit, imports, max_prompt_tokens):
         return make(f"saved-model limit {limit}", path, folder=True)
 
-    def litert(run, path, quantize, overwrite, imports):
+    def litert(run, path, quantize, overwrite, imports, max_prompt_tokens):
         return make(f"litert {quantize}", path, folder=False)
 
     def verify(run, *artifacts, imports):
@@ -329,7 +329,8 @@ def test_exit_codes_and_streams_of_the_script(tmp_path):
     assert unknown.returncode == 2 and "invalid choice: 'translate'" in unknown.stderr
     missing = seqlm("generate", str(tmp_path / "nowhere"))
     assert missing.returncode == 2 and missing.stdout == ""
-    assert missing.stderr == f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}'\n"
+    said = f"seqlm: error: there is no run folder '{tmp_path / 'nowhere'}' (`seqlm runs` lists those below a folder)\n"
+    assert missing.stderr == said
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "generate", "evaluate", "export", "verify"])
@@ -337,3 +338,23 @@ def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         seqlm_cli.main([command, "--help"])
     assert ended.value.code == 0 and len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_export_hands_on_how_much_of_a_prompt_is_read(run_folder, monkeypatch, tmp_path):
+    from keras_seqlm import export
+
+    given = []
+    for name in ("saved_model", "litert"):
+        monkeypatch.setattr(export, name, lambda *_, name=name, **options: given.append((name, options)))
+    words = [
+        "export",
+        str(run_folder("lstm")),
+        "--no-verify",
+        "--saved-models",
+        str(tmp_path),
+        "--max-prompt-tokens",
+        "9",
+    ]
+    for kind in ("saved-model", "litert"):
+        assert seqlm_cli.main([*words, "--to", kind]) == 0
+    assert [(name, options["max_prompt_tokens"]) for name, options in given] == [("saved_model", 9), ("litert", 9)]

@@ -1,6 +1,11 @@
 """The demonstration at toy size, from the corpus to the report."""
 
+import html
 import json
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -8,6 +13,7 @@ import pytest
 import seqlm_cli
 from keras_seqlm import tasks
 from seqlm_cli import demo
+from seqlm_cli.report_page import EXPECTATION, write_page
 
 
 @pytest.mark.slow
@@ -31,6 +37,11 @@ def test_the_demo_ends_well(tmp_path, monkeypatch, capsys, fast_exports):
     assert (runs / "loss.png").read_bytes().startswith(b"\x89PNG")
     page = (runs / "report.html").read_text(encoding="utf-8")
     assert page.count("20/20") >= 2 and "<h3>lstm</h3>" in page and "loss.png" in page
+    links = re.findall("href='([^']+)'", page)
+    assert len(links) == 5 and all((runs / link).exists() for link in links), links
+    (command,) = re.findall("<h2>Try it</h2><pre>(.*?)</pre>", page)
+    assert html.unescape(command) in shown
+    assert seqlm_cli.parser().parse_args(shlex.split(html.unescape(command))[1:]).run == str(runs / "lstm")
 
     endings = ["", "-int8.json", "-int8.tflite", ".json", ".tflite", ".tokenizer"]
     found = sorted(path.name for path in saved_models.glob("demo-*"))
@@ -50,6 +61,53 @@ def test_the_corpus_is_there_without_the_documentation_module(tmp_path, monkeypa
     docstrings = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert sum(len(topic["text"]) for topic in docstrings) > 100_000
     assert {"argparse", "unittest"} <= {topic["name"] for topic in docstrings}
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A report with three models, long words and marks that HTML reads otherwise."""
+    columns = {"model": "model", "parameters": "parameters", "agree": "SavedModel = model"}
+    rows = [
+        {"model": name, "parameters": "334,464", "agree": "20/20", "sample": f"<b> & {'x' * 300}"}
+        for name in ("rnn", "lstm", "transformer")
+    ]
+    artifacts = {row["model"]: [("saved-model", tmp_path / "saved_models" / "it's" / "1")] for row in rows}
+    path = tmp_path / "runs" / "report.html"
+    path.parent.mkdir()
+    write_page(path, columns, rows, artifacts, "The <function>", "seqlm generate runs/demo/lstm", "Keras")
+    return path
+
+
+def test_the_page_says_what_there_is_and_what_to_expect(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<meta name='viewport' content='width=device-width, initial-scale=1'>" in text
+    assert text.count("<th scope='row'>") == 2 and text.count("<th scope='col'>") == 3, "a column a model, not a figure"
+    assert html.escape(EXPECTATION) in text and EXPECTATION.count(".") == 1, "one sentence"
+    assert "300,000 parameters" in EXPECTATION
+    assert "<b> & x" not in text and "&lt;b&gt; &amp; x" in text and "The &lt;function&gt;" in text
+    assert text.count("href='../saved_models/it&#x27;s/1'") == 3
+
+
+def test_the_page_is_no_wider_than_a_phone(page):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser is installed here")
+    inside = html.escape(page.read_text(encoding="utf-8"), quote=True)
+    measure = "document.title = 'wide ' + this.contentDocument.documentElement.scrollWidth"
+    frame = f'<iframe width="420" height="2000" style="border:0" onload="{measure}" srcdoc="{inside}"></iframe>'
+    outside = page.with_name("phone.html")
+    outside.write_text(f"<!doctype html><meta charset='utf-8'><title></title>{frame}", encoding="utf-8")
+    words = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--dump-dom",
+        outside.as_uri(),
+    ]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+    assert "<title>wide 420</title>" in shown, shown[:300]
 
 
 def test_an_artifact_that_disagrees_fails_the_demo(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = {
     "nesting": -2,
     "corpora": -1,
-    **dict.fromkeys(("cache", "files", "half_precision", "products"), -1),
+    **dict.fromkeys(("cache", "files", "half_precision", "products", "status_line"), -1),
     **dict.fromkeys(("layers", "tokenizers", "generation", "losses", "metrics"), 0),
     **dict.fromkeys(("checkpoints", "data", "devices", "models"), 1),
     "training": 1.5,
@@ -29,6 +29,7 @@ LIGHT_ROOMS = (
     "nesting",
     "corpora",
     "files",
+    "status_line",
     "checkpoints",
     "devices",
     "layers",

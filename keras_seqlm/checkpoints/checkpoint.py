@@ -12,8 +12,6 @@ import shutil
 import time
 import warnings
 
-import numpy as np
-
 from keras_seqlm.checkpoints.lock import FolderLock, LockError
 from keras_seqlm.files import flush, refused, remove, rename
 
@@ -300,6 +298,7 @@ class Checkpoints:
         return self.read(int(which))
 
     def _write(self, part, step, arrays, meta, parts):
+        import numpy as np
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 

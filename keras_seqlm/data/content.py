@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import json
-import sys
 import time
 import warnings
 
 from keras_seqlm.data.cache_lock import CacheLock
 from keras_seqlm.files import write_json
+from keras_seqlm.status_line import StatusLine
 
 INDEX = "files.index"
 BLOCK_SIZE = 1 << 20
@@ -117,7 +117,7 @@ class _Progress:
 
     def __init__(self, paths):
         self._total = sum(path.stat().st_size for path in paths)
-        self._done, self._open = 0, False
+        self._done, self._line = 0, StatusLine()
         self._start = time.monotonic()
         self._next = self._start + 2
 
@@ -126,12 +126,13 @@ class _Progress:
         now = time.monotonic()
         if now < self._next:
             return
-        terminal = sys.stderr.isatty()
-        self._next = now + (1 if terminal else 60)
-        line = f"reading the files for their hash: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
-        print(f"\r{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-        self._open = terminal
+        told = f"reading the files for their hash: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
+        if self._line.redraws:
+            self._next = now + 1
+            self._line.draw([told])
+        else:
+            self._next = now + 60
+            self._line.keep([told])
 
     def finish(self):
-        if self._open:
-            print(file=sys.stderr)
+        self._line.clear()

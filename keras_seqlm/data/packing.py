@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 import warnings
@@ -22,6 +21,7 @@ from keras_seqlm.data.content import content_hash, hash_files
 from keras_seqlm.data.spool import Spool, are_documents
 from keras_seqlm.data.token_store import FORMAT, TokenStore, is_complete
 from keras_seqlm.files import flush, write_json
+from keras_seqlm.status_line import StatusLine
 
 SHARD_TOKENS = 1 << 24
 
@@ -311,21 +311,21 @@ class _ProgressLine:
             self._total = sum(path.stat().st_size for path in corpus.files)
         self._start = time.monotonic()
         self._next = self._start + 2
-        self._open = False
+        self._line = StatusLine()
 
     def __call__(self, num_bytes, num_tokens):
         now = time.monotonic()
         if now < self._next:
             return
-        terminal = sys.stderr.isatty()
-        self._next = now + (1 if terminal else 60)
         share = f" ({num_bytes / self._total:.0%})" if self._total else ""
-        line = (
-            f"tokenizing: {num_bytes / 1e6:.0f} MB{share}, {num_tokens / 1e6:.1f} M tokens, {now - self._start:.0f} s"
-        )
-        print(f"\r{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-        self._open = terminal
+        parts = [f"tokenizing: {num_bytes / 1e6:.0f} MB{share}", f"{num_tokens / 1e6:.1f} M tokens"]
+        parts.append(f"{now - self._start:.0f} s")
+        if self._line.redraws:
+            self._next = now + 1
+            self._line.draw(parts)
+        else:
+            self._next = now + 60
+            self._line.keep([", ".join(parts)])
 
     def finish(self):
-        if self._open:
-            print(file=sys.stderr)
+        self._line.clear()

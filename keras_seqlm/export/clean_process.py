@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 
+from keras_seqlm.export.stages import followed, passed_on_to
+
 # Failures whose message is for the user, by name; they are raised again in the process that asked.
 _FOR_USERS = {
     kind.__name__: kind
@@ -44,13 +46,15 @@ def run_clean(function, imports=(), **arguments):
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         }
         request = {"function": function, "imports": list(imports), "arguments": arguments, "answer": str(answer)}
-        done = subprocess.run(
-            [sys.executable, "-m", "keras_seqlm.export.clean_process"],
-            input=json.dumps(request),
-            env=environment,
-            text=True,
-            capture_output=True,
-        )
+        request["stages"] = str(pathlib.Path(folder) / "stages")
+        with followed(request["stages"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "keras_seqlm.export.clean_process"],
+                input=json.dumps(request),
+                env=environment,
+                text=True,
+                capture_output=True,
+            )
         content = json.loads(answer.read_text()) if answer.exists() else {}
     if "result" in content:
         return content["result"]
@@ -63,9 +67,10 @@ def _main():
     request = json.load(sys.stdin)
     module, name = request["function"].split(":")
     try:
-        for imported in request["imports"]:
-            importlib.import_module(imported)
-        content = {"result": getattr(importlib.import_module(module), name)(**request["arguments"])}
+        with passed_on_to(request["stages"]):
+            for imported in request["imports"]:
+                importlib.import_module(imported)
+            content = {"result": getattr(importlib.import_module(module), name)(**request["arguments"])}
     except tuple(_FOR_USERS.values()) as error:
         kind = next(name for name, kind in _FOR_USERS.items() if isinstance(error, kind))
         content = {"error": str(error), "kind": kind}

@@ -8,15 +8,18 @@ import tempfile
 from keras_seqlm import tokenizers
 from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export.clean_process import run_clean
+from keras_seqlm.export.litert_file import compact
 from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import litert_module
+from keras_seqlm.export.stages import tell
 from keras_seqlm.files import replacing, write_json
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
 
-def litert(task, path, quantize="none", overwrite=False, imports=()):
+def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_tokens=None):
     """Export a model that speaks text as a LiteRT file of builtin operations only.
 
     Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
@@ -31,13 +34,15 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
         quantize: "none", "float16" (weights), or "int8" (weights; products in the dynamic range of their inputs).
         overwrite: whether a file that exists is replaced.
         imports: modules to import first, for your own registered classes.
+        max_prompt_tokens: ids of a prompt that `seqlm_runtime.LiteRTModel` reads, its last ones; None for 4096 of a
+            recurrent model, `max_length - 1` of a Transformer.
 
     Returns:
         The path of the .tflite as `pathlib.Path`.
 
     Raises:
         FileExistsError: the file, or beside it the tokenizer of another model, exists and `overwrite` is false.
-        ValueError: another ending than .tflite, or an unknown `quantize`.
+        ValueError: another ending than .tflite, an unknown `quantize`, or a `max_prompt_tokens` that the model cannot read.
 
     Example:
 
@@ -52,7 +57,7 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
     suffix = "" if quantize == "none" or name.endswith(f"-{quantize}") else f"-{quantize}"
     target = path.with_name(f"{name}{suffix}.tflite")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists; name another, or overwrite it")
+        raise FileExistsError(f"{target} exists; name another, or overwrite it (--name, --overwrite)")
     tokenizer = path.with_name(f"{name.removesuffix(f'-{quantize}')}.tokenizer")
     with replacing(target) as beside, as_run_folder(task) as run_folder:
         sidecar = run_clean(
@@ -63,32 +68,37 @@ def litert(task, path, quantize="none", overwrite=False, imports=()):
             tokenizer_path=str(tokenizer),
             quantize=quantize,
             overwrite=overwrite,
+            max_prompt_tokens=max_prompt_tokens,
         )
         write_json(target.with_suffix(".json"), sidecar)
     return target
 
 
-def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
+def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prompt_tokens=None):
     """Trace and convert, in the clean process; returns the sidecar."""
     import tensorflow as tf
 
+    tell("reading the model")
     task = load_at_float32(run_folder)
     if not overwrite and os.path.exists(tokenizer_path) and tokenizers.load(tokenizer_path).hash != task.tokenizer.hash:
         raise FileExistsError(
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
-            "overwrite it"
+            "overwrite it (--name, --overwrite)"
         )
+    most = served_prompt_room(task.model, max_prompt_tokens)
+    tell("tracing prefill and decode")
     with single_tokens_written("slice"):  # a builtin of LiteRT
         module, signatures, prefills, zeros = litert_module(task.model)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
+        tell("converting")
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         if quantize != "none":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        content = converter.convert()
+        content = compact(converter.convert())
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)
     tokenizer = task.tokenizer
@@ -100,6 +110,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite):
         "state": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in zeros.items()},
         "prefill_lengths": prefills,
         "max_length": task.model.max_length,
+        "max_prompt_tokens": most,
         "vocabulary_size": task.model.vocabulary_size,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,

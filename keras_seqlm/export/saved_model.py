@@ -5,21 +5,25 @@ import pathlib
 
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.signatures import serving_module
+from keras_seqlm.export.stages import tell
+from keras_seqlm.export.warm_up import WARM_UP, warm_up_requests, write_server_files, write_warm_up
 from keras_seqlm.files import replacing
 
 SIDECAR = "assets.extra/seqlm.json"
 
 
-def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=()):
+def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(), max_prompt_tokens=None):
     """Export a model that speaks text as a SavedModel for TensorFlow Serving.
 
     The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
-    every kind for each row), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
+    every kind, which may be left out), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
     which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
     saved model at float32, whatever backend and precision trained it; of a quantised one, from the float32 weights that
-    its integers stand for.
+    its integers stand for. With it come requests by which a server warms up, and beside the versions `models.config` and
+    `batching.txt`, as far as they are not there.
 
     Args:
         task: a `TextGeneration`, or the path of a run folder.
@@ -28,13 +32,16 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         max_new_tokens_limit: what a request's `max_new_tokens` is clamped to.
         overwrite: whether a folder that exists is replaced.
         imports: modules to import first, for your own registered classes.
+        max_prompt_tokens: ids of a prompt that are read, its last ones, `bos` among them; None for 4096 of a recurrent model,
+            `max_length - 1` of a Transformer. However long a text is, it costs no more; see `seqlm_runtime.prompts`.
 
     Returns:
         The path as `pathlib.Path`.
 
     Raises:
         FileExistsError: the path exists and `overwrite` is false.
-        ValueError: the path's last part is no version number, or the limit is below 1.
+        ValueError: the path's last part is no version number, the limit is below 1, or `max_prompt_tokens` is none that the
+            model can read.
 
     Example:
 
@@ -47,14 +54,17 @@ def saved_model(task, path, max_new_tokens_limit=256, overwrite=False, imports=(
         raise ValueError(f"max_new_tokens_limit must be at least 1, got {max_new_tokens_limit}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another version, or overwrite it")
-    with replacing(path) as beside, as_run_folder(task) as run_folder:  # TF Serving looks at whole numbers only
+    # TF Serving looks at whole numbers only.
+    with replacing(path) as beside, as_run_folder(task) as run_folder:
         run_clean(
             "keras_seqlm.export.saved_model:write_saved_model",
             imports=imports,
             run_folder=str(run_folder),
             path=str(beside),
             max_new_tokens_limit=max_new_tokens_limit,
+            max_prompt_tokens=max_prompt_tokens,
         )
+    write_server_files(path.parent, path.parent.name)
     return path
 
 
@@ -65,12 +75,15 @@ def next_version(folder):
     return max(versions, default=0) + 1
 
 
-def write_saved_model(run_folder, path, max_new_tokens_limit):
+def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=None):
     """Trace and save, in the clean process."""
     import tensorflow as tf
 
+    tell("reading the model")
     task = load_at_float32(run_folder)
-    module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit)
+    tell("tracing what it answers")
+    module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit, max_prompt_tokens)
+    tell("writing it")
     tf.saved_model.save(module, path, signatures=signatures)
     sidecar = pathlib.Path(path) / SIDECAR
     sidecar.parent.mkdir(parents=True, exist_ok=True)
@@ -81,5 +94,8 @@ def write_saved_model(run_folder, path, max_new_tokens_limit):
         "vocabulary_size": task.model.vocabulary_size,
         "tokenizer_hash": task.tokenizer.hash,
         "max_new_tokens_limit": max_new_tokens_limit,
+        "max_prompt_tokens": served_prompt_room(task.model, max_prompt_tokens),
     }
     sidecar.write_text(json.dumps(content, indent=1) + "\n")
+    most, context = content["max_prompt_tokens"], task.model.max_length
+    write_warm_up(pathlib.Path(path) / WARM_UP, warm_up_requests(task.tokenizer, most, context or most))

@@ -5,16 +5,16 @@ TensorFlow is imported in the functions: only the clean process of an export run
 
 from keras import ops
 
-from keras_seqlm.generation.buckets import SMALLEST, buckets
+from keras_seqlm.export.reading import InGroups, InParts, read_rows, served_prompt_room
+from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.generation.loop import advance, start
 from keras_seqlm.generation.samplers import OPTIONS, clamp
-from keras_seqlm.generation.score import log_probabilities
 
 DEFAULT_NEW_TOKENS = 64
 RECURRENT_PREFILLS = (16, 64, 256)
 
 
-def serving_module(model, tokenizer, max_new_tokens_limit):
+def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=None):
     """A `tf.Module` with a `tf.function` for each signature of a SavedModel.
 
     The module keeps the variables in a list and the model in a closure: a module that holds a Keras model is converted
@@ -24,133 +24,155 @@ def serving_module(model, tokenizer, max_new_tokens_limit):
         model: a language model at float32.
         tokenizer: its tokenizer.
         max_new_tokens_limit: the most tokens that a request can ask for.
+        max_prompt_tokens: see `reading.served_prompt_room`.
 
     Returns:
-        The module and a dict signature -> concrete function.
+        The module and a dict signature -> `tf.function` with an input signature.
     """
     import tensorflow as tf
 
     module = tf.Module()
     module.variables_of_the_model = [variable.value for variable in model.variables]
     module.tokenizer = tokenizer.in_graph()
-    context = model.max_length
+    context, most = model.max_length, served_prompt_room(model, max_prompt_tokens)
     eos_id = tf.constant(-1 if tokenizer.eos_id is None else tokenizer.eos_id, tf.int32)
     suppressed_ids = tokenizer.suppressed_ids
+    # Of one row each, which `answer` repeats: so a server that batches can fill them in for a request of one row.
+    new_tokens = tf.constant([DEFAULT_NEW_TOKENS], tf.int32)
+    off = {name: tf.constant([value], tf.as_dtype(dtype)) for name, (dtype, value) in OPTIONS.items()}
 
-    def ids_of(text):
-        ids, lengths = module.tokenizer.tokenize(text)
-        if tokenizer.bos_id is not None:
-            ids = tf.concat([tf.fill([tf.shape(ids)[0], 1], tokenizer.bos_id), ids], axis=1)
-            lengths = lengths + 1
-        return ids, lengths
-
-    def write(ids, lengths, budget, options, room, cache_length):
-        carry = start(model, cache_length, ids, lengths, budget)
+    def write(ids, lengths, budget, options, room, compiled=False):
+        cache = tf.shape(ids)[1] + room  # of all rows; that of none needs more slots than the context
+        cache = cache if context is None else tf.minimum(cache, context)
+        if context is None:
+            state = InParts(model, ids, lengths - 1, select=not compiled).state()
+        else:  # groups are of no fixed shape, which XLA wants
+            state = None if compiled else InGroups(model, ids, lengths - 1, context).state(cache)
+        carry = start(model, cache, ids, lengths, budget, state=state)
         token_ids, written, _ = advance(model, room, suppressed_ids, None, carry, options, eos_id)
         return token_ids, written
 
     compiled_write = tf.function(
-        lambda ids, lengths, budget, options: write(
-            ids, lengths, budget, options, max_new_tokens_limit, tf.shape(ids)[1] + max_new_tokens_limit
-        ),
+        lambda ids, lengths, budget, options: write(ids, lengths, budget, options, max_new_tokens_limit, True),
         jit_compile=True,
         autograph=False,
     )
 
     def answer(text, max_new_tokens, options, xla=False):
-        ids, lengths = ids_of(text)
-        wanted = tf.clip_by_value(max_new_tokens, 0, max_new_tokens_limit)
-        ids, kept = keep_last(ids, lengths, None if context is None else tf.maximum(context - wanted, 1))
-        budget = wanted if context is None else tf.minimum(wanted, context - kept)
-        options = clamp(options)
+        ids, kept, truncated = read_rows(module.tokenizer, tokenizer, text, most)
+        rows = tf.shape(text)
+        options = clamp({name: tf.broadcast_to(value, rows) for name, value in options.items()})
+        wanted = tf.clip_by_value(tf.broadcast_to(max_new_tokens, rows), 0, max_new_tokens_limit)
+        left = wanted if context is None else tf.maximum(context - kept, 1)
+        budget = tf.where(kept > 0, tf.minimum(wanted, left), 0)  # after no id, not even bos, nothing can be written
+        kept = tf.maximum(kept, 1)
         if xla:
-            ids = pad_to_bucket(ids)
-            token_ids, written = compiled_write(ids, kept, budget, options)
+            parts = pad_to_buckets(ids, kept, budget, options, most)
+            token_ids, written = (part[: rows[0]] for part in compiled_write(*parts))
         else:
             room = tf.reduce_max(tf.concat([budget, [0]], axis=0))
-            token_ids, written = write(ids, kept, budget, options, room, tf.shape(ids)[1] + room)
+            token_ids, written = write(ids, kept, budget, options, room)
         return {
             "generated_text": module.tokenizer.detokenize(token_ids, written),
             "token_ids": token_ids,
             "num_tokens": written,
-            "truncated": kept < lengths,
+            "truncated": truncated,
         }
 
-    def generate_text(text):
-        rows = tf.zeros_like(tf.strings.length(text))
-        defaults = {name: tf.cast(rows, dtype) + tf.cast(value, dtype) for name, (dtype, value) in OPTIONS.items()}
-        return answer(text, rows + DEFAULT_NEW_TOKENS, defaults)
-
     def score(text):
-        ids, lengths = ids_of(text)
-        if context is not None:
-            lengths = tf.minimum(lengths, context)
-            ids = ids[:, :context]
-        # One more column, so that a batch of empty texts still has a target to leave out.
-        ids = tf.pad(ids, [[0, 0], [0, 1]])
-        rows = log_probabilities(model, ids)
-        counted = tf.sequence_mask(lengths - 1, tf.shape(rows)[1])
-        return {"log_probability": tf.reduce_sum(tf.where(counted, rows, 0.0), axis=1), "num_tokens": lengths - 1}
+        # What a model reads predicts one id more. A score is of a text's beginning, as Python's is of the whole.
+        longest = (most if context is None else context) + 1
+        ids, lengths, truncated = read_rows(module.tokenizer, tokenizer, text, longest, end=False)
+        lengths = tf.maximum(lengths - 1, 0)
+        reader = InParts(model, ids, lengths) if context is None else InGroups(model, ids, lengths, context)
+        sums = reader.log_probabilities()
+        return {"log_probability": sums, "num_tokens": lengths, "truncated": truncated}
 
     def logits(token_ids, lengths):
-        values = model({"token_ids": token_ids})
+        longest = most + max_new_tokens_limit if context is None else context
+        token_ids = checked_ids(token_ids, lengths, longest, model.vocabulary_size)
         real = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
-        return {"logits": tf.where(real[:, :, None], values, 0.0)}
+        return {"logits": tf.where(real[:, :, None], model({"token_ids": token_ids}), 0.0)}
 
-    def generate(text, max_new_tokens, **options):
-        return answer(text, max_new_tokens, options)
+    def generate_text(text):
+        return answer(text, new_tokens, off)
 
-    def generate_xla(text, max_new_tokens, **options):
-        return answer(text, max_new_tokens, options, xla=True)
+    # A signature keeps the defaults that are tensors, and a request may leave such an input out.
+    def generate(
+        text,
+        max_new_tokens=new_tokens,
+        temperature=off["temperature"],
+        top_k=off["top_k"],
+        top_p=off["top_p"],
+        min_p=off["min_p"],
+        repetition_penalty=off["repetition_penalty"],
+        seed=off["seed"],
+    ):
+        options = (temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return answer(text, max_new_tokens, dict(zip(OPTIONS, options, strict=True)))
 
-    functions = (generate_text, generate, generate_xla, score, logits)
-    return module, _traced({function.__name__: function for function in functions})
+    def generate_xla(
+        text,
+        max_new_tokens=new_tokens,
+        temperature=off["temperature"],
+        top_k=off["top_k"],
+        top_p=off["top_p"],
+        min_p=off["min_p"],
+        repetition_penalty=off["repetition_penalty"],
+        seed=off["seed"],
+    ):
+        options = (temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return answer(text, max_new_tokens, dict(zip(OPTIONS, options, strict=True)), xla=True)
+
+    text = [tf.TensorSpec([None], tf.string, "text")]
+    options = [tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()]
+    wish = [*text, tf.TensorSpec([None], tf.int32, "max_new_tokens"), *options]
+    ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
+    functions = {generate_text: text, generate: wish, generate_xla: wish, score: text, logits: ids}
+    signatures = {
+        function.__name__: tf.function(function, input_signature=specs, autograph=False)
+        for function, specs in functions.items()
+    }
+    module.signatures_of_the_model = signatures
+    return module, {"serving_default": signatures["generate_text"], **signatures}
 
 
-def _traced(functions):
-    """A concrete function for each signature's function, and `serving_default`, which is `generate_text`."""
+def checked_ids(token_ids, lengths, longest, vocabulary_size):
+    """`token_ids` with 0 for padding; in the graph an error (InvalidArgument) that names the limit which they exceed."""
     import tensorflow as tf
 
-    text = {"text": tf.TensorSpec([None], tf.string, "text")}
-    options = {name: tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()}
-    request = {**text, "max_new_tokens": tf.TensorSpec([None], tf.int32, "max_new_tokens"), **options}
-    ids = {
-        "token_ids": tf.TensorSpec([None, None], tf.int32, "token_ids"),
-        "lengths": tf.TensorSpec([None], tf.int32, "lengths"),
-    }
-    specs = {"generate_text": text, "generate": request, "generate_xla": request, "score": text, "logits": ids}
-    signatures = {
-        name: tf.function(function, autograph=False).get_concrete_function(**specs[name])
-        for name, function in functions.items()
-    }
-    return {"serving_default": signatures["generate_text"], **signatures}
+    time = tf.shape(token_ids)[1]
+    real = tf.sequence_mask(lengths, time)
+    outside = tf.boolean_mask(token_ids, real & ((token_ids < 0) | (token_ids >= vocabulary_size)))
+    checks = [
+        (time <= longest, f"this model reads {longest} tokens at most; the columns of token_ids are", time),
+        (tf.reduce_all((lengths >= 0) & (lengths <= time)), "lengths must lie in 0 ... columns of token_ids, which are", time),
+        (tf.equal(tf.size(outside), 0), f"token_ids must lie in 0 ... {vocabulary_size - 1}, and hold", outside),
+    ]  # fmt: skip
+    asserted = [tf.raw_ops.Assert(condition=holds, data=[said, found], summarize=1) for holds, said, found in checks]
+    with tf.control_dependencies(asserted):
+        return tf.where(real, token_ids, 0)
 
 
-def keep_last(ids, lengths, most):
-    """The last `most` (batch,) ids of each row, moved to the left; the new width is the longest row.
+def pad_to_buckets(ids, lengths, budget, options, most):
+    """The parts of a request with rows and columns up to the next bucket, so that a compiler sees few shapes.
+
+    A new shape costs a compilation, seconds at least. Rows that are filled in write nothing.
 
     Returns:
-        ids (batch, width) and lengths (batch,).
+        ids, lengths, budget and options.
     """
     import tensorflow as tf
 
-    if most is None:
-        return ids, lengths
-    kept = tf.minimum(lengths, most)
-    width = tf.reduce_max(tf.concat([kept, [1]], axis=0))
-    index = (lengths - kept)[:, None] + tf.range(width)[None]
-    index = tf.minimum(index, tf.maximum(lengths - 1, 0)[:, None])
-    return tf.gather(ids, index, batch_dims=1), kept
+    def missing(size, sizes):
+        sizes = tf.constant(sizes)
+        return tf.reduce_min(tf.boolean_mask(sizes, sizes >= tf.minimum(size, sizes[-1]))) - size
 
-
-def pad_to_bucket(ids):
-    """`ids` with zeros on the right up to the next bucket, so that a compiler sees few widths."""
-    import tensorflow as tf
-
-    width = tf.shape(ids)[1]
-    sizes = tf.constant([SMALLEST << i for i in range(20)])
-    target = tf.reduce_min(tf.boolean_mask(sizes, sizes >= tf.minimum(width, sizes[-1])))
-    return tf.pad(ids, [[0, 0], [0, tf.maximum(target - width, 0)]])
+    rows = tf.maximum(missing(tf.shape(ids)[0], [1 << i for i in range(20)]), 0)
+    columns = missing(tf.shape(ids)[1], buckets(most))
+    options = {name: tf.pad(value, [[0, rows]]) for name, value in options.items()}
+    ids = tf.pad(ids, [[0, rows], [0, columns]])
+    return ids, tf.pad(lengths, [[0, rows]], constant_values=1), tf.pad(budget, [[0, rows]]), options
 
 
 def litert_module(model):

@@ -15,6 +15,7 @@ import numpy as np
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_reference
 from keras_seqlm.export.run_folder import PROMPTS, as_run_folder
+from keras_seqlm.export.stages import tell
 from keras_seqlm.files import read_json
 from seqlm_runtime.graph_file import operations
 from seqlm_runtime.replay import MODES
@@ -67,7 +68,8 @@ class Report(list):
         """What `seqlm verify --json` writes: the artifact -> its figures."""
         return {a.artifact: {**dataclasses.asdict(a), "ok": a.ok, "gated": a.gated} for a in self}
 
-    def __str__(self):
+    def table(self):
+        """The titles and the rows of the table, as str."""
         titles = (
             "artifact",
             "kind",
@@ -77,7 +79,7 @@ class Report(list):
             "max |logit difference|",
             "forbidden ops",
         )
-        rows = [(*titles, "")]
+        rows = []
         for a in self:
             verdict = "ok" if a.ok and a.gated else "reported" if a.ok else "FAILED"
             figures = (
@@ -87,9 +89,17 @@ class Report(list):
                 f"{a.max_logit_difference:.1e}",
             )
             rows.append((a.artifact, a.kind, *figures, ", ".join(a.forbidden_ops) or "none", verdict))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines + [f"{a.artifact}: {a.first_disagreement}" for a in self if a.first_disagreement])
+        return (*titles, ""), rows
+
+    def notes(self):
+        """What stands below the table: each artifact's first disagreement."""
+        return [f"{a.artifact}: {a.first_disagreement}" for a in self if a.first_disagreement]
+
+    def __str__(self):
+        titles, rows = self.table()
+        widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [titles, *rows])
+        return "\n".join([*lines, *self.notes()])
 
 
 def verify(task, *artifacts, prompts=None, imports=()):
@@ -122,6 +132,7 @@ def verify(task, *artifacts, prompts=None, imports=()):
         if prompts is None:
             prompts = _stored_prompts(run_folder / PROMPTS)
         prompts, reference = list(prompts), os.path.join(folder, "reference.npz")
+        tell("the model itself")
         run_clean(
             "keras_seqlm.export.verify:write_reference",
             imports=imports,
@@ -145,7 +156,7 @@ def write_reference(run_folder, prompts, path):
     """The model's half, in the clean process: its texts, and its logits along them."""
     task = load_reference(run_folder)
     model, context = task.model, task.model.max_length
-    keep = None if context is None else max(1, context - NEW_TOKENS)
+    keep = None if context is None else max(1, context - 1)
     content = {
         "prompts": json.dumps(prompts),
         "max_new_tokens": NEW_TOKENS,
@@ -166,6 +177,7 @@ def write_reference(run_folder, prompts, path):
 
 
 def _compare(artifact, prompts, reference, folder):
+    tell(artifact)
     kind = _kind(artifact)
     answer = os.path.join(folder, "answer.npz")
     with np.load(reference) as stored:

@@ -5,6 +5,7 @@ so that a token costs what the text behind it is long, looks for stop strings, a
 """
 
 import dataclasses
+import time
 from numbers import Integral
 
 import keras
@@ -20,6 +21,7 @@ from keras_seqlm.generation.samplers import OPTIONS, options_for, uses_of
 STOP_REASONS = {EOS: "eos", LENGTH: "length"}
 LONGEST_CALL = 256  # tokens of one compiled call; more are written by calling again
 WATCHED_CALL = 16  # the same while someone watches for stop strings
+SHORT = 0.05  # seconds: after a call that took less, the next one writes twice as many tokens
 SMALLEST_ROOM = 64  # of a cache
 XLA_PAYS = 5e9  # tokens times weights from which on XLA's faster steps outweigh its compilation, on TensorFlow
 
@@ -48,6 +50,7 @@ def generate(
     suppressed_ids=(),
     stop=None,
     slide=False,
+    max_prompt_tokens=None,
 ):
     """Write on after each prompt, all in one batch; a row's result is what it would be alone.
 
@@ -57,13 +60,15 @@ def generate(
     Args:
         model: a language model.
         prompts: sequences of token ids, of any lengths, at least one id each.
-        max_new_tokens: int or one for each prompt; 0 writes nothing. A Transformer stops at its context's end.
+        max_new_tokens: int or one for each prompt; 0 writes nothing. The prompt goes first: a Transformer reads its last
+            `max_length - 1` ids and stops at its context's end, with the reason "length".
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `samplers.options_for`; each a number, or one
             for each prompt.
         eos_id: the id that ends a text, or None. It is not among the new ids.
         suppressed_ids: ids that are never written. (A task gives its tokenizer's end, pad, bos and unk.)
         stop: a function from the new ids of a row (int32 array) to True where it should stop.
         slide: at the end of the context drop its oldest half, read the rest anew and write on.
+        max_prompt_tokens: see `prompt_room`.
 
     Returns:
         A list of `Generated`, one for each prompt.
@@ -71,35 +76,109 @@ def generate(
     Raises:
         ValueError: an empty prompt, an id outside the vocabulary, a negative or absurd option.
     """
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    options["repetition_penalty"] = repetition_penalty
+    rules = (eos_id, suppressed_ids, stop, slide, max_prompt_tokens)
+    pieces = _in_pieces(model, prompts, max_new_tokens, options, *rules, first_call=LONGEST_CALL)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as ended:
+            return ended.value
+
+
+def stream(
+    model,
+    prompt,
+    max_new_tokens=64,
+    *,
+    eos_id=None,
+    suppressed_ids=(),
+    stop=None,
+    slide=False,
+    max_prompt_tokens=None,
+    **options,
+):
+    """Write on after one prompt, and give what there is as soon as it is written.
+
+    The first piece is one token. As long as a piece takes little time the next one is longer, so that a fast model does
+    not wait for the host. The ids are those of `generate`, however they are cut.
+
+    Args:
+        model: a language model.
+        prompt: a sequence of token ids, at least one.
+        max_new_tokens, eos_id, suppressed_ids, stop, slide, max_prompt_tokens, **options: see `generate`; each is one
+            number.
+
+    Returns:
+        An iterator of all new ids so far, int32 arrays, each longer than the one before or as long. What its end gives
+        (the value of `StopIteration`, or of `yield from`) is the `Generated`.
+
+    Raises:
+        ValueError: at the first step, as `generate` does.
+    """
+    rules = (eos_id, suppressed_ids, stop, slide, max_prompt_tokens)
+    (result,) = yield from _in_pieces(model, [prompt], max_new_tokens, options, *rules, first_call=1)
+    return result
+
+
+def _in_pieces(
+    model, prompts, max_new_tokens, options, eos_id, suppressed_ids, stop, slide, max_prompt_tokens, first_call
+):
+    """What `generate` does, as a generator: after each compiled call it gives the new ids of the first row so far.
+
+    Args:
+        first_call: tokens of the first call.
+    """
     prompts = checked_ids(prompts, model.vocabulary_size)
     if not prompts:
         return []
     limits = _limits(max_new_tokens, len(prompts))
-    options = options_for(
-        len(prompts),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    options = options_for(len(prompts), **options)
     context = getattr(model, "max_length", None)
     suppressed = tuple(i for i in suppressed_ids if i is not None)
     for name, number in [("eos_id", eos_id), *(("suppressed_ids", i) for i in suppressed)]:
         if number is not None and (not isinstance(number, Integral) or not 0 <= number < model.vocabulary_size):
             raise ValueError(f"{name} must be ids from 0 to {model.vocabulary_size - 1}, got {number!r}")
     end = -1 if eos_id is None else int(eos_id)
-    write = _Writer(model, options, end, suppressed, stop)
+    write = _Writer(model, options, end, suppressed, stop, first_call)
+    most = prompt_room(model, max_prompt_tokens, slide)
+    kept = [prompt if most is None else prompt[-most:] for prompt in prompts]
     if context is None:
-        return write(prompts, limits)
-    if slide:
-        return _slide(write, prompts, limits, context)
-    kept = [prompt[-max(1, context - limit) :] for prompt, limit in zip(prompts, limits, strict=True)]
-    results = write(kept, [min(limit, context - len(row)) for row, limit in zip(kept, limits, strict=True)])
+        results = yield from write(kept, limits)
+    elif slide:
+        results = yield from _slide(write, kept, limits, context)
+    else:  # a context of 1 writes one id, too
+        room = [min(limit, max(1, context - len(row))) for row, limit in zip(kept, limits, strict=True)]
+        results = yield from write(kept, room)
     for result, prompt, row in zip(results, prompts, kept, strict=True):
-        result.truncated = len(prompt) > len(row)
+        result.truncated |= len(prompt) > len(row)
     return results
+
+
+def prompt_room(model, max_prompt_tokens=None, slide=False):
+    """How many ids of a prompt are read, the last ones: a number, or None for all.
+
+    Args:
+        model: a language model.
+        max_prompt_tokens: what the caller allows; None for all that the model can read. A Transformer reads `max_length - 1`
+            at most, so that it may write one; a recurrent model any number.
+        slide: whether the text slides, which lets a Transformer read any number, too.
+
+    Raises:
+        ValueError: no whole number, below 1, or more than the model reads.
+    """
+    context = getattr(model, "max_length", None)
+    room = None if context is None or slide else max(1, context - 1)
+    if max_prompt_tokens is None:
+        return room
+    if not isinstance(max_prompt_tokens, Integral) or max_prompt_tokens < 1:
+        raise ValueError(f"max_prompt_tokens must be a whole number of at least 1, or None, got {max_prompt_tokens!r}")
+    if room is not None and max_prompt_tokens > room:
+        raise ValueError(
+            f"max_prompt_tokens is {max_prompt_tokens}, and with its context of {context} this model reads {room} at most"
+        )
+    return int(max_prompt_tokens)
 
 
 def _slide(write, prompts, limits, context):
@@ -114,7 +193,7 @@ def _slide(write, prompts, limits, context):
             )  # a context of 1 writes one, too
             for row, text in zip(unfinished, kept, strict=True)
         ]
-        written = write(kept, budgets, unfinished, [results[row].token_ids for row in unfinished], texts)
+        written = yield from write(kept, budgets, unfinished, [results[row].token_ids for row in unfinished], texts)
         for row, more in zip(unfinished, written, strict=True):
             texts[row] = np.concatenate([texts[row], more.token_ids])
             new = np.concatenate([results[row].token_ids, more.token_ids])
@@ -130,12 +209,13 @@ def _slide(write, prompts, limits, context):
 class _Writer:
     """The host's side of the loop: pads rows and prompts to buckets, makes room, calls in pieces, watches for stops."""
 
-    def __init__(self, model, options, end, suppressed, stop):
+    def __init__(self, model, options, end, suppressed, stop, first_call):
         self.model, self.options, self.end, self.suppressed, self.stop = model, options, end, suppressed, stop
+        self.call = first_call  # tokens of the next one
         self.context = getattr(model, "max_length", None)
 
     def __call__(self, prompts, budgets, rows=None, before=None, texts=None):
-        """A `Generated` for each prompt.
+        """A `Generated` for each prompt; as a generator, which gives the new ids of the first one after each call.
 
         Args:
             prompts, budgets: int32 arrays and ints.
@@ -181,13 +261,14 @@ class _Writer:
         stopped_by_text = np.zeros(len(prompts), bool)
         reasons = np.where(budgets > 0, RUNNING, LENGTH)
         while True:
-            limit = WATCHED_CALL if self.stop else LONGEST_CALL
+            limit = min(self.call, WATCHED_CALL if self.stop else LONGEST_CALL)
             if room is not None:
                 read = max(lengths[row] - 1 + len(new[row]) for row in np.flatnonzero(reasons == RUNNING))
                 if read >= room:
                     room = self._fitting(int(read) + 1, 2 * room)
                     carry["state"] = _with_room(carry["state"], room)
                 limit = min(limit, room - read)
+            began = time.perf_counter()
             token_ids, written, carry = run(carry, options, end, ops.convert_to_tensor(np.int32(limit)))
             token_ids, written = ops.convert_to_numpy(token_ids), ops.convert_to_numpy(written)
             for row in np.flatnonzero(~stopped_by_text):
@@ -197,6 +278,9 @@ class _Writer:
                         stopped_by_text[row], more = True, more[:count]
                         break
                 new[row] = np.concatenate([new[row], more])
+            if time.perf_counter() - began < SHORT:
+                self.call = min(2 * self.call, LONGEST_CALL)
+            yield np.concatenate([before[0], new[0]])
             reasons = ops.convert_to_numpy(carry["stopped"])[: len(prompts)]
             reasons = np.where(stopped_by_text, LENGTH, reasons)
             if np.all(reasons != RUNNING):

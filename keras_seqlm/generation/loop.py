@@ -16,7 +16,7 @@ RUNNING, EOS, LENGTH = 0, 1, 2  # why a row stands still, in the carry of the lo
 LOOKS = 8  # tokens between two looks at whether any row goes on, on an accelerator: the host waits for it to look
 
 
-def start(model, room, token_ids, lengths, budget, dropped=None, sees=True):
+def start(model, room, token_ids, lengths, budget, dropped=None, sees=True, state=None):
     """Read the prompts but for their last token, which the loop feeds first.
 
     So the logits of the prompt are never needed, and a compiler drops their product with the vocabulary.
@@ -29,17 +29,19 @@ def start(model, room, token_ids, lengths, budget, dropped=None, sees=True):
         dropped: int32 (batch,), tokens of the row that stood before these; None for none. So a row that slides never
             draws with one random number twice.
         sees: whether a repetition penalty will ask for the ids of prompt and text.
+        state: of the model after the prompts but for their last token, where the caller has read them by itself.
 
     Returns:
         The carry of `advance`: a flat dict of tensors with the batch on axis 0.
     """
     time = ops.shape(token_ids)[1]
     last = lengths - 1
-    inputs = {"token_ids": token_ids, "lengths": last}
-    if hasattr(model, "read"):
-        state = model.read(inputs, room)
-    else:
-        _, state = model(inputs, state=model.initial_state(ops.shape(token_ids)[0], room))
+    if state is None:
+        inputs = {"token_ids": token_ids, "lengths": last}
+        if hasattr(model, "read"):
+            state = model.read(inputs, room)
+        else:
+            _, state = model(inputs, state=model.initial_state(ops.shape(token_ids)[0], room))
     carry = {
         "state": state,
         "token": ops.take_along_axis(token_ids, last[:, None], axis=1)[:, 0],

@@ -1,5 +1,7 @@
 """How a recurrent cell runs over time: by a scan, by a scan with its gradient by hand, or in torch's own kernels."""
 
+import contextlib
+import contextvars
 import functools
 
 from keras import ops
@@ -8,6 +10,20 @@ from keras_seqlm.layers.recurrent_cells import CELLS, matmul
 from keras_seqlm.products import outer_products, project
 
 UNROLL = 8  # steps that a GPU takes in one turn of a loop
+_WRITTEN_OUT = contextvars.ContextVar("steps_written_out", default=1)
+
+
+@contextlib.contextmanager
+def steps_written_out(most):
+    """A scan over a known number of steps, `most` or fewer, becomes steps without a loop in what is traced inside.
+
+    On TensorFlow a turn of a loop costs about as much as the step in it, and Keras's scan does not unroll there.
+    """
+    token = _WRITTEN_OUT.set(most)
+    try:
+        yield
+    finally:
+        _WRITTEN_OUT.reset(token)
 
 
 def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=None, on_gpu=False):
@@ -42,9 +58,12 @@ def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=No
 
     # One tensor: TensorFlow's scan fails on several of unknown length.
     sequence = ops.concatenate([inputs, *flags.values()], axis=-1) if flags else inputs
-    if x.shape[1] == 1:
-        state = advance(state, sequence[:, 0])
-        return state[0][:, None], state
+    if isinstance(x.shape[1], int) and x.shape[1] <= _WRITTEN_OUT.get():
+        outputs = []
+        for t in range(x.shape[1]):
+            state = advance(state, sequence[:, t])
+            outputs.append(state[0])
+        return ops.stack(outputs, axis=1), state
 
     def body(state, now):
         state = advance(state, now)

@@ -92,7 +92,7 @@ def load(folder, checkpoint=None):
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no run folder {str(folder)!r}")
+        raise FileNotFoundError(f"there is no run folder {str(folder)!r} (`seqlm runs` lists those below a folder)")
     checkpoints = Checkpoints(folder / CHECKPOINTS)
     if checkpoint is None and not (folder / MODEL).is_file() and checkpoints.steps():
         checkpoint = "newest"

@@ -3,16 +3,21 @@
 from keras_seqlm.tokenizers.byte import ByteTokenizer
 from keras_seqlm.tokenizers.byte_pair import BytePairTokenizer
 from keras_seqlm.tokenizers.character import CharacterTokenizer
+from keras_seqlm.tokenizers.huggingface import from_huggingface
 from keras_seqlm.tokenizers.sentence_piece import SentencePieceTokenizer
 from keras_seqlm.tokenizers.word_piece import WordPieceTokenizer
+from seqlm_runtime.tokenizers.chat import CHAT_TEMPLATES, ChatTemplate
 from seqlm_runtime.tokenizers.tokenizer import load_as
 
 __all__ = [
     "BytePairTokenizer",
     "ByteTokenizer",
+    "CHAT_TEMPLATES",
     "CharacterTokenizer",
+    "ChatTemplate",
     "SentencePieceTokenizer",
     "WordPieceTokenizer",
+    "from_huggingface",
     "load",
 ]
 
@@ -23,7 +28,7 @@ _CLASSES = {
 
 
 def load(folder):
-    """Reads the tokenizer in `folder`, of whichever type its `tokenizer.json` says.
+    """Reads the tokenizer in `folder`, of whichever type its `seqlm_tokenizer.json` says.
 
     Raises:
         FileNotFoundError: the folder, or a file in it, is missing.

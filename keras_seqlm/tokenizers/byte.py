@@ -24,20 +24,11 @@ class ByteTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.ByteTokenizer):
 
     def in_graph(self):
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
-        return graph_module(_tokenize, _detokenize)
+        return graph_module(self, _encode, lambda ids, lengths: valid_utf8(joined_tokens(ids, lengths, self.tokens)))
 
 
-def _tokenize(text):
+def _encode(text, _):
     import tensorflow as tf
 
-    lengths = tf.strings.length(text)  # (batch,), in bytes
-    longest = tf.reduce_max(tf.concat([lengths, [0]], axis=0))
-    # The operation refuses a width of 0, which an empty text has.
-    codes = tf.io.decode_raw(text, tf.uint8, fixed_length=tf.maximum(longest, 1))[:, :longest]
-    ids = tf.cast(codes, tf.int32) + FIRST_BYTE_ID
-    return tf.where(tf.sequence_mask(lengths, longest), ids, 0), lengths
-
-
-def _detokenize(ids, lengths):
-    tokens = [b""] * FIRST_BYTE_ID + [bytes([code]) for code in range(256)]
-    return valid_utf8(joined_tokens(ids, lengths, tokens))
+    codes = tf.io.decode_raw(tf.strings.reduce_join(text), tf.uint8)  # (bytes of all texts,)
+    return tf.cast(codes, tf.int32) + FIRST_BYTE_ID, tf.strings.length(text)

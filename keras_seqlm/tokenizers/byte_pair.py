@@ -25,7 +25,7 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
     """Words split as GPT-2 splits them, then merged byte by byte; any bytes come back as they were.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids),
+        files: dict of file name to bytes: `seqlm_tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids),
             `merges.txt` (two tokens a line, the first merged first) and `classes.bin` (letter, number, space or other
             for each code point). Tokens are written in GPT-2's characters for bytes.
 
@@ -67,7 +67,7 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
             text_blocks(files, texts, text_field), vocabulary_size - MIN_VOCABULARY_SIZE, max_word_bytes
         )
         tokens = BYTE_CHARACTERS + [left + right for left, right in merges]
-        return cls(_files(SPECIAL_LINES + tokens, merges, STANDARD_SPECIAL_IDS, max_word_bytes))
+        return cls(byte_pair_files(SPECIAL_LINES + tokens, merges, STANDARD_SPECIAL_IDS, max_word_bytes=max_word_bytes))
 
     @classmethod
     def from_gpt2_files(cls, vocabulary_path, merges_path, special_tokens=None):
@@ -81,7 +81,7 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
 
         Raises:
             FileNotFoundError: a file does not exist.
-            ValueError: the files are damaged, or need merges that the graph cannot do.
+            ValueError: the files are damaged.
         """
         special_tokens = {"eos": "<|endoftext|>"} if special_tokens is None else special_tokens
         try:
@@ -101,30 +101,10 @@ class BytePairTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.BytePairTokeniz
         if any(len(pair) != 2 for pair in merges):
             raise ValueError(f"{merges_path}: expected two tokens a line.")
         special_ids = {name: vocabulary[token] for name, token in special_tokens.items()}
-        tokenizer = cls(_files(lines, merges, special_ids, None))
-        tokenizer.check_merges()
-        return tokenizer
-
-    def check_merges(self):
-        """Raises ValueError unless the graph, which merges by the joined text, merges as the pairs do.
-
-        That holds where each merged token is made by one pair, and encodes to itself through the pairs.
-        """
-        wrong = unsound_merges(self)
-        if wrong:
-            left, right = (token_characters(self.tokens[i]) for i in wrong[0])
-            raise ValueError(
-                f"The graph cannot do {len(wrong)} of the merges as they stand, the first being {left!r} with {right!r}: "
-                "another pair makes the same token, or the token does not encode to itself."
-            )
+        return cls(byte_pair_files(lines, merges, special_ids, max_word_bytes=None))
 
     def in_graph(self):
-        """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`.
-
-        Raises:
-            ValueError: the vocabulary needs merges that the graph cannot do.
-        """
-        self.check_merges()
+        """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
         return byte_pair_graph(self)
 
 
@@ -147,7 +127,9 @@ def learn_merges(blocks, num_merges, max_word_bytes):
     merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in merges]
     while True:
         tokens = BYTE_CHARACTERS + list(dict.fromkeys(left + right for left, right in merges))
-        probe = BytePairTokenizer(_files(SPECIAL_LINES + tokens, merges, STANDARD_SPECIAL_IDS, max_word_bytes))
+        probe = BytePairTokenizer(
+            byte_pair_files(SPECIAL_LINES + tokens, merges, STANDARD_SPECIAL_IDS, max_word_bytes=max_word_bytes)
+        )
         wrong = {tuple(token_characters(probe.tokens[i]) for i in pair) for pair in unsound_merges(probe)}
         if not wrong:
             return merges
@@ -187,10 +169,20 @@ def _spaced_words(blocks, max_word_bytes):
         yield " ".join([written[word] for word in words])
 
 
-def _files(lines, merges, special_ids, max_word_bytes):
+def byte_pair_files(lines, merges, special_ids, split="gpt2", **more):
+    """The files of a tokenizer.
+
+    Args:
+        lines: list of tokens in the characters for bytes, by id.
+        merges: list of `(left, right)` of those.
+        special_ids: dict of name to id.
+        split: which pattern splits words.
+        **more: what the config says besides.
+    """
+    more = more if split == "gpt2" else {"split": split, **more}
     return {
-        CONFIG_NAME: config_bytes("byte_pair", len(lines), special_ids, max_word_bytes=max_word_bytes),
+        CONFIG_NAME: config_bytes("byte_pair", len(lines), special_ids, **more),
         VOCABULARY_NAME: "".join(line + "\n" for line in lines).encode("utf-8"),
         MERGES_NAME: "".join(f"{left} {right}\n" for left, right in merges).encode("utf-8"),
-        CLASSES_NAME: word_classes(),
+        CLASSES_NAME: word_classes(split),
     }

@@ -1,53 +1,108 @@
 """Byte-pair encoding in a TensorFlow graph: words by core operations, merges by the stock SentencePiece operation."""
 
 from keras_seqlm.tokenizers.graph import (
+    cut_texts,
     cut_words,
     encode_words,
     graph_module,
     joined_tokens,
     look_up,
-    padded,
     valid_utf8,
 )
 from keras_seqlm.tokenizers.sentence_piece_op import operation
+from keras_seqlm.tokenizers.string_table import StringTable
+from keras_seqlm.tokenizers.word_starts_graph import word_starts
 from seqlm_runtime.tokenizers.byte_pair import BYTE_CHARACTERS, token_characters
 from seqlm_runtime.tokenizers.model_proto import BPE, CONTROL, NORMAL, UNKNOWN, Model
-from seqlm_runtime.tokenizers.words import APOSTROPHE, NUMBER, OTHER, OTHER_SPACE, SPACE
-
-NO_CHARACTER = 0  # the class that stands between two rows
 
 
 def byte_pair_graph(tokenizer):
     """A byte-pair tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
     import tensorflow as tf
 
-    merge = operation(_merging_model(tokenizer))
+    made = {i for i in _merged(tokenizer) if tokenizer.encode_symbols(tokenizer.tokens[i]) == [i]}
+    merge = operation(_merging_model(tokenizer, made))
     characters = [ord(character) for character in BYTE_CHARACTERS]
+    whole = _whole_words(tokenizer, made) if tokenizer.ignore_merges else {}
+    table = StringTable([_shown(token) for token in whole]) if whole else None
 
-    def tokenize(text):
-        starts, rows = _word_starts(text, tokenizer.classes)
+    def encode(text, _):
+        if tokenizer.nfc is not None:
+            text = _normal_form(text, tokenizer.nfc.table)
+        if tokenizer.add_prefix_space:
+            bare = (tf.strings.length(text) > 0) & tf.not_equal(tf.strings.substr(text, 0, 1), " ")
+            text = tf.where(bare, " " + text, text)
+        starts, rows = _word_starts(text, tokenizer.classes, tokenizer.split)
         codes = tf.io.decode_raw(tf.strings.reduce_join(text), tf.uint8)  # (bytes of all rows,)
         if tokenizer.max_word_bytes is not None:
             starts, rows = cut_words(starts, rows, tf.size(codes), tokenizer.max_word_bytes)
         shown = tf.gather(characters, tf.cast(codes, tf.int32))
         words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_starts(shown, starts, validate=False), "UTF-8")
-        ids, lengths = encode_words(merge, words, rows, tf.size(text))
-        return padded(ids, lengths, tokenizer.pad_id)
+        return encode_words(encode_known if table else merge, words, rows, tf.size(text))
+
+    def encode_known(words):
+        """The ids of words, those that are a token whatever the merges say as that token."""
+        numbers = table.find(words)
+        known = numbers >= 0
+        tokens = tf.RaggedTensor.from_row_lengths(
+            tf.gather(list(whole.values()), tf.boolean_mask(numbers, known)), tf.cast(known, tf.int32), validate=False
+        )
+        merged = merge(tf.where(known, "", words)).with_row_splits_dtype(tf.int32)
+        return tf.concat([merged, tokens], axis=1)
 
     def detokenize(ids, lengths):
         return valid_utf8(joined_tokens(ids, lengths, tokenizer.tokens))
 
-    return graph_module(tokenize, detokenize)
+    return graph_module(tokenizer, encode, detokenize)
 
 
-def _merging_model(tokenizer):
+def _normal_form(text, table):
+    """Texts (n,) in normal form C between the characters that `table` sets apart."""
+    import tensorflow as tf
+    import tensorflow_text
+
+    def starts_of(points, begins):
+        apart = look_up(table, points) > 0
+        return apart | begins | tf.concat([[False], apart[:-1]], axis=0)[: tf.size(points)]
+
+    parts, rows = cut_texts(text, tf.range(tf.size(text)), starts_of)
+    first = tf.strings.unicode_decode(tf.strings.substr(parts, 0, 1, unit="UTF8_CHAR"), "UTF-8").flat_values
+    apart = look_up(table, first) > 0
+    parts = tf.where(apart, parts, tensorflow_text.normalize_utf8(parts, "NFC"))
+    joined = tf.RaggedTensor.from_value_rowids(parts, tf.cast(rows, tf.int64), tf.size(text, tf.int64), validate=False)
+    return tf.strings.reduce_join(joined, axis=1)
+
+
+def _shown(token):
+    return token_characters(token).encode("utf-8")
+
+
+def _merged(tokenizer):
+    """The ids that some merge makes."""
+    return {merged for _, merged in tokenizer.pairs.values()}
+
+
+def _whole_words(tokenizer, made):
+    """dict of the bytes of a token to its id, for all that merging does not make of their bytes."""
+    known = {*made, *tokenizer.byte_ids}
+    tokens = ((i, token) for i, token in enumerate(tokenizer.tokens) if i not in known and token)
+    return {token: i for i, token in tokens if tokenizer.token_id(token) == i}
+
+
+def _merging_model(tokenizer, made):
     """A SentencePiece model that merges as the tokenizer does and gives its ids.
 
-    SentencePiece merges the two neighbours whose joined text has the highest score, so a token's score is minus the
-    rank of its merge. What is no byte and made by no merge must never come out: as a control piece it cannot, and
-    under a name with a space it equals no joined text.
+    SentencePiece merges the two neighbours whose joined text has the highest score. The tokenizer merges pairs by rank,
+    and of the bytes of a token always the same two become it, if any: those that become it where it stands alone,
+    since what is around it decided nothing so far. So a token's score is minus the rank of that pair. A token that does
+    not come of its own bytes never comes at all; it must not here, nor must what no merge makes: as a control piece
+    it cannot, and under a name with a space it equals no joined text.
+
+    Args:
+        tokenizer: the tokenizer.
+        made: set of the ids that come of their own bytes.
     """
-    ranks = {merged: rank for rank, merged in tokenizer.pairs.values()}
+    ranks = {i: tokenizer.last_rank(tokenizer.tokens[i]) for i in made}
     single = set(tokenizer.byte_ids)
     pieces = [
         (token_characters(token), -float(ranks.get(i, 0)), NORMAL)
@@ -61,12 +116,13 @@ def _merging_model(tokenizer):
     )
 
 
-def _word_starts(text, class_table):
+def _word_starts(text, class_table, split):
     """Where words start.
 
     Args:
         text: (batch,) string.
         class_table: two-level table of classes.
+        split: the name of the pattern.
 
     Returns:
         starts: (words,) int32, in bytes from the start of all rows joined.
@@ -86,41 +142,5 @@ def _word_starts(text, class_table):
         tf.cast(look_up(class_table, points.flat_values), tf.int32),
         [tf.size(rows) + tf.size(text)],
     )
-    starts = tf.gather(_starts(classes), places)
+    starts = tf.gather(word_starts(classes, split), places)
     return tf.boolean_mask(positions, starts), tf.boolean_mask(rows, starts)
-
-
-def _starts(classes):
-    """Which of `classes` (n,) start a word of GPT-2's pattern; words.py of the runtime has the pattern itself."""
-    import tensorflow as tf
-
-    def neighbour(values, distance):
-        """The values `distance` further on, or before where it is negative."""
-        padded_values = tf.pad(values, [[3, 3]])
-        return padded_values[3 + distance : 3 + distance + tf.size(values)]
-
-    def is_class(*wanted):
-        return tf.reduce_any([tf.equal(classes, one) for one in wanted], axis=0)
-
-    def follows(first, second=None):
-        """Whether these letters come next."""
-        found = tf.equal(neighbour(classes, 1), ord(first))
-        return found if second is None else found & tf.equal(neighbour(classes, 2), ord(second))
-
-    none = is_class(NO_CHARACTER)
-    space = is_class(SPACE, OTHER_SPACE)
-    other = is_class(OTHER, APOSTROPHE)
-    number = is_class(NUMBER)
-    kinds = tf.where(none, 0, tf.where(space, 1, tf.where(other, 2, tf.where(number, 3, 4))))
-    before, after = neighbour(kinds, -1), neighbour(kinds, 1)
-    after_plain_space = tf.equal(neighbour(classes, -1), SPACE)
-    # An apostrophe after a plain space or another sign belongs to the word that starts there.
-    free = is_class(APOSTROPHE) & ~after_plain_space & tf.not_equal(before, 2)
-    short = free & (follows("s") | follows("t") | follows("m") | follows("d"))
-    long = free & (follows("r", "e") | follows("v", "e") | follows("l", "l"))
-    inside = neighbour(short | long, -1) | neighbour(long, -2)
-    behind = neighbour(short, -2) | neighbour(long, -3)
-    space_starts = tf.not_equal(before, 1) | tf.greater(after, 1)
-    after_space = tf.equal(before, 1)
-    sign_starts = tf.where(after_space, ~after_plain_space, (tf.not_equal(before, kinds) & ~inside) | behind)
-    return tf.where(space, space_starts, sign_starts & ~none)

@@ -3,7 +3,8 @@
 import numpy as np
 
 import seqlm_runtime.tokenizers
-from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up, padded
+from keras_seqlm.tokenizers.graph import graph_module, joined_tokens, look_up
+from keras_seqlm.tokenizers.learned import check_learned
 from keras_seqlm.tokenizers.saving import SavedTokenizer
 from keras_seqlm.tokenizers.texts import text_blocks
 from seqlm_runtime.tokenizers.character import NUM_SPECIAL_IDS
@@ -16,7 +17,7 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
     Nothing is normalised: "é" as one code point and as "e" with an accent are different text.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json` and `characters.txt`, the characters one after the other.
+        files: dict of file name to bytes: `seqlm_tokenizer.json` and `characters.txt`, the characters one after the other.
 
     Raises:
         ValueError: a file does not hold what it should.
@@ -38,8 +39,11 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
             texts: instead of files, an iterable of str, or of mappings with such a field.
             text_field: the field of a record that holds the text.
 
+        A warning says when more than 5% of the text are other characters.
+
         Raises:
-            ValueError: there is no text, or `vocabulary_size` leaves no room for a character.
+            ValueError: there is no text, `vocabulary_size` leaves no room for a character, or more than half of the text
+                are characters that found no room.
             FileNotFoundError: a file does not exist.
         """
         if vocabulary_size is not None and vocabulary_size <= NUM_SPECIAL_IDS:
@@ -52,17 +56,19 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
         if vocabulary_size is not None:
             by_count = np.argsort(-counts[points], kind="stable")  # of equally frequent ones, the lower code point
             points = np.sort(points[by_count[: vocabulary_size - NUM_SPECIAL_IDS]])
+        check_learned(
+            int(counts.sum() - counts[points].sum()),
+            int(counts.sum()),
+            "Give a larger vocabulary_size, or a byte tokenizer.",
+        )
         return cls(cls.files_of("".join(map(chr, points.tolist()))))
 
     def in_graph(self):
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
         import tensorflow as tf
 
-        tokens = [b"", b"", b"", "\ufffd".encode(), *(character.encode() for character in self.characters)]
-
-        def tokenize(text):
+        def encode(text, _):
             points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")  # (batch, characters), ragged
-            ids = look_up(self.table, points.flat_values)
-            return padded(ids, points.row_lengths(), self.pad_id)
+            return look_up(self.table, points.flat_values), tf.cast(points.row_lengths(), tf.int32)
 
-        return graph_module(tokenize, lambda ids, lengths: joined_tokens(ids, lengths, tokens))
+        return graph_module(self, encode, lambda ids, lengths: joined_tokens(ids, lengths, self.tokens))

@@ -3,24 +3,39 @@
 TensorFlow is imported inside the functions: most programs that import a tokenizer never make a graph of it.
 """
 
+from keras_seqlm.tokenizers.added_tokens_graph import with_added_tokens
 from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS
 
 
-def graph_module(tokenize, detokenize):
+def graph_module(tokenizer, encode, detokenize):
     """Joins two functions to the `tf.Module` that `in_graph()` returns.
 
     Args:
-        tokenize: function of a (batch,) string tensor to `(ids, lengths)`: (batch, time) int32 padded on the right,
-            and (batch,) int32.
+        tokenizer: the tokenizer, for its added tokens and its pad id.
+        encode: function of (texts,) string and (texts,) bool to `(flat ids, lengths)`: (all,) and (texts,) int32. It
+            sees what stands between added tokens, and whether a row begins with it.
         detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
 
     Returns:
-        `tf.Module` with `tokenize` and `detokenize` as `tf.function`.
+        `tf.Module` with `tokenize_flat`, of a (batch,) string tensor to `(ids, lengths)`: the ids of all rows, (all,)
+        int32, and how many are whose, (batch,) int32; `tokenize`, whose ids are (batch, time), padded on the right; and
+        `detokenize`, each a `tf.function`.
     """
     import tensorflow as tf
 
+    encode = with_added_tokens(tokenizer, encode)
+
+    def tokenize_flat(text):
+        text = text if tokenizer.keeps_bytes else valid_utf8(text)
+        ids, lengths = encode(text, tf.fill([tf.size(text)], True))
+        return tf.cast(ids, tf.int32), tf.cast(lengths, tf.int32)
+
     module = tf.Module()
-    module.tokenize = tf.function(tokenize, input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    text = [tf.TensorSpec([None], tf.string, name="text")]
+    module.tokenize_flat = tf.function(tokenize_flat, input_signature=text)
+    module.tokenize = tf.function(
+        lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text
+    )
     module.detokenize = tf.function(
         detokenize,
         input_signature=[
@@ -42,10 +57,9 @@ def padded(flat_ids, lengths, pad_id):
     """Rows of `flat_ids` (all,) by their `lengths` (batch,), as `(ids, lengths)` of `tokenize`."""
     import tensorflow as tf
 
-    rows = tf.RaggedTensor.from_row_lengths(tf.cast(flat_ids, tf.int32), tf.cast(lengths, tf.int32), validate=False)
+    rows = tf.RaggedTensor.from_row_lengths(flat_ids, lengths, validate=False)
     # A tokenizer without a pad id pads with 0; only `lengths` says what is text.
-    ids = rows.to_tensor(0 if pad_id is None else pad_id)
-    return ids, tf.cast(lengths, tf.int32)
+    return rows.to_tensor(0 if pad_id is None else pad_id), lengths
 
 
 def joined_tokens(ids, lengths, tokens):
@@ -102,3 +116,26 @@ def cut_words(starts, rows, end, longest):
     ends = tf.concat([starts[1:], [end]], axis=0)[: tf.size(starts)]
     parts = tf.ragged.range(starts, ends, longest)  # (words, parts)
     return parts.flat_values, tf.repeat(rows, tf.cast(parts.row_lengths(), tf.int32))
+
+
+def cut_texts(text, rows, starts_of):
+    """Cuts texts before the characters that `starts_of` says.
+
+    Args:
+        text: (texts,) string.
+        rows: (texts,) int32.
+        starts_of: function of (characters,) code points, and whether each is the first of its text, to bool.
+
+    Returns:
+        `(words, rows)`: (words,) string and int32.
+    """
+    import tensorflow as tf
+
+    points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")
+    flat = points.flat_values
+    texts = tf.repeat(tf.range(tf.size(text)), tf.cast(points.row_lengths(), tf.int32))
+    begins = tf.concat([[True], tf.not_equal(texts[1:], texts[:-1])], axis=0)[: tf.size(flat)]
+    starts = starts_of(flat, begins)
+    places = tf.boolean_mask(tf.range(tf.size(flat)), starts)
+    words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_starts(flat, places, validate=False), "UTF-8")
+    return words, tf.gather(rows, tf.boolean_mask(texts, starts))

@@ -7,8 +7,17 @@ import seqlm_runtime.tokenizers
 from keras_seqlm.tokenizers.saving import SavedTokenizer
 from keras_seqlm.tokenizers.sentence_piece_graph import sentence_piece_graph
 from keras_seqlm.tokenizers.texts import text_blocks
-from seqlm_runtime.tokenizers.model_proto import BPE, CONTROL, UNIGRAM, UNKNOWN, Model, parse_model, serialize_model
-from seqlm_runtime.tokenizers.sentence_piece import MODEL_NAME
+from seqlm_runtime.tokenizers.model_proto import (
+    BPE,
+    CONTROL,
+    MAX_MODEL_BYTES,
+    UNIGRAM,
+    UNKNOWN,
+    Model,
+    parse_model,
+    serialize_model,
+)
+from seqlm_runtime.tokenizers.sentence_piece import MODEL_NAME, SPACE_MARK
 from seqlm_runtime.tokenizers.tokenizer import CONFIG_NAME, STANDARD_SPECIAL_IDS, config_bytes
 
 ALGORITHMS = {"unigram": UNIGRAM, "bpe": BPE}
@@ -24,7 +33,7 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
     back, save that U+2581 reads as a space.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json` and `sentencepiece.model`.
+        files: dict of file name to bytes: `seqlm_tokenizer.json` and `sentencepiece.model`.
 
     Raises:
         ValueError: a file does not hold what it should, or the model has user-defined pieces.
@@ -85,6 +94,7 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
                 add_dummy_prefix=False,
                 remove_extra_whitespaces=False,
                 max_sentence_length=8 * MAX_LINE_CHARACTERS,
+                required_chars=SPACE_MARK,  # a text without spaces is no reason to know none
                 num_threads=1,  # with another number unigram learns other pieces
                 minloglevel=2,
                 **{f"{name}_id": i for name, i in STANDARD_SPECIAL_IDS.items()},
@@ -99,7 +109,7 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
         model = Model(
             pieces, trained.model_type, byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False
         )
-        return cls(_files(model, STANDARD_SPECIAL_IDS, chunks=True))
+        return cls(sentence_piece_files(model, STANDARD_SPECIAL_IDS, chunks=True))
 
     @classmethod
     def from_model_file(cls, path):
@@ -111,14 +121,17 @@ class SentencePieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.SentencePi
             FileNotFoundError: the file does not exist.
             ValueError: the file is no model that this tokenizer can read.
         """
-        model = parse_model(pathlib.Path(path).read_bytes())
+        path = pathlib.Path(path)
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes are more than a model has ({MAX_MODEL_BYTES}).")
+        model = parse_model(path.read_bytes())
         names = {"<pad>": "pad", "<s>": "bos", "</s>": "eos"}
         special_ids = {
             "unk" if kind == UNKNOWN else names.get(text, text): i
             for i, (text, _, kind) in enumerate(model.pieces)
             if kind in (CONTROL, UNKNOWN)
         }
-        return cls(_files(model, special_ids, chunks=False))
+        return cls(sentence_piece_files(model, special_ids, chunks=False))
 
     def in_graph(self):
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
@@ -138,8 +151,16 @@ def _lines(blocks):
                 yield line
 
 
-def _files(model, special_ids, chunks):
+def sentence_piece_files(model, special_ids, chunks, **more):
+    """The files of a tokenizer.
+
+    Args:
+        model: a `Model`.
+        special_ids: dict of name to id.
+        chunks: whether it is encoded word by word, as models that were trained here are.
+        **more: what the config says besides.
+    """
     return {
-        CONFIG_NAME: config_bytes("sentence_piece", len(model.pieces), special_ids, chunks=chunks),
+        CONFIG_NAME: config_bytes("sentence_piece", len(model.pieces), special_ids, chunks=chunks, **more),
         MODEL_NAME: serialize_model(model),
     }

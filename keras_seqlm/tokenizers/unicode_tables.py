@@ -5,6 +5,8 @@ same version of Unicode.
 """
 
 import functools
+import itertools
+import unicodedata
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from seqlm_runtime.tokenizers.words import (
     APOSTROPHE,
     CONTRACTION_LETTERS,
     LETTER,
+    LINE_END,
     NUMBER,
     OTHER,
     OTHER_SPACE,
@@ -25,8 +28,12 @@ SURROGATES = range(0xD800, 0xE000)
 
 
 @functools.cache
-def word_classes():
-    """The bytes of `classes.bin`: letter, number, space or other, as the `tokenizers` library sees it."""
+def word_classes(split="gpt2"):
+    """The bytes of `classes.bin`: letter, number, space or other, as the `tokenizers` library sees it.
+
+    Args:
+        split: Llama 3's and Qwen's patterns set line ends apart, and take capitals in contractions ("'S") too.
+    """
     from tokenizers import Regex, pre_tokenizers
 
     points = np.array([point for point in range(NUM_CODE_POINTS) if point not in SURROGATES])
@@ -34,17 +41,46 @@ def word_classes():
     values = np.full(NUM_CODE_POINTS, OTHER, np.uint8)
     for pattern, value in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", OTHER_SPACE)):
         # "removed" takes out what matches once the pattern is inverted: what is left are the matches.
-        split = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
-        for _, (start, end) in split.pre_tokenize_str(text):
+        splitter = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+        for _, (start, end) in splitter.pre_tokenize_str(text):
             values[points[start:end]] = value
     values[ord(" ")] = SPACE
     values[ord("'")] = APOSTROPHE
     values[list(CONTRACTION_LETTERS)] = list(CONTRACTION_LETTERS)
+    if split != "gpt2":
+        values[[ord("\r"), ord("\n")]] = LINE_END
+        values[list(CONTRACTION_LETTERS.upper())] = list(CONTRACTION_LETTERS)
     return table_bytes(two_level(values))
 
 
 @functools.cache
-def bert_forms(lowercase):
+def nfc_apart():
+    """The code points that the `tokenizers` library, in its version of Unicode, does not compose or put in order, and any
+    other library might: as `normal_form` reads them."""
+    from tokenizers import normalizers
+
+    nfc, nfd = normalizers.NFC().normalize_str, normalizers.NFD().normalize_str
+    apart = set()
+    for point in range(NUM_CODE_POINTS):
+        if point in SURROGATES:
+            continue
+        one = chr(point)
+        # Marks of the highest and the lowest class, which any other mark changes places with.
+        contexts = (one, f"a\u0345{one}b", f"a{one}\u0338b")
+        if unicodedata.category(one) == "Cn" or any(
+            nfc(text) != unicodedata.normalize("NFC", text) for text in contexts
+        ):
+            apart.add(point)
+        elif not unicodedata.decomposition(one).startswith("<") and nfd(one) != unicodedata.normalize("NFD", one):
+            apart.update(map(ord, one + unicodedata.normalize("NFD", one)))
+    points = sorted(apart)
+    borders = [n for n in range(len(points)) if n == 0 or points[n] != points[n - 1] + 1] + [len(points)]
+    pairs = [(points[start], points[end - 1]) for start, end in itertools.pairwise(borders)]
+    return " ".join(f"{first:x}" if first == last else f"{first:x}-{last:x}" for first, last in pairs)
+
+
+@functools.cache
+def bert_forms(lowercase, strip_accents=None, clean_text=True, handle_chinese_chars=True):
     """The bytes of `forms.bin` and `forms.txt`: what BERT's normaliser and word splitter make of each code point.
 
     Each code point stands between two marks that no other one turns into, so one call answers for many. What a
@@ -52,7 +88,7 @@ def bert_forms(lowercase):
     """
     from tokenizers import normalizers, pre_tokenizers
 
-    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    normalizer = normalizers.BertNormalizer(clean_text, handle_chinese_chars, strip_accents, lowercase)
     splitter = pre_tokenizers.BertPreTokenizer()
     mark = "\u3131"  # a Korean letter without a decomposition
     points = [point for point in range(NUM_CODE_POINTS) if point not in SURROGATES and point != ord(mark)]

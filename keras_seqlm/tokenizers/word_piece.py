@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import seqlm_runtime.tokenizers
+from keras_seqlm.tokenizers.learned import check_learned
 from keras_seqlm.tokenizers.saving import SavedTokenizer
 from keras_seqlm.tokenizers.texts import text_blocks
 from keras_seqlm.tokenizers.unicode_tables import bert_forms
@@ -24,7 +25,7 @@ class WordPieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.WordPieceToken
     a tokenizer for reading text more than for writing it.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
+        files: dict of file name to bytes: `seqlm_tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
             `##` before those inside a word), `forms.bin` (a number for each code point) and `forms.txt` (what it
             becomes, a line each).
 
@@ -53,18 +54,28 @@ class WordPieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.WordPieceToken
             text_field: the field of a record that holds the text.
             lowercase: whether capitals and accents are taken away.
 
+        A warning says when words with more than 5% of the characters become `unk`.
+
         Raises:
-            ValueError: there is no text, or `vocabulary_size` leaves no room for a character.
+            ValueError: there is no text, `vocabulary_size` leaves no room for a character, or more than half of the text
+                becomes `unk`, as text without spaces does.
             FileNotFoundError: a file does not exist.
         """
         if vocabulary_size < len(SPECIAL_LINES) + 4:
             raise ValueError(f"Expected a vocabulary_size of at least {len(SPECIAL_LINES) + 4}, got {vocabulary_size}.")
-        normalizer = cls(_files(SPECIAL_LINES, STANDARD_SPECIAL_IDS, lowercase))
+        normalizer = cls(word_piece_files(SPECIAL_LINES, STANDARD_SPECIAL_IDS, {"lowercase": lowercase}))
         words = collections.Counter()
         for block in text_blocks(files, texts, text_field):
             words.update(word for word in normalizer.normalize(block).split(" ") if word)
         pieces = learn_pieces(words, vocabulary_size - len(SPECIAL_LINES))
-        return cls(_files(SPECIAL_LINES + pieces, STANDARD_SPECIAL_IDS, lowercase))
+        tokenizer = cls(word_piece_files(SPECIAL_LINES + pieces, STANDARD_SPECIAL_IDS, {"lowercase": lowercase}))
+        unknown = sum(len(word) * count for word, count in words.items() if tokenizer.is_unknown(word))
+        check_learned(
+            unknown,
+            sum(len(word) * count for word, count in words.items()),
+            "Give a larger vocabulary_size; for text without spaces take byte pairs or sentence pieces.",
+        )
+        return tokenizer
 
     @classmethod
     def from_vocab_file(cls, path, lowercase=True, special_tokens=None):
@@ -90,7 +101,7 @@ class WordPieceTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.WordPieceToken
         if missing:
             raise ValueError(f"{path}: the special token {missing[0]!r} is not in the vocabulary.")
         special_ids = {name: lines.index(token) for name, token in special_tokens.items()}
-        return cls(_files(lines, special_ids, lowercase))
+        return cls(word_piece_files(lines, special_ids, {"lowercase": lowercase}))
 
     def in_graph(self):
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
@@ -138,11 +149,23 @@ def _repeated(words, counts):
             rest -= 4096
 
 
-def _files(lines, special_ids, lowercase):
-    table, forms = bert_forms(lowercase)
+def word_piece_files(lines, special_ids, normal, max_word_characters=MAX_WORD_CHARACTERS, **more):
+    """The files of a tokenizer.
+
+    Args:
+        lines: list of tokens by id.
+        special_ids: dict of name to id.
+        normal: dict of `lowercase`, and `strip_accents`, `clean_text` and `handle_chinese_chars` where they are not
+            BERT's own.
+        max_word_characters: longer words are `unk`.
+        **more: what the config says besides.
+    """
+    table, forms = bert_forms(**normal)
+    usual = {"strip_accents": None, "clean_text": True, "handle_chinese_chars": True}
+    normal = {name: value for name, value in normal.items() if name not in usual or usual[name] != value}
     return {
         CONFIG_NAME: config_bytes(
-            "word_piece", len(lines), special_ids, lowercase=lowercase, max_word_characters=MAX_WORD_CHARACTERS
+            "word_piece", len(lines), special_ids, max_word_characters=max_word_characters, **normal, **more
         ),
         VOCABULARY_NAME: "".join(line + "\n" for line in lines).encode("utf-8"),
         FORMS_TABLE_NAME: table,

@@ -1,10 +1,9 @@
 """WordPiece in a TensorFlow graph: normal forms and words by core operations, pieces by FastWordpieceTokenizer."""
 
-from keras_seqlm.tokenizers.graph import encode_words, graph_module, joined_tokens, look_up, padded
+from keras_seqlm.tokenizers.graph import encode_words, graph_module, joined_tokens, look_up
 
 SAME_POINT = -1  # stands for the code point itself among those that it becomes
 SPACE_POINT = ord(" ")
-TOO_LONG = chr(0x10FFFF).encode()  # in no vocabulary, so it is `unk`
 
 
 def word_piece_graph(tokenizer):
@@ -13,8 +12,9 @@ def word_piece_graph(tokenizer):
     import tensorflow_text
 
     specials = set(tokenizer.special_ids.values())
-    # No word holds a space, so no text becomes a special id.
-    vocabulary = [f"special {i}" if i in specials else line for i, line in enumerate(tokenizer.lines)]
+    # No word holds a space, so no text becomes a special id, save a word that is too long and is replaced.
+    vocabulary = [f"special {i}" if i in specials or not line else line for i, line in enumerate(tokenizer.lines)]
+    too_long_word = vocabulary[tokenizer.unk_id]
     matcher = tensorflow_text.FastWordpieceTokenizer(
         vocab=vocabulary,
         unknown_token=vocabulary[tokenizer.unk_id],
@@ -25,7 +25,7 @@ def word_piece_graph(tokenizer):
     same, space, apart, nothing = [SAME_POINT], [SPACE_POINT], [SPACE_POINT, SAME_POINT, SPACE_POINT], []
     forms = [same, space, apart, nothing] + [[ord(character) for character in form] for form in tokenizer.forms]
 
-    def tokenize(text):
+    def encode(text, _):
         points, rows = _normal_points(text, tokenizer.form_table, forms)
         is_word = tf.not_equal(points, SPACE_POINT)
         before_is_word = tf.concat([[False], is_word[:-1] & tf.equal(rows[1:], rows[:-1])], axis=0)[: tf.size(points)]
@@ -35,14 +35,13 @@ def word_piece_graph(tokenizer):
             tf.boolean_mask(points, is_word), tf.boolean_mask(places, starts), validate=False
         )
         too_long = words.row_lengths() > tokenizer.max_word_characters
-        words = tf.where(too_long, TOO_LONG, tf.strings.unicode_encode(words, "UTF-8"))
-        ids, lengths = encode_words(matcher.tokenize, words, tf.boolean_mask(rows, starts), tf.size(text))
-        return padded(ids, lengths, tokenizer.pad_id)
+        words = tf.where(too_long, too_long_word, tf.strings.unicode_encode(words, "UTF-8"))
+        return encode_words(matcher.tokenize, words, tf.boolean_mask(rows, starts), tf.size(text))
 
     def detokenize(ids, lengths):
         return tf.strings.regex_replace(joined_tokens(ids, lengths, tokenizer.shown), "^ ", "")
 
-    return graph_module(tokenize, detokenize)
+    return graph_module(tokenizer, encode, detokenize)
 
 
 def _normal_points(text, table, forms):

@@ -5,7 +5,6 @@ import datetime
 import math
 import pathlib
 import re
-import sys
 import time
 
 import keras
@@ -13,6 +12,7 @@ import keras
 from keras_seqlm.devices.processes import chief_decides, is_chief
 from keras_seqlm.files import Log
 from keras_seqlm.nesting import innermost
+from keras_seqlm.status_line import StatusLine
 
 HEADER = re.compile(r"^--- step (\d+) ---$", re.MULTILINE)  # over each text of a `SampleWriter`
 
@@ -138,8 +138,8 @@ class Progress(RunCallback):
     """One line on standard error: step, loss, tokens a second, learning rate, time left.
 
     Where the optimizer keeps them also the gradient's norm, of a step a moment ago, and the number of steps that were
-    skipped. In a terminal the line is drawn anew in its place; elsewhere a plain line comes at every tenth of the run.
-    Each validation leaves a line.
+    skipped. In a terminal the line is drawn anew in its place, and holds what its width has room for; elsewhere a plain
+    line with all of it comes at every tenth of the run. Each validation leaves a line.
 
     Args:
         stream: where to write; default `sys.stderr`.
@@ -155,8 +155,8 @@ class Progress(RunCallback):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._out = sys.stderr if self.stream is None else self.stream
-        self._terminal = self._out.isatty()
+        self._out = StatusLine(self.stream)
+        self._terminal = self._out.redraws
         self._drawn, self._printed = -math.inf, self.run.first_step
         self._asked, self._gradient_norm, self._skipped = -math.inf, None, None
 
@@ -174,43 +174,42 @@ class Progress(RunCallback):
             return
         if self._terminal and time.perf_counter() - self._drawn > self.interval:
             self._drawn = time.perf_counter()
-            self._out.write(f"\r{self._line(logs or {})}\x1b[K")
-            self._out.flush()
+            self._out.draw(*self._parts(logs or {}))
         elif not self._terminal and self._due() and batch + 1 != self.params.get("steps"):
-            self._print(self._line(logs or {}))
+            self._keep(logs or {})
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
         if self.chief and (self._terminal or self._due() or "val_loss" in (logs or {})):
             self._ask_optimizer()
-            self._print(self._line(logs or {}))
+            self._keep(logs or {})
 
     def _due(self):
         return self.step - self._printed >= math.ceil((self.run.steps or 1000) / 10)
 
-    def _print(self, line):
+    def _keep(self, logs):
         self._printed = self.step
-        self._out.write(f"\r{line}\x1b[K\n" if self._terminal else f"{line}\n")
-        self._out.flush()
+        self._out.keep(*self._parts(logs))
 
-    def _line(self, logs):
+    def _parts(self, logs):
+        """What the line says, in its order, and how much each part matters where there is no room for all."""
         total = self.run.steps
-        parts = [f"step {self.step:{len(str(total))}}/{total}" if total else f"step {self.step}"]
+        parts = [(f"step {self.step:{len(str(total))}}/{total}" if total else f"step {self.step}", 9)]
         if "loss" in logs:
-            parts.append(f"loss {float(logs['loss']):.4f}")
+            parts.append((f"loss {float(logs['loss']):.4f}", 7))
         if "val_loss" in logs:
-            parts.append(f"validation loss {float(logs['val_loss']):.4f}")
+            parts.append((f"validation loss {float(logs['val_loss']):.4f}", 8))
         if (speed := self.tokens_per_second()) is not None:
-            parts.append(f"{speed:,.0f} tokens/s")
+            parts.append((f"{speed:,.0f} tokens/s", 4))
         if self._schedule is not None:
-            parts.append(f"learning rate {self.learning_rate():.2e}")
+            parts.append((f"learning rate {self.learning_rate():.2e}", 3))
         if self._gradient_norm is not None:
-            parts.append(f"gradient norm {self._gradient_norm:.3g}")
+            parts.append((f"gradient norm {self._gradient_norm:.3g}", 2))
         if self._skipped:
-            parts.append(f"{self._skipped:.0f} skipped")
+            parts.append((f"{self._skipped:.0f} skipped", 6))
         if total and (rate := self.steps_per_second()):
-            parts.append(f"{datetime.timedelta(seconds=round((total - self.step) / rate))} left")
-        return "  ".join(parts)
+            parts.append((f"{datetime.timedelta(seconds=round((total - self.step) / rate))} left", 5))
+        return zip(*parts, strict=True)
 
 
 class ValidateAverage(keras.callbacks.Callback):

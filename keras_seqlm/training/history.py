@@ -7,20 +7,9 @@ import pathlib
 import time
 import warnings
 
+from keras_seqlm.checkpoints.history import COLUMNS, read_history
 from keras_seqlm.files import Log, rename, replacing
 from keras_seqlm.training.callbacks import RunCallback
-
-COLUMNS = (
-    "step",
-    "loss",
-    "validation_loss",
-    "validation_bits_per_byte",
-    "learning_rate",
-    "tokens_per_second",
-    "seconds",
-    "gradient_norm",
-    "skipped_steps",
-)
 
 
 class HistoryCSV(RunCallback):
@@ -123,30 +112,6 @@ class LossPlot(RunCallback):
             plot_history(self.history, self.path)
         except OSError as error:
             warnings.warn(f"{self.path} could not be drawn ({error}); training goes on", stacklevel=2)
-
-
-def read_history(path):
-    """The rows of a `HistoryCSV` file: a list of dicts, `step` an int, the rest floats or None.
-
-    A last line that a crash cut short is left out. Columns that an older file lacks are None.
-
-    Raises:
-        ValueError: the file is no such history.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            content = file.read()
-        found = csv.DictReader([line for line in content.splitlines(keepends=True) if line.endswith("\n")])
-        if content and "step" not in (found.fieldnames or ()):
-            raise ValueError('its first line names no column "step"')
-        return [_row(row) for row in found if None not in row.values()]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path} is no history of a run: {error}") from error
-
-
-def _row(row):
-    numbers = {name: float(value) if value else None for name, value in row.items()}
-    return {**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])}
 
 
 def plot_history(history, path):

@@ -271,7 +271,7 @@ class Resume(RunCallback):
         state.assign_random(self._random)
         if self.ended:
             print(
-                f"the run was ended by a callback at step {self.step_before}: nothing is left to do (allow_changes=True goes on)",
+                f"the run was ended by a callback at step {self.step_before}: nothing is left to do (allow_changes=True, --allow-changes, goes on)",
                 file=sys.stderr,
             )
         self._signals = EndSignals(self.model)

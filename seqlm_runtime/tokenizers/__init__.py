@@ -3,6 +3,7 @@
 from seqlm_runtime.tokenizers.byte import ByteTokenizer
 from seqlm_runtime.tokenizers.byte_pair import BytePairTokenizer
 from seqlm_runtime.tokenizers.character import CharacterTokenizer
+from seqlm_runtime.tokenizers.chat import CHAT_TEMPLATES, ChatTemplate
 from seqlm_runtime.tokenizers.sentence_piece import SentencePieceTokenizer
 from seqlm_runtime.tokenizers.tokenizer import Tokenizer, load_as
 from seqlm_runtime.tokenizers.word_piece import WordPieceTokenizer
@@ -10,7 +11,9 @@ from seqlm_runtime.tokenizers.word_piece import WordPieceTokenizer
 __all__ = [
     "BytePairTokenizer",
     "ByteTokenizer",
+    "CHAT_TEMPLATES",
     "CharacterTokenizer",
+    "ChatTemplate",
     "Tokenizer",
     "SentencePieceTokenizer",
     "WordPieceTokenizer",
@@ -24,7 +27,7 @@ _CLASSES = {
 
 
 def load(folder):
-    """Reads the tokenizer in `folder`, of whichever type its `tokenizer.json` says.
+    """Reads the tokenizer in `folder`, of whichever type its `seqlm_tokenizer.json` says.
 
     Raises:
         FileNotFoundError: the folder, or a file in it, is missing.

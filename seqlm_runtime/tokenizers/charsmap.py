@@ -4,8 +4,12 @@ import re
 
 import numpy as np
 
-# Branches are shared in the data, so that a damaged file could describe endlessly many keys; NFKC has 225,000.
-MAX_STEPS = 1 << 21
+# Branches are shared in the data, so that a damaged file could describe endlessly many keys, or write one long replacement
+# for many; NFKC has 225,000 keys of at most 10 bytes, and replacements of at most 33.
+MAX_STEPS = 1 << 19
+MAX_KEY_BYTES = 32
+MAX_REPLACEMENT_BYTES = 256
+MAX_CHARSMAP_BYTES = 1 << 21
 _LABEL = 0x800000FF
 
 
@@ -36,26 +40,46 @@ class Charsmap:
 
     def replace(self, text):
         """`text` with every replacement made."""
-        if self._start is None:
-            return text.translate(self.single)
         done, parts = 0, []
-        for match in self._start.finditer(text):
+        for start, end, replacement in self._longer_spans(text):
+            parts += [text[done:start].translate(self.single), replacement]
+            done = end
+        return "".join(parts) + text[done:].translate(self.single)
+
+    def spans(self, text):
+        """The replacements in `text` as a list of `(start, end, replacement)`, in order."""
+        found, done = [], 0
+        for start, end, replacement in [*self._longer_spans(text), (len(text), len(text), None)]:
+            found += [
+                (place, place + 1, self.single[ord(text[place])])
+                for place in range(done, start)
+                if ord(text[place]) in self.single
+            ]
+            if replacement is not None:
+                found.append((start, end, replacement))
+            done = end
+        return found
+
+    def _longer_spans(self, text):
+        done = 0
+        for match in self._start.finditer(text) if self._start else ():
             start = match.start()
             if start < done:
                 continue
             for size in range(self._longest, 1, -1):
                 replacement = self.longer.get(text[start : start + size])
                 if replacement is not None:
-                    parts += [text[done:start].translate(self.single), replacement]
                     done = start + len(text[start : start + size])
+                    yield start, done, replacement
                     break
-        return "".join(parts) + text[done:].translate(self.single)
 
 
 def _entries(data):
     """Yields `(key, replacement)` of the compiled data."""
     if not data:
         return
+    if len(data) > MAX_CHARSMAP_BYTES:
+        raise ValueError(f"The SentencePiece model's character map has {len(data)} bytes, over {MAX_CHARSMAP_BYTES}.")
     size = int.from_bytes(data[:4], "little")
     # In whole blocks of 256 units, a branch that starts inside the data stays inside.
     if len(data) < 8 or size % 1024 or not 4 <= size < len(data) - 4 or data[-1]:
@@ -66,7 +90,12 @@ def _entries(data):
     for key, place in _keys(np.frombuffer(data[4 : 4 + size], "<u4").tolist()):
         if place >= len(strings):
             raise ValueError("The SentencePiece model's character map is damaged: a replacement is not there.")
-        replacement = strings[place : strings.index(b"\0", place)]
+        end = strings.find(b"\0", place, place + MAX_REPLACEMENT_BYTES + 1)
+        if end < 0:
+            raise ValueError(
+                f"The SentencePiece model's character map has a replacement of over {MAX_REPLACEMENT_BYTES} bytes."
+            )
+        replacement = strings[place:end]
         try:
             yield key.decode("utf-8"), replacement.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -83,7 +112,7 @@ def _keys(units):
     while waiting:
         key, unit, place = waiting.pop()
         seen += 1
-        if seen > MAX_STEPS:
+        if seen > MAX_STEPS or len(key) > MAX_KEY_BYTES:
             raise ValueError("The SentencePiece model's character map is damaged: its tree runs in circles.")
         base = place ^ ((unit >> 10) << ((unit & 0x200) >> 6))
         if base >= len(units):

@@ -1,5 +1,7 @@
 """A value for each of the 1,114,112 code points, in a table of two levels."""
 
+import codecs
+
 import numpy as np
 
 BLOCK = 256
@@ -10,6 +12,22 @@ NUM_BLOCKS = NUM_CODE_POINTS // BLOCK
 def code_points(text):
     """The code points of a str as a (time,) uint32 array; lone surrogates pass."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def byte_characters(data):
+    """For each byte of `data` the number of its code point in `data.decode("utf-8", "replace")`, as (bytes,) int64."""
+    if data.isascii():
+        return np.arange(len(data))
+    points = code_points(data.decode("utf-8", "seqlm_runtime.marks"))
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    sizes[(points == _INVALID) | (points == _MORE_INVALID)] = 1
+    return np.repeat(np.cumsum(points != _MORE_INVALID) - 1, sizes)
+
+
+_INVALID, _MORE_INVALID = 0xDC80, 0xDC81  # no UTF-8 decodes to these
+codecs.register_error(
+    "seqlm_runtime.marks", lambda error: (chr(_INVALID) + chr(_MORE_INVALID) * (error.end - error.start - 1), error.end)
+)
 
 
 def two_level(values):

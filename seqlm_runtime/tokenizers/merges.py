@@ -3,7 +3,7 @@
 import heapq
 
 
-def merge(ids, pairs):
+def merge(ids, pairs, made=None):
     """Merges the symbols of one word until no pair of neighbours is left in `pairs`.
 
     The pair of the lowest rank goes first, of equal ones the leftmost. A heap keeps a word of n symbols at
@@ -12,6 +12,7 @@ def merge(ids, pairs):
     Args:
         ids: list of ids, one per symbol; it is used up.
         pairs: dict of `(left id, right id)` to `(rank, id of both)`.
+        made: None, or a list that takes each pair that is merged.
 
     Returns:
         list of ids.
@@ -34,6 +35,8 @@ def merge(ids, pairs):
         if right == size or ids[left] != pair[0] or ids[right] != pair[1]:
             continue
         merged = pairs[pair][1]
+        if made is not None:
+            made.append(pair)
         ids[left], ids[right] = merged, -1
         after = following[left] = following[right]
         before = previous[left]

@@ -11,7 +11,14 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
 MODEL_TYPES = {UNIGRAM: "unigram", BPE: "bpe"}
 # The stock TensorFlow operation crashes on a piece that is long enough or holds NUL; SentencePiece itself refuses both.
-MAX_PIECE_BYTES = 4096
+MAX_PIECE_BYTES = 512
+# Reading a model must cost neither time nor memory that its use is not worth: the largest known have 262,208 pieces of
+# seven characters on average. Tables of the beginnings of pieces grow with the squares of their lengths.
+MAX_PIECES = 300_000
+MAX_MODEL_BYTES = 1 << 25
+MAX_CHARACTERS = 2_500_000
+MAX_SQUARES = 1 << 26
+MAX_SPEC_FIELDS = 100_000
 
 
 @dataclasses.dataclass
@@ -45,12 +52,15 @@ def parse_model(data):
     Raises:
         ValueError: the bytes are no model, or one that would be dangerous or ambiguous to use.
     """
+    if len(data) > MAX_MODEL_BYTES:
+        raise ValueError(f"A SentencePiece model of {len(data)} bytes is over the limit of {MAX_MODEL_BYTES}.")
     model = Model([])
-    for number, value in _fields(data):
+    # All of them first: a count that is too large is found before any piece is looked at.
+    for number, value in list(_fields(data, MAX_PIECES + 64)):
         if number == 1:
             model.pieces.append(_parse_piece(_message(value)))
         elif number == 2:
-            for inner, setting in _fields(_message(value)):
+            for inner, setting in _fields(_message(value), MAX_SPEC_FIELDS):
                 if inner == 3:
                     model.model_type = setting
                 elif inner == 24:
@@ -58,7 +68,7 @@ def parse_model(data):
                 elif inner == 35:
                     model.byte_fallback = bool(setting)
         elif number == 3:
-            for inner, setting in _fields(_message(value)):
+            for inner, setting in _fields(_message(value), MAX_SPEC_FIELDS):
                 if inner == 2:
                     model.charsmap = _message(setting)
                 elif inner in (3, 4, 5):
@@ -90,6 +100,12 @@ def _check_pieces(model):
     texts = [text for text, _, _ in model.pieces]
     if len(set(texts)) != len(texts):
         raise ValueError("The SentencePiece model has a piece twice.")
+    sizes = [len(text) for text in texts]
+    if sum(sizes) > MAX_CHARACTERS or sum(size * size for size in sizes) > MAX_SQUARES:
+        raise ValueError(
+            f"The SentencePiece model has {len(sizes)} pieces of {sum(sizes)} characters, the longest of {max(sizes)}: more "
+            f"than a tokenizer has (at most {MAX_CHARACTERS} characters, and {MAX_SQUARES} in the sum of their squares)."
+        )
     kinds = [kind for _, _, kind in model.pieces]
     if kinds.count(UNKNOWN) != 1:
         raise ValueError(f"Expected one piece of the unknown kind, the SentencePiece model has {kinds.count(UNKNOWN)}.")
@@ -104,16 +120,7 @@ def _check_pieces(model):
 
 
 def _parse_piece(data):
-    text, score, kind = b"", 0.0, NORMAL
-    for number, value in _fields(data):
-        if number == 1:
-            text = _message(value)
-        elif number == 2:
-            if not isinstance(value, float):
-                raise ValueError("The SentencePiece model is damaged: a score is no number.")
-            score = value
-        elif number == 3:
-            kind = value
+    text, score, kind = _usual_piece(data) or _any_piece(data)
     if not text or len(text) > MAX_PIECE_BYTES or b"\0" in text:
         raise ValueError(f"A SentencePiece piece has 1 to {MAX_PIECE_BYTES} bytes without NUL, got {text[:20]!r}.")
     if kind not in (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE):
@@ -126,10 +133,45 @@ def _parse_piece(data):
         raise ValueError(f"The SentencePiece piece {text[:20]!r} is no UTF-8.") from error
 
 
-def _fields(data):
-    """Yields `(number, value)`: int, float (32 bits) or bytes, in the order of the file."""
-    position = 0
+def _usual_piece(data):
+    """The text, score and kind of a piece written as SentencePiece writes it, and most quickly read; else None."""
+    if len(data) < 7 or data[0] != 0x0A or data[1] > 127:
+        return None
+    end = data[1] + 2
+    if data[end : end + 1] != b"\x15" or len(data) not in (end + 5, end + 7):
+        return None
+    kind = NORMAL
+    if len(data) == end + 7:
+        if data[end + 5] != 0x18 or data[end + 6] > 127:
+            return None
+        kind = data[end + 6]
+    return data[2:end], _SCORE.unpack_from(data, end + 1)[0], kind
+
+
+def _any_piece(data):
+    text, score, kind = b"", 0.0, NORMAL
+    for number, value in _fields(data, 16):
+        if number == 1:
+            text = _message(value)
+        elif number == 2:
+            if not isinstance(value, float):
+                raise ValueError("The SentencePiece model is damaged: a score is no number.")
+            score = value
+        elif number == 3:
+            kind = value
+    return text, score, kind
+
+
+_SCORE = struct.Struct("<f")
+
+
+def _fields(data, most):
+    """Yields `(number, value)`: int, float (32 bits) or bytes, in the order of the file, at most `most` of them."""
+    position = count = 0
     while position < len(data):
+        count += 1
+        if count > most:
+            raise ValueError(f"The SentencePiece model has more than {most} pieces, or fields in a part.")
         tag, position = _varint(data, position)
         number, wire = tag >> 3, tag & 7
         if wire == 0:

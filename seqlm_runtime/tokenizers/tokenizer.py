@@ -6,7 +6,11 @@ import pathlib
 
 import numpy as np
 
-CONFIG_NAME = "tokenizer.json"
+from seqlm_runtime.tokenizers.added_tokens import AddedTokens
+
+CONFIG_NAME = "seqlm_tokenizer.json"
+# Hugging Face's file has this name, and so had ours once: folders of then are read as they are.
+OLD_CONFIG_NAME = "tokenizer.json"
 FORMAT = 1
 MAX_VOCABULARY_SIZE = 2_000_000
 MAX_FILE_BYTES = 256 * 1024 * 1024
@@ -16,11 +20,12 @@ STANDARD_SPECIAL_IDS = {"pad": 0, "bos": 1, "eos": 2, "unk": 3}
 class Tokenizer:
     """Text to ids and back, made from the bytes of its files and from nothing else.
 
-    Subclasses give `type`, `file_names` and the methods `encode` and `decode_bytes`. Two tokenizers with the same
-    files have the same `hash`, which is what a model keeps of its tokenizer.
+    Subclasses give `type`, `file_names`, `max_token_bytes`, `decode_bytes`, and for a text without added tokens
+    `encode_plain` and `spans_plain`. Two tokenizers with the same files have the same `hash`, which is what a model keeps
+    of its tokenizer.
 
     Args:
-        files: dict of file name to bytes; `tokenizer.json` and each of `file_names`.
+        files: dict of file name to bytes; `seqlm_tokenizer.json` and each of `file_names`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -29,9 +34,15 @@ class Tokenizer:
 
     type = ""
     file_names = ()
+    max_file_bytes = MAX_FILE_BYTES
     keeps_bytes = False  # True where decode_bytes(encode(data)) == data for any bytes
+    # The most bytes of a text that one id stands for. Where text is left out or one id stands for any unknown word there is
+    # no such number: there it is what the known pieces are made of, and at least 32.
+    max_token_bytes = 32
 
     def __init__(self, files):
+        if CONFIG_NAME not in files and OLD_CONFIG_NAME in files:
+            files = {**files, CONFIG_NAME: files[OLD_CONFIG_NAME]}
         missing = [name for name in (CONFIG_NAME, *self.file_names) if name not in files]
         if missing:
             raise FileNotFoundError(f"A {self.type} tokenizer needs {', '.join(missing)}, found {sorted(files)}.")
@@ -46,16 +57,75 @@ class Tokenizer:
         self.eos_id = self.special_ids.get("eos")
         self.unk_id = self.special_ids.get("unk")
         self.mask_id = self.special_ids.get("mask")
+        self.added_tokens = AddedTokens(self.config.get("added_tokens", []), self.vocabulary_size)
 
     @classmethod
     def load(cls, folder):
         """Reads a tokenizer of this class from its folder."""
         return load_as(folder, {cls.type: cls})
 
+    def encode(self, text, added_tokens=True):
+        """The ids of `text` as a (time,) int32 array.
+
+        Args:
+            text: str or bytes.
+            added_tokens: whether an added token that stands in the text is read as its id. False for text of
+                strangers, which must not be able to write one.
+        """
+        if not (added_tokens and self.added_tokens):
+            return np.asarray(self.encode_plain(text), np.int32)
+        parts = [
+            self._part(self.encode_plain, piece, number == 0) if i is None else [i]
+            for number, (piece, i) in enumerate(self.added_tokens.split(self._data(text)))
+        ]
+        return np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)])
+
+    def encode_batch(self, texts, added_tokens=True):
+        """The ids of each of `texts`, an iterable of str or bytes, as a list of (time,) int32 arrays."""
+        if isinstance(texts, (str, bytes)):
+            raise ValueError("Expected several texts, got one. Write encode_batch([...]), or encode.")
+        return [self.encode(text, added_tokens) for text in texts]
+
+    def encode_with_offsets(self, text, added_tokens=True):
+        """The ids of `text`, and where in it each stands.
+
+        Args:
+            text: str, or bytes, of which the offsets count the code points of `text.decode("utf-8", "replace")`.
+            added_tokens: see `encode`.
+
+        Returns:
+            ids: (time,) int32.
+            offsets: (time, 2) int32, the first code point and the one after the last. Ids of one character (its
+                bytes) have the same offsets.
+        """
+        pieces = self.added_tokens.split(self._data(text)) if added_tokens and self.added_tokens else [(text, None)]
+        all_ids, all_offsets, before = [], [], 0
+        for number, (piece, i) in enumerate(pieces):
+            size = len(as_text(piece))
+            ids, offsets = self._part(self.spans_plain, piece, number == 0) if i is None else ([i], [(0, size)])
+            all_ids.append(np.asarray(ids, np.int32))
+            all_offsets.append(np.asarray(offsets, np.int32).reshape(-1, 2) + np.int32(before))
+            before += size
+        return np.concatenate(all_ids or [np.zeros(0, np.int32)]), np.concatenate(
+            all_offsets or [np.zeros((0, 2), np.int32)]
+        )
+
+    def _more_ids(self, count):
+        """The files that change where there are `count` more ids, which only `added_tokens` name."""
+        return {}
+
+    def _part(self, encode, piece, first):
+        """`encode` of a piece between added tokens; `first` says whether the text begins with it."""
+        return encode(piece)
+
+    def _data(self, text):
+        return as_bytes(text) if self.keeps_bytes else as_text(text).encode("utf-8")
+
     @property
     def suppressed_ids(self):
         """Ids that are never sampled: every special id but the end of the text."""
-        return tuple(sorted(i for name, i in self.special_ids.items() if name != "eos"))
+        special = {*self.special_ids.values(), *self.added_tokens.special_ids}
+        return tuple(sorted(special - {self.special_ids.get("eos")}))
 
     @property
     def hash(self):
@@ -116,7 +186,7 @@ def as_text(text):
 
 
 def config_bytes(type_name, vocabulary_size, special_ids=None, **more):
-    """The bytes of a `tokenizer.json`, equal for equal arguments."""
+    """The bytes of a `seqlm_tokenizer.json`, equal for equal arguments."""
     config = {
         "format": FORMAT,
         "type": type_name,
@@ -124,11 +194,16 @@ def config_bytes(type_name, vocabulary_size, special_ids=None, **more):
         "special_ids": dict(STANDARD_SPECIAL_IDS if special_ids is None else special_ids),
         **more,
     }
+    return bytes_of(config)
+
+
+def bytes_of(config):
+    """The bytes of a config, equal for equal dicts."""
     return (json.dumps(config, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
 def parse_config(data):
-    """The checked dict of a `tokenizer.json`."""
+    """The checked dict of a `seqlm_tokenizer.json`."""
     try:
         config = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -166,25 +241,50 @@ def whole_number(config, name, low, high):
     return value
 
 
+def flag(config, name):
+    """`config[name]`, true or false and false where it is missing, else ValueError."""
+    value = config.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{CONFIG_NAME}: expected {name} as true or false, got {value!r}.")
+    return value
+
+
 def load_as(folder, classes):
     """Reads the tokenizer in `folder` as one of `classes`, a dict of type name to class."""
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no tokenizer folder {str(folder)!r}.")
-    files = {CONFIG_NAME: _read(folder / CONFIG_NAME)}
+    config_path = config_path_of(folder)
+    files = {CONFIG_NAME: _read(config_path)}
     name = parse_config(files[CONFIG_NAME])["type"]
     if name not in classes:
-        raise ValueError(f"{folder / CONFIG_NAME}: expected a type of {', '.join(sorted(classes))}, got {name!r}.")
-    files.update({file_name: _read(folder / file_name) for file_name in classes[name].file_names})
+        raise ValueError(f"{config_path}: expected a type of {', '.join(sorted(classes))}, got {name!r}.")
+    cls = classes[name]
+    files.update({file_name: _read(folder / file_name, cls.max_file_bytes) for file_name in cls.file_names})
     try:
-        return classes[name](files)
+        return cls(files)
     except ValueError as error:
         raise ValueError(f"The tokenizer in {str(folder)!r} is damaged. {error}") from error
 
 
-def _read(path):
+def config_path_of(folder):
+    """The path of the config in a tokenizer folder: where it should be, or where it was before it got its name.
+
+    Raises:
+        ValueError: the folder holds a `tokenizer.json` of Hugging Face's.
+    """
+    path = folder / CONFIG_NAME
+    old = folder / OLD_CONFIG_NAME
+    if path.is_file() or not old.is_file():
+        return path
+    if b'"added_tokens"' in _read(old) and b'"pre_tokenizer"' in _read(old):
+        raise ValueError(f"{old} is a file of Hugging Face's: read it with keras_seqlm.tokenizers.from_huggingface.")
+    return old
+
+
+def _read(path, most=MAX_FILE_BYTES):
     if not path.is_file():
         raise FileNotFoundError(f"The tokenizer folder {str(path.parent)!r} has no file {path.name!r}.")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes are more than a tokenizer file has ({MAX_FILE_BYTES}).")
+    if path.stat().st_size > most:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are more than a tokenizer file has ({most}).")
     return path.read_bytes()

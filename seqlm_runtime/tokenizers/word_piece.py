@@ -3,7 +3,7 @@
 import numpy as np
 
 from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS, parse_table
-from seqlm_runtime.tokenizers.tokenizer import Tokenizer, as_text, text_lines, whole_number
+from seqlm_runtime.tokenizers.tokenizer import Tokenizer, as_text, flag, text_lines, whole_number
 
 VOCABULARY_NAME = "vocabulary.txt"
 FORMS_TABLE_NAME = "forms.bin"
@@ -11,6 +11,8 @@ FORMS_NAME = "forms.txt"
 CONTINUATION = "##"
 # The stock TensorFlow operation takes no longer token and none with NUL.
 MAX_TOKEN_BYTES = 256
+# Beginnings of tokens that stand without a space before them where decoding cleans up.
+_JOINS_LEFT = (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re")
 # What a code point becomes: itself, a space, itself between spaces, nothing, or line n - 4 of `forms.txt`.
 SAME, SPACE, APART, NOTHING, FIRST_FORM = range(5)
 
@@ -19,10 +21,11 @@ class WordPieceTokenizer(Tokenizer):
     """BERT's tokenizer: clean, lower-case and strip accents, split at spaces and signs, then the longest pieces.
 
     What a code point becomes stands in a table, so that Unicode means the same everywhere. A word of which a part is
-    unknown is one `unk`. Decoding cannot bring back what normalisation took away.
+    unknown is one `unk`. Decoding cannot bring back what normalisation took away; with `clean_up` it writes signs without
+    the space before them, as BERT's does.
 
     Args:
-        files: dict of file name to bytes: `tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
+        files: dict of file name to bytes: `seqlm_tokenizer.json`, `vocabulary.txt` (a token a line, in the order of ids,
             `##` before those inside a word), `forms.bin` (a number for each code point) and `forms.txt` (what it
             becomes, a line each).
 
@@ -45,14 +48,21 @@ class WordPieceTokenizer(Tokenizer):
         self.form_table = parse_table(self.files[FORMS_TABLE_NAME], "uint16", values, FORMS_TABLE_NAME)
         self.lines = self._parse_vocabulary()
         specials = set(self.special_ids.values())
-        plain = [(token, i) for i, token in enumerate(self.lines) if i not in specials]
+        plain = [(token, i) for i, token in enumerate(self.lines) if token and i not in specials]
         size = len(CONTINUATION)
         self._starting = {token: i for token, i in plain if not token.startswith(CONTINUATION)}
         self._inside = {token[size:]: i for token, i in plain if token.startswith(CONTINUATION)}
         if len(self._starting) + len(self._inside) != len(plain):
             raise ValueError(f"{VOCABULARY_NAME}: a token stands twice.")
         self._longest = max([len(token) for token, _ in plain], default=0)
-        self.shown = [b"" if i in specials else _shown(token) for i, token in enumerate(self.lines)]
+        self.clean_up = flag(self.config, "clean_up")
+        self._sizes = [len(token.removeprefix(CONTINUATION)) for token in self.lines]
+        self.shown = [b"" if i in specials else _shown(token, self.clean_up) for i, token in enumerate(self.lines)]
+        for entry in self.added_tokens.entries:
+            self.shown[entry["id"]] = b"" if entry["special"] else _shown(entry["content"], self.clean_up)
+        self.max_token_bytes = max(
+            [32, *(len(token.encode("utf-8")) + 1 for token, _ in plain), self.added_tokens.longest]
+        )  # and a space before it
         self._normal = _Normal(self.form_table, self.forms)
         self._words = {}
 
@@ -60,7 +70,7 @@ class WordPieceTokenizer(Tokenizer):
         """`text` (str or bytes) as the words that are looked up, with spaces around them."""
         return as_text(text).translate(self._normal)
 
-    def encode(self, text):
+    def encode_plain(self, text):
         """The ids of `text` (str or bytes) as a (time,) int32 array."""
         ids, cache = [], self._words
         for word in self.normalize(text).split(" "):
@@ -69,9 +79,32 @@ class WordPieceTokenizer(Tokenizer):
                 ids.extend(self._encode_word(word) if known is None else known)
         return np.array(ids, np.int32)
 
+    def spans_plain(self, text):
+        """The ids of `text` and the code points that each stands for; see `encode_with_offsets`."""
+        forms = [self._normal[ord(character)] for character in as_text(text)]
+        sources = np.repeat(np.arange(len(forms)), [len(form) for form in forms])
+        ids, spans, place = [], [], 0
+        for word in "".join(forms).split(" "):
+            start = place
+            pieces = self._encode_word(word) if word else []
+            for i in pieces:
+                end = place + len(word) if i == self.unk_id else start + self._sizes[i]
+                ids.append(i)
+                spans.append((sources[start], sources[end - 1] + 1))
+                start = end
+            place += len(word) + 1
+        return ids, spans
+
+    def _more_ids(self, count):
+        return {VOCABULARY_NAME: self.files[VOCABULARY_NAME] + b"\n" * count}
+
     def decode_bytes(self, ids):
         """The UTF-8 bytes of `ids` (time,): words with a space between them; special ids produce nothing."""
         return b"".join([self.shown[i] for i in self.checked_ids(ids).tolist()]).removeprefix(b" ")
+
+    def is_unknown(self, word):
+        """Whether a word of `normalize` is `unk`."""
+        return self._encode_word(word) == [self.unk_id]
 
     def _encode_word(self, word):
         ids = self._longest_pieces(word) if len(word) <= self.max_word_characters else [self.unk_id]
@@ -97,8 +130,11 @@ class WordPieceTokenizer(Tokenizer):
         lines = text_lines(self.files[VOCABULARY_NAME], VOCABULARY_NAME)
         if len(lines) != self.vocabulary_size:
             raise ValueError(f"{VOCABULARY_NAME}: expected {self.vocabulary_size} lines, got {len(lines)}.")
-        for line in lines:
-            if not line or "\0" in line or len(line.encode("utf-8")) > MAX_TOKEN_BYTES or line == chr(0x10FFFF):
+        added = self.added_tokens.shown
+        for i, line in enumerate(lines):
+            if not line and i in added:
+                continue  # an id that only added tokens name
+            if not line or "\0" in line or len(line.encode("utf-8")) > MAX_TOKEN_BYTES:
                 raise ValueError(
                     f"{VOCABULARY_NAME}: a token has 1 to {MAX_TOKEN_BYTES} bytes and no NUL, got {line[:20]!r}."
                 )
@@ -120,5 +156,10 @@ class _Normal(dict):
         return self[point]
 
 
-def _shown(token):
-    return (token[len(CONTINUATION) :] if token.startswith(CONTINUATION) else " " + token).encode("utf-8")
+def _shown(token, clean_up):
+    if token.startswith(CONTINUATION):
+        return token.removeprefix(CONTINUATION).encode("utf-8")
+    shown = " " + token
+    if clean_up and token.startswith(_JOINS_LEFT):
+        shown = token
+    return shown.encode("utf-8")

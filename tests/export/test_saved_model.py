@@ -40,7 +40,10 @@ SIGNATURES = {
     "generate_text": (TEXT, WRITTEN),
     "generate": ({**TEXT, **OPTIONS}, WRITTEN),
     "generate_xla": ({**TEXT, **OPTIONS}, WRITTEN),
-    "score": (TEXT, {"log_probability": (np.float32, (None,)), "num_tokens": (np.int32, (None,))}),
+    "score": (
+        TEXT,
+        {"log_probability": (np.float32, (None,)), "num_tokens": (np.int32, (None,)), "truncated": (np.bool_, (None,))},
+    ),
     "logits": (
         {"token_ids": (np.int32, (None, None)), "lengths": (np.int32, (None,))},
         {"logits": (np.float32, (None, None, 260))},
@@ -183,7 +186,7 @@ def test_no_request_fails_or_gives_what_is_no_text(saved_model, trained, serve, 
     assert np.isfinite(scores["log_probability"]).all() and scores["log_probability"][0] == 0.0
     for answer in (empty, empty_default):
         assert answer["generated_text"] == answer["num_tokens"] == answer["truncated"] == answer["token_ids"] == []
-    assert empty_score == {"log_probability": [], "num_tokens": []}
+    assert empty_score == {"log_probability": [], "num_tokens": [], "truncated": []}
 
     new, (greedy, longest, sampled, hottest) = ids_of(options), ids_of(plain)
     assert len(texts_of(options)) == len(new) and all(0 <= i < 260 for ids in new for i in ids)
@@ -227,10 +230,11 @@ def test_xla_is_in_the_compiled_signature_alone(saved_model, name):
 
 def test_what_lies_in_the_folder(saved_model):
     folder = pathlib.Path(saved_model("lstm"))
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["1"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "batching.txt", "models.config"]
     sidecar = json.loads((folder / "assets.extra" / "seqlm.json").read_text())
     assert sidecar["max_new_tokens_limit"] == LIMIT and sidecar["vocabulary_size"] == 260
     assert sidecar["max_length"] is None and sidecar["model"] == "RecurrentLM" and len(sidecar["tokenizer_hash"]) == 16
+    assert sidecar["max_prompt_tokens"] == 4096
 
 
 def test_an_existing_version_is_kept_unless_told(saved_model, run_folder, monkeypatch, tmp_path):
@@ -243,7 +247,7 @@ def test_an_existing_version_is_kept_unless_told(saved_model, run_folder, monkey
         export.saved_model(run_folder("lstm"), target)
     assert (target / "kept").exists()
     assert export.saved_model(run_folder("lstm"), target, overwrite=True) == target
-    assert [path.name for path in tmp_path.rglob("*")] == ["books", "1"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1", "batching.txt", "books", "models.config"]
 
 
 @pytest.mark.parametrize("path", ["books", "books/v1", "books/1.5", "books/-1"])

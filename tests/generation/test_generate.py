@@ -9,6 +9,7 @@ from helpers import (
     SUPPRESSED,
     VOCABULARY,
     AddingModel,
+    array,
     assert_same_text,
     assert_written_by,
     choice,
@@ -210,27 +211,53 @@ def test_a_recurrent_model_writes_past_any_length(monkeypatch):
 @pytest.mark.backends
 def test_a_prompt_that_does_not_fit_loses_its_beginning():
     model, prompt = tiny("rotary"), ids_of(40)
+    kept = prompt[-(CONTEXT - 1) :]
     result = generate(model, [prompt], 8, eos_id=None)[0]
-    assert (len(result.token_ids), result.truncated, result.stop_reason) == (8, True, "length")
-    assert_written_by(model, prompt[-24:], result.token_ids)
-    assert_same_text(
-        model, prompt[-24:], generate(model, [prompt[-24:]], 8, eos_id=None)[0].token_ids, result.token_ids
-    )
+    assert (len(result.token_ids), result.truncated, result.stop_reason) == (1, True, "length")
+    assert_written_by(model, kept, result.token_ids)
+    assert_same_text(model, kept, generate(model, [kept], 8, eos_id=None)[0].token_ids, result.token_ids)
 
 
-def test_what_fits_is_kept():
+@pytest.mark.backends
+def test_the_prompt_beats_the_number_of_new_tokens():
     model = tiny("learned")
-    results = generate(model, [ids_of(24), ids_of(25), ids_of(32), ids_of(33)], [8, 8, 0, 0], eos_id=None)
-    assert [result.truncated for result in results] == [False, True, False, True]
-    assert [len(result.token_ids) for result in results] == [8, 8, 0, 0]
+    prompts = [ids_of(length) for length in (24, 25, CONTEXT - 1, CONTEXT, CONTEXT + 1, 3)]
+    results = generate(model, prompts, [8, 8, 8, 8, 0, CONTEXT - 1], eos_id=None)
+    assert [result.truncated for result in results] == [False, False, False, True, True, False]
+    assert [len(result.token_ids) for result in results] == [8, 7, 1, 1, 0, CONTEXT - 3]
+    assert {result.stop_reason for result in results} == {"length"}
+    assert_written_by(model, prompts[1], results[1].token_ids)
 
 
 def test_a_huge_limit_stops_at_the_end_of_the_context():
     model, prompt = tiny("learned"), ids_of(10).tolist()
     for limit in (CONTEXT, 10**6, 2**40):
         result = generate(model, [prompt], limit, eos_id=None)[0]
-        assert (len(result.token_ids), result.truncated, result.stop_reason) == (CONTEXT - 1, True, "length")
-        assert_written_by(model, prompt[-1:], result.token_ids)
+        assert (len(result.token_ids), result.truncated, result.stop_reason) == (CONTEXT - 10, False, "length")
+        assert_written_by(model, prompt, result.token_ids)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["lstm", "learned"])
+def test_a_prompt_is_read_up_to_the_ids_that_are_allowed(name):
+    model, prompt = tiny(name), ids_of(20)
+    results = generate(model, [prompt, prompt[:5]], 4, eos_id=None, max_prompt_tokens=6)
+    assert [result.truncated for result in results] == [True, False]
+    for read, result in zip((prompt[-6:], prompt[:5]), results, strict=True):
+        assert_written_by(model, read, result.token_ids)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("lstm", 0), ("lstm", 1.5), ("learned", -1), ("learned", CONTEXT)])
+def test_a_prompt_of_no_ids_or_more_than_the_model_reads_is_refused(name, wrong):
+    with pytest.raises(ValueError, match=f"max_prompt_tokens .*{wrong}"):
+        generate(tiny(name), [[5]], 4, max_prompt_tokens=wrong)
+
+
+def test_a_context_of_one_token_writes_one():
+    model = TransformerLM(VOCABULARY, size="nano", num_layers=1, hidden_dim=8, num_heads=1, max_length=1)
+    result = generate(model, [[5, 6, 7]], 4, eos_id=None)[0]
+    assert (len(result.token_ids), result.truncated, result.stop_reason) == (1, True, "length")
+    assert result.token_ids[0] == np.argmax(array(model(np.array([[7]]))))
 
 
 @pytest.mark.backends
@@ -238,6 +265,7 @@ def test_a_row_at_the_end_of_its_context_stands_still_while_others_write():
     model, prompts = tiny("rotary"), [ids_of(6).tolist(), ids_of(CONTEXT - 2).tolist(), ids_of(CONTEXT).tolist()]
     results = generate(model, prompts, [20, 2, 0], eos_id=None)
     assert [len(result.token_ids) for result in results] == [20, 2, 0]
+    assert [result.truncated for result in results] == [False, False, True]
     for prompt, result in zip(prompts, results, strict=True):
         assert_written_by(model, prompt, result.token_ids)
 

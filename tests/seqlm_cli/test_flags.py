@@ -26,7 +26,14 @@ OF_WATCHING = (
 OF_TRANSFORMER = """--size small --layers 3 --hidden-dim 32 --heads 4 --kv-heads 2 --intermediate-dim 48
 --activation swiglu --norm rms --positions rotary --untied --dropout 0.25 --tokenizer bpe --vocabulary-size 300"""
 OF_RECURRENT = "--model gru --size nano --layers 2 --hidden-dim 16 --embedding-dim 12 --dropout 0.5 --carry-state"
-ELSEWHERE = {"help", "config", "from", "resume", "no-resume"}  # tests of their own below and in test_endings.py
+ELSEWHERE = {
+    "help",
+    "config",
+    "from",
+    "import",
+    "resume",
+    "no-resume",
+}  # tested below, in test_endings.py and test_help.py
 
 
 class Fitted(Exception):

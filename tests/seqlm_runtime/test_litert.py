@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -206,6 +207,15 @@ def test_sampled_text_is_that_of_the_seed(model):
     assert len(texts) == 3
 
 
+def test_threads_share_one_model(model):
+    """Four threads on one interpreter wrote each other's text."""
+    prompts = [f"thread {i}, " + "word " * (i % 5) for i in range(40)]
+    wanted = [model.generate(prompt, max_new_tokens=12)["token_ids"].tolist() for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda prompt: model.generate(prompt, max_new_tokens=12)["token_ids"].tolist(), prompts * 3)
+    assert list(found) == wanted * 3
+
+
 def test_end_of_text_stops_and_is_not_among_the_ids(copy):
     prompt_ids = [1, *ByteTokenizer().encode("Once")]
     greedy, _ = toy_text(prompt_ids, 10, eos_id=None)
@@ -223,11 +233,23 @@ def test_a_long_prompt_keeps_its_end(model):
     prompt = "x" * 100 + "the end of a long story"
     ids = [1, *ByteTokenizer().encode(prompt)]
     result = model.generate(prompt, max_new_tokens=10)
-    assert result["truncated"] is True
-    assert result["token_ids"].tolist() == toy_text(ids[-30:], 10)[0]
-    most = model.generate(prompt, max_new_tokens=1000)
-    assert most["truncated"] is True
-    assert most["token_ids"].tolist() == toy_text(ids[-1:], 39)[0]
+    assert (result["truncated"], result["stop_reason"]) == (True, "length")
+    assert result["token_ids"].tolist() == toy_text(ids[-39:], 1)[0]
+    fits = model.generate("x" * 20, max_new_tokens=1000)
+    assert fits["truncated"] is False
+    assert fits["token_ids"].tolist() == toy_text([1, *ByteTokenizer().encode("x" * 20)], 19)[0]
+
+
+def test_a_prompt_is_read_up_to_the_ids_that_the_sidecar_allows(copy):
+    prompt = "x" * 1_000_000 + "the end"
+    ids = ByteTokenizer().encode(prompt[-12:]).tolist()
+    for context in (40, None):
+        result = LiteRTModel(copy(max_prompt_tokens=12, max_length=context)).generate(prompt, max_new_tokens=5)
+        assert result["truncated"] is True and result["token_ids"].tolist() == toy_text(ids, 5)[0]
+    most = LiteRTModel(copy(max_length=None))
+    assert most.max_prompt_tokens == 4096, "a sidecar of an earlier version names no number"
+    result = most.generate(prompt, max_new_tokens=2)
+    assert result["token_ids"].tolist() == toy_text(ByteTokenizer().encode(prompt[-4096:]).tolist(), 2)[0]
 
 
 def test_without_a_context_nothing_is_cut(copy):
@@ -243,7 +265,8 @@ def test_no_new_token(model):
 
 
 def test_without_bos_an_empty_prompt_is_refused(copy):
-    model = LiteRTModel(copy(bos_id=None))
+    model = LiteRTModel(copy())
+    model.tokenizer.bos_id = None
     assert model.generate("ab", max_new_tokens=3)["token_ids"].tolist() == toy_text(ByteTokenizer().encode("ab"), 3)[0]
     with pytest.raises(ValueError, match="nothing to write on from"):
         model.generate("")
@@ -287,6 +310,9 @@ def test_damaged_file_is_refused(copy):
         ({"state": {}}, "no leaf 'position'"),
         ({"state": {"position": {"shape": [1]}}}, "leaf 'position'"),
         ({"eos_id": "two"}, r"\['eos_id'\]"),
+        ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0, with a max_length of 40"),
+        ({"max_prompt_tokens": 40}, "max_prompt_tokens is 40, with a max_length of 40"),
+        ({"max_prompt_tokens": "all"}, "max_prompt_tokens is 'all'"),
         ({"prefill_lengths": [4, 16]}, r"lacks the signatures \['prefill_16'\]"),
         ({"tokenizer_hash": "0" * 16}, "was trained with 0000"),
     ],

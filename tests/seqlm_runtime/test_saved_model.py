@@ -52,9 +52,15 @@ def folder(tmp_path_factory):
         def compiled(self, x):
             return {"y": tf.function(lambda x: x * self.factor, jit_compile=True)(x)}
 
+        @tf.function(
+            input_signature=[tf.TensorSpec([None], tf.float32, "x"), tf.TensorSpec([None], tf.float32, "factor")]
+        )
+        def scaled(self, x, factor=tf.constant([3.0])):  # noqa: B008
+            return {"y": x * factor}
+
     module = Module()
     path = tmp_path_factory.mktemp("saved_model") / "1"
-    names = ("text", "numbers", "split", "compiled")
+    names = ("text", "numbers", "split", "compiled", "scaled")
     tf.saved_model.save(module, str(path), signatures={name: getattr(module, name) for name in names})
     return str(path)
 
@@ -76,7 +82,7 @@ def in_own_process(script, *arguments):
 
 @linux_only
 def test_signatures_tell_names_types_and_shapes(model):
-    assert sorted(model.signatures) == ["compiled", "numbers", "split", "text"]
+    assert sorted(model.signatures) == ["compiled", "numbers", "scaled", "split", "text"]
     inputs, outputs = model.signatures["numbers"]
     assert (inputs["x"].dtype, inputs["x"].shape) == (np.float32, (None, 3))
     assert {name: (info.dtype, info.shape) for name, info in outputs.items()} == {
@@ -146,7 +152,9 @@ def test_wrong_inputs_are_refused(model, inputs, message):
 
 @linux_only
 def test_unknown_signature_is_refused(model):
-    with pytest.raises(ValueError, match=r"no signature 'txt'; it has \['compiled', 'numbers', 'split', 'text'\]"):
+    with pytest.raises(
+        ValueError, match=r"no signature 'txt'; it has \['compiled', 'numbers', 'scaled', 'split', 'text'\]"
+    ):
         model.run("txt", text=["a"])
 
 
@@ -186,7 +194,7 @@ def test_file_cut_short_is_an_error_of_the_library(folder, tmp_path):
 
 def test_operations_of_each_signature(folder):
     found = operations(folder)
-    assert sorted(found.signatures) == ["compiled", "numbers", "split", "text"]
+    assert sorted(found.signatures) == ["compiled", "numbers", "scaled", "split", "text"]
     assert {"While", "Less", "Mul"} <= found.signatures["numbers"]
     assert "LookupTableFindV2" in found.signatures["text"]
     assert "LookupTableFindV2" not in found.signatures["numbers"]
@@ -194,6 +202,7 @@ def test_operations_of_each_signature(folder):
     assert {name: found.xla(name) for name in found.signatures} == {
         "compiled": ["_XlaMustCompile"],
         "numbers": [],
+        "scaled": [],
         "split": [],
         "text": [],
     }
@@ -300,13 +309,77 @@ def test_requests_from_several_threads(model):
     assert list(results) == [[f"a-{n}".encode(), f"{n}-{n}".encode()] for n in range(200)]
 
 
+@linux_only
+@pytest.mark.parametrize("way", ["close", "end"])
+def test_closing_waits_for_the_requests_of_other_threads(folder, way):
+    """The library ended the process, when a session was freed while it ran."""
+    script = """
+        import sys, threading, time
+        import numpy as np
+        from seqlm_runtime import SavedModel
+
+        model, answers, refusals = SavedModel(sys.argv[1]), [], []
+        x = np.ones((200_000, 3), "float32")
+
+        def ask():
+            while True:
+                try:
+                    answers.append(model.run("numbers", x=x)["y"].shape)
+                except ValueError as error:
+                    refusals.append(str(error))
+                    return
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(answers) < 8:
+            time.sleep(0.01)
+        if sys.argv[2] == "close":
+            closers = [threading.Thread(target=model.close) for _ in range(2)]
+            for closer in closers:
+                closer.start()
+            for thread in closers + threads:
+                thread.join(60)
+            assert not any(thread.is_alive() for thread in closers + threads)
+            assert len(refusals) == 4 and all("was closed" in refusal for refusal in refusals), refusals
+        print("well", flush=True)
+    """
+    assert in_own_process(script, folder, way) == "well"
+
+
+@linux_only
+def test_models_are_loaded_by_several_threads_at_once(folder):
+    script = """
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        from seqlm_runtime import SavedModel
+
+        def load_and_ask(n):
+            with SavedModel(sys.argv[1]) as model:
+                return model.run("split", text=["ab"])["letters"].tolist()
+
+        with ThreadPoolExecutor(4) as pool:
+            print(list(pool.map(load_and_ask, range(8))) == [[[97, 98]]] * 8)
+    """
+    assert in_own_process(script, folder) == "True"
+
+
+@linux_only
+def test_inputs_with_a_default_may_be_left_out(model):
+    assert model.optional_inputs("scaled") == {"factor"} and model.optional_inputs("text") == set()
+    assert model.run("scaled", x=[1.0, 2.0])["y"].tolist() == [3.0, 6.0]
+    assert model.run("scaled", x=[1.0, 2.0], factor=[2.0])["y"].tolist() == [2.0, 4.0]
+    with pytest.raises(ValueError, match=r"takes the inputs \['factor', 'x'\]; got \['factor'\]"):
+        model.run("scaled", factor=[2.0])
+
+
 def test_other_systems_are_told_what_to_do(folder, monkeypatch):
     from seqlm_runtime import tensorflow_c
 
     monkeypatch.setattr(tensorflow_c.sys, "platform", "darwin")
-    tensorflow_c.load_library.cache_clear()
+    tensorflow_c._load_library.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="fresh process.*WSL2"):
             SavedModel(folder)
     finally:
-        tensorflow_c.load_library.cache_clear()
+        tensorflow_c._load_library.cache_clear()

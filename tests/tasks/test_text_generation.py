@@ -1,5 +1,6 @@
 """Text in, text out: `write`, `generate` and `score` against the model's own ids and logits."""
 
+import importlib
 import json
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 from helpers import array, randomize
 from sentences import CONTEXT
 
+from keras_seqlm import tokenizers
+from keras_seqlm.generation import stream
 from keras_seqlm.models import RecurrentLM, TransformerLM
 from keras_seqlm.tasks import TextGeneration
+from keras_seqlm.tasks.text_generation import _sure
 from keras_seqlm.tokenizers import ByteTokenizer
 
 SAMPLED = {"temperature": 0.9, "top_k": 30, "seed": 5}
@@ -72,8 +76,91 @@ def test_a_stop_string_ends_the_text_before_it(writer):
     stop = whole[5:8]
     (text,) = writer.write("a", 24, stop=["never said", "", stop], **SAMPLED)
     assert text.text == whole[: whole.index(stop)] and text.stop_reason == "stop"
+    assert writer.tokenizer.decode(text.token_ids) == text.text  # a byte a token: the ids end where the text does
     assert writer.write("a", 24, stop="never said", **SAMPLED)[0].text == whole
     assert writer.write("a", 24, stop=None, **SAMPLED)[0].text == whole
+
+
+@pytest.fixture
+def token_by_token(monkeypatch):
+    """No call is short, so that every piece is of one token."""
+    monkeypatch.setattr(importlib.import_module("keras_seqlm.generation.generate"), "SHORT", 0.0)
+
+
+def streamed(writer, *arguments, **options):
+    """The pieces of a stream, and the `Text` at its end."""
+    pieces, stream = [], writer.stream(*arguments, **options)
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as ended:
+            return pieces, ended.value
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("options", [{}, SAMPLED, {"temperature": 1.2, "seed": 3, "repetition_penalty": 1.2}])
+def test_the_pieces_of_a_stream_are_the_text(writer, token_by_token, options):
+    (wanted,) = writer.write("It", 20, **options)
+    pieces, result = streamed(writer, "It", 20, **options)
+    assert result == wanted and "".join(pieces) == wanted.text
+    assert all(pieces) and (len(pieces) > 1 or not options)  # many of the bytes are no UTF-8
+    pieces, result = streamed(writer, "It", 0)
+    assert pieces == [] and result.stop_reason == "length"
+
+
+@pytest.mark.backends
+def test_a_stream_ends_before_a_stop_string_and_never_shows_its_beginning(writer, token_by_token):
+    whole = writer.generate("a", 24, **SAMPLED)
+    for stop in (whole[5:9], [whole[6:8], "never said"], [whole[4] + "no", whole[7:9]]):
+        (wanted,) = writer.write("a", 24, stop=stop, **SAMPLED)
+        pieces, result = streamed(writer, "a", 24, stop=stop, **SAMPLED)
+        assert result == wanted and wanted.stop_reason == "stop" and "".join(pieces) == wanted.text
+
+
+def test_a_stream_that_slides_is_the_text_of_one_call(writer, token_by_token):
+    (wanted,) = writer.write("a", 70, slide=True, **SAMPLED)
+    pieces, result = streamed(writer, "a", 70, slide=True, **SAMPLED)
+    assert result == wanted and "".join(pieces) == wanted.text
+
+
+def test_pieces_grow_while_they_take_little_time(writer, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("keras_seqlm.generation.generate"), "SHORT", 1e9)
+    lengths = [len(ids) for ids in stream(writer.model, [5, 6], 20, suppressed_ids=(2,))]
+    assert lengths == [1, 3, 7, 15, 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "sure"),
+    [
+        ("the cat", (), "the cat"),
+        ("caf\ufffd", (), "caf"),
+        ("the end", ("end",), "the "),
+        ("the en", ("end", "zoo"), "the "),
+        ("the ene", ("end",), "the en"),
+        ("the ended", ("end",), "the "),
+        ("aab", ("aaab", "abc"), "a"),
+        ("\ufffd\ufffd", (), ""),
+        ("e\ufffdn", (), "e\ufffdn"),
+    ],
+)
+def test_what_is_sure_of_a_text(text, stops, sure):
+    assert _sure(text, stops) == sure
+
+
+KINDS = ["ByteTokenizer", "CharacterTokenizer", "BytePairTokenizer", "WordPieceTokenizer", "SentencePieceTokenizer"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_sure_stays_whatever_follows(kind):
+    text = "naïve café, 日本語 and 🙂 emoji; the cat sat on the mat. " * 8
+    size = None if kind in KINDS[:2] else 300
+    tokenizer = getattr(tokenizers, kind).train(texts=[text], vocabulary_size=size)
+    random = np.random.default_rng(3)
+    rows = [tokenizer.encode(text[:60]), *random.integers(0, tokenizer.vocabulary_size, (20, 24))]
+    for ids in rows:
+        whole = tokenizer.decode(ids)
+        for count in range(len(ids) + 1):
+            assert whole.startswith(_sure(tokenizer.decode(ids[:count]), ())), (ids, count)
 
 
 def test_a_text_ends_where_the_model_says_so(trained):
@@ -85,17 +172,36 @@ def test_a_long_prompt_keeps_its_end_and_says_so(trained):
     transformer, prompt = trained("transformer"), "the cat sat on the mat. " * 10
     (text,) = transformer.write(prompt, max_new_tokens=20)
     assert text.truncated and text.prompt == prompt
-    assert text.token_ids == transformer.model.generate(transformer.ids_of(prompt)[-(CONTEXT - 20) :], 20).tolist()
-    assert not transformer.write("x" * (CONTEXT - 21), max_new_tokens=20)[0].truncated
-    assert transformer.write("x" * (CONTEXT - 20), max_new_tokens=20)[0].truncated
+    assert len(text.token_ids) <= 1 and text.stop_reason in ("length", "eos")
+    kept = transformer.ids_of(prompt)[-(CONTEXT - 1) :]
+    options = {"eos_id": 2, "suppressed_ids": (0, 1, 3)}
+    assert text.token_ids == transformer.model.generate(kept, 20, **options).tolist()
+    (fits,) = transformer.write("x" * (CONTEXT - 2), max_new_tokens=20)  # and bos
+    assert not fits.truncated and len(fits.token_ids) <= 1
+    assert transformer.write("x" * (CONTEXT - 1), max_new_tokens=20)[0].truncated
     assert not trained("rnn").write(prompt, max_new_tokens=5)[0].truncated
+
+
+@pytest.mark.parametrize("name", ["rnn", "transformer"])
+def test_a_prompt_of_any_size_costs_no_more_than_its_end(trained, monkeypatch, name):
+    task, sizes = trained(name), []
+    encode = type(task.tokenizer).encode
+    monkeypatch.setattr(
+        type(task.tokenizer), "encode", lambda self, text: sizes.append(len(text)) or encode(self, text)
+    )
+    prompt = "é" * 1_000_000 + " the cat sat on"
+    (text,) = task.write(prompt, 8, max_prompt_tokens=20)
+    assert text.truncated and text.prompt == prompt and max(sizes) < 200
+    kept = task.ids_of(prompt[-60:])[-20:]
+    options = {"eos_id": 2, "suppressed_ids": (0, 1, 3)}
+    assert text.token_ids == task.model.generate(kept, 8, **options).tolist()
 
 
 def test_a_huge_wish_ends_at_the_context(trained):
     (text,) = trained("transformer").write("zz", max_new_tokens=2**40, temperature=5.0, seed=3)
     assert text.stop_reason in ("length", "eos") and len(text.token_ids) <= CONTEXT - 1
-    (cut,) = trained("transformer").write("a dog ran over the hill", max_new_tokens=1000)
-    assert cut.truncated and len(cut.token_ids) <= CONTEXT - 1
+    (whole,) = trained("transformer").write("a dog ran over the hill", max_new_tokens=1000)
+    assert not whole.truncated and len(whole.token_ids) <= CONTEXT - 24
 
 
 def test_any_text_may_be_a_prompt(writer):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import pathlib
@@ -19,6 +20,7 @@ from seqlm_runtime.tokenizers.model_proto import (
     parse_model,
     serialize_model,
 )
+from seqlm_runtime.tokenizers.tokenizer import bytes_of
 
 SPECIAL = [("<pad>", 0.0, CONTROL), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), ("<unk>", 0.0, UNKNOWN)]
 
@@ -45,6 +47,28 @@ def test_ids_are_those_of_the_library(tokenizers, hypothesis_strings, adversaria
     for string in adversarial_strings + hypothesis_strings[:3000]:
         text = string.decode("utf-8", "replace") if isinstance(string, bytes) else string
         assert tokenizer.encode(text).tolist() == library.encode(text)
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_a_text_without_spaces_teaches_the_space(algorithm):
+    """Spaces of later texts came back as U+2581, written in bytes for want of a piece."""
+    tokenizer = SentencePieceTokenizer.train(
+        texts=["秦川雄帝宅函谷壯皇居"] * 20, vocabulary_size=290, algorithm=algorithm
+    )
+    graph = tokenizer.in_graph()
+    for text in ("a b", "秦川 雄帝", " ", "  x"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert graph.detokenize([ids], [len(ids)]).numpy()[0].decode() == text
+    assert len(tokenizer.encode(" ")) == 1
+    # A model of before that, which knows no space.
+    pieces = [piece for piece in tokenizer.model.pieces if piece[0] != "\u2581"]
+    config = {**tokenizer.config, "vocabulary_size": len(pieces)}
+    model = serialize_model(dataclasses.replace(tokenizer.model, pieces=pieces))
+    old = SentencePieceTokenizer({"seqlm_tokenizer.json": bytes_of(config), "sentencepiece.model": model})
+    ids = old.encode("a b")
+    assert len(ids) == 5 and old.decode(ids) == "a b"
+    assert old.in_graph().detokenize([ids], [len(ids)]).numpy()[0] == b"a b"
 
 
 def test_scores_are_exact_in_single_precision(tokenizers):

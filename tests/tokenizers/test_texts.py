@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import warnings
 import zipfile
 
 import pytest
@@ -102,3 +103,22 @@ def test_the_same_text_gives_the_same_tokenizer_however_it_is_kept(tmp_path, kin
     (tmp_path / "b.jsonl").write_text(json.dumps({"content": TEXT}))
     assert TRAIN[kind](files=tmp_path / "b.jsonl", text_field="content").hash == expected
     assert TRAIN[kind](texts=[{"content": TEXT}], text_field="content").hash == expected
+
+
+def test_a_tokenizer_that_learned_little_says_so():
+    """One of Chinese alone, cut into words at spaces that it does not have, knew nothing and said nothing."""
+    chinese = ["秦川雄帝宅函谷壯皇居" * 12]
+    with pytest.raises(ValueError, match="100% of the training text are unknown"):
+        WordPieceTokenizer.train(texts=chinese, lowercase=False, vocabulary_size=8)
+    with pytest.warns(UserWarning, match="17% of the training text are unknown.*byte tokenizer"):
+        CharacterTokenizer.train(texts=["aaaaab"], vocabulary_size=5)
+    with pytest.warns(UserWarning, match="50% of the training text"):
+        CharacterTokenizer.train(texts=["ab"], vocabulary_size=5)
+    with pytest.raises(ValueError, match="67% of the training text"):
+        CharacterTokenizer.train(texts=["abc"], vocabulary_size=5)
+    with pytest.warns(UserWarning, match="training text are unknown.*sentence pieces"):
+        WordPieceTokenizer.train(texts=["low low low low low low " * 9 + "q" * 101], vocabulary_size=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CharacterTokenizer.train(texts=["a" * 19 + "b"], vocabulary_size=5)
+        WordPieceTokenizer.train(texts=["low lower lowest"], vocabulary_size=40)

@@ -96,7 +96,7 @@ print("heavy", sorted(heavy))
 def test_missing_folders_and_files(tokenizers, tmp_path):
     with pytest.raises(FileNotFoundError, match="no tokenizer folder"):
         seqlm_runtime.tokenizers.load(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match="seqlm_tokenizer.json"):
         seqlm_runtime.tokenizers.load(tmp_path)
     tokenizers["byte_pair"].save(tmp_path / "bp")
     (tmp_path / "bp" / "merges.txt").unlink()
@@ -117,8 +117,22 @@ def test_save_replaces_tokenizers_only(tokenizers, tmp_path):
     assert (tmp_path / "book" / "chapter.txt").read_text() == "mine"
     tokenizers["character"].save(tmp_path / "kept")
     ByteTokenizer().save(tmp_path / "kept")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["tokenizer.json"]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["seqlm_tokenizer.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "kept"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reads_folders_of_before_the_file_got_its_name(tokenizers, tmp_path, kind):
+    """Its name was that of Hugging Face's file; runs of then keep their tokenizer, and its hash."""
+    tokenizer = tokenizers[kind]
+    tokenizer.save(tmp_path / "run")
+    (tmp_path / "run" / "seqlm_tokenizer.json").rename(tmp_path / "run" / "tokenizer.json")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((tmp_path / "run").iterdir())))
+    for package in (keras_seqlm.tokenizers, seqlm_runtime.tokenizers):
+        loaded = package.load(tmp_path / "run")
+        assert loaded.hash == tokenizer.hash == digest.hexdigest()[:16]
+    tokenizer.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
 GOOD = {"format": 1, "type": "byte", "vocabulary_size": 260, "special_ids": {"pad": 0, "bos": 1, "eos": 2, "unk": 3}}
@@ -145,15 +159,15 @@ GOOD = {"format": 1, "type": "byte", "vocabulary_size": 260, "special_ids": {"pa
     ],
 )
 def test_refuses_a_damaged_config(tmp_path, change):
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**GOOD, **change}))
+    (tmp_path / "seqlm_tokenizer.json").write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(ValueError):
         seqlm_runtime.tokenizers.load(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_refuses_a_config_that_is_no_object(tmp_path, data):
-    (tmp_path / "tokenizer.json").write_bytes(data)
-    with pytest.raises(ValueError, match="tokenizer.json"):
+    (tmp_path / "seqlm_tokenizer.json").write_bytes(data)
+    with pytest.raises(ValueError, match="seqlm_tokenizer.json"):
         seqlm_runtime.tokenizers.load(tmp_path)
 
 

@@ -64,6 +64,16 @@ def test_refuses_vocabularies_that_the_operation_cannot_take(tmp_path, lines, me
         WordPieceTokenizer.from_vocab_file(path)
 
 
+def test_the_last_code_point_can_be_a_token(tmp_path, graph_equals_python):
+    """It stood for words that are too long in the graph, and a vocabulary with it could not be read."""
+    tokenizer = WordPieceTokenizer.train(texts=["a\U0010fffd\U0010ffff low \U000e0002 low"] * 3, vocabulary_size=40)
+    (tmp_path / "vocab.txt").write_text("[UNK]\n\U0010ffff\nlow\n##er\n", encoding="utf-8")
+    for one in (tokenizer, WordPieceTokenizer.from_vocab_file(tmp_path / "vocab.txt", lowercase=False)):
+        texts = ["\U0010ffff low", "low" + "er" * 60, "x" * 101 + " low \U0010ffff"]
+        graph_equals_python(one, one.in_graph(), texts)
+    assert one.encode("low " + "x" * 101).tolist() == [2, 0]
+
+
 @pytest.mark.shared_data
 def test_bert_gives_the_expected_ids(shared):
     tokenizer = WordPieceTokenizer.from_vocab_file(shared / "tokenizers" / "bert_base_uncased" / "vocab.txt")

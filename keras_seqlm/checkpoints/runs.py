@@ -1,12 +1,15 @@
-"""The runs in a folder: how far each has come, and how it stands."""
+"""The runs in a folder: how far each has come, and how it stands. It needs no Keras, so that a list comes at once."""
 
 import json
+import os
 import pathlib
 
-from keras_seqlm.checkpoints import Checkpoints
+from keras_seqlm.checkpoints.checkpoint import Checkpoints
+from keras_seqlm.checkpoints.history import read_history
 from keras_seqlm.checkpoints.lock import is_locked
 from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL, RECIPE, REPLACED, is_older_than_checkpoints
-from keras_seqlm.training.history import read_history
+
+_PARTS = (CHECKPOINTS, REPLACED, "tokenizer", "tensorboard")  # of a run's folder
 
 
 def list_runs(folder="runs"):
@@ -27,7 +30,15 @@ def list_runs(folder="runs"):
     root = pathlib.Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    return [_run(path.parent, root) for path in sorted(root.rglob(RECIPE)) if REPLACED not in path.parts]
+    return [_run(path, root) for path in sorted(_run_folders(root))]
+
+
+def _run_folders(root):
+    """Each folder with a recipe. A run may hold others, but not in the folders that are its own parts."""
+    for folder, below, files in os.walk(root):
+        if RECIPE in files:
+            yield pathlib.Path(folder)
+        below[:] = [name for name in below if name not in (_PARTS if RECIPE in files else (REPLACED,))]
 
 
 def _run(folder, root):
@@ -46,7 +57,8 @@ def _numbers(folder):
     rows = read_history(history) if history.is_file() else []
     last = rows[-1] if rows else {}
     saved = Checkpoints(folder / CHECKPOINTS)
-    losses = [row["validation_loss"] for row in rows if row["step"] >= saved.comparable_from()]
+    first = saved.comparable_from()
+    losses = [row["validation_loss"] for row in rows if row["step"] >= first]
     step = max([last.get("step", 0), *saved.steps()])
     return {
         "model": content.get("command", {}).get("model"),
