@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 
-from seqlm_cli import warm_start
+from seqlm_cli.another_run import OF_THE_MODEL, model_of, parts_of
 from seqlm_cli.config import as_toml, flag_of
 from seqlm_cli.in_effect import in_effect
 from seqlm_cli.options import add_backend, add_imports, import_modules, size_table
@@ -53,18 +53,6 @@ MAY_CHANGE = (  # between two starts of a run
 )
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
-_OF_THE_MODEL = (
-    *_COUNTS[:-1],
-    "model",
-    "size",
-    "activation",
-    "norm",
-    "positions",
-    "untied",
-    "dropout",
-    "tokenizer",
-    "vocabulary_size",
-)
 _DEFAULTS = {"model": "transformer", "size": "tiny", "tokenizer": "byte", "dropout": 0.0}  # where no --from has others
 
 
@@ -375,9 +363,9 @@ def _check_options(args):
     for name in (*_COUNTS, "early_stopping"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    parts = _DEFAULTS if args.start is None else warm_start.parts_of(args, _OF_THE_MODEL)
+    parts = _DEFAULTS if args.start is None else parts_of(args)
     if args.start is not None:
-        own = [name for name in _OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
+        own = [name for name in OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
         if own:
             said = ", ".join(f"--{flag_of(name)}" for name in own)
             raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
@@ -449,7 +437,7 @@ def _model(args, tokenizer, recurrent):
     from keras_seqlm.models import RecurrentLM, TransformerLM
 
     if args.start is not None:
-        return warm_start.model_of(args)
+        return model_of(args)
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
     if recurrent:

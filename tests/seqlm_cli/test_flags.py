@@ -11,7 +11,7 @@ import pytest
 
 import seqlm_cli
 from keras_seqlm import data, models, tasks, tokenizers, training
-from seqlm_cli import train, warm_start
+from seqlm_cli import another_run, train
 
 # No value is a default.
 OF_DATA = """--segment-ids --seed 7 --tolerance 0.25 --text-field body --validation held.txt --validation-fraction 0.3
@@ -307,7 +307,7 @@ def test_a_model_that_no_command_made_says_itself_what_it_is(tmp_path):
     model = models.RecurrentLM(20, size="nano", num_layers=1, hidden_dim=8, cell="lstm")
     model.build()
     model.save(tmp_path / "model.keras")
-    assert warm_start.parts_of(types.SimpleNamespace(start=tmp_path, out="b", overwrite=False), ()) == {"model": "lstm"}
+    assert another_run.parts_of(types.SimpleNamespace(start=tmp_path, out="b", overwrite=False)) == {"model": "lstm"}
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,30 @@ import json
 import pathlib
 import zipfile
 
+OF_THE_MODEL = (
+    "layers",
+    "hidden_dim",
+    "heads",
+    "kv_heads",
+    "intermediate_dim",
+    "embedding_dim",
+    "model",
+    "size",
+    "activation",
+    "norm",
+    "positions",
+    "untied",
+    "dropout",
+    "tokenizer",
+    "vocabulary_size",
+)
 
-def parts_of(args, names):
+
+def parts_of(args):
     """The flags of the model that a run begins with; of one that no command began only `model` is known, from its file.
 
     Args:
         args: of `seqlm train`.
-        names: the flags that are wanted.
 
     Raises:
         FileNotFoundError: the other run is not there, and it is needed.
@@ -32,7 +49,7 @@ def parts_of(args, names):
     path = run / "recipe.json"
     command = read_json(path).get("command") if path.exists() else None
     if command is not None:
-        return {name: command[name] for name in names if name in command}
+        return {name: command[name] for name in OF_THE_MODEL if name in command}
     try:
         with zipfile.ZipFile(run / "model.keras") as archive:
             config = json.loads(archive.read("config.json"))["config"]
