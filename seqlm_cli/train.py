@@ -9,6 +9,7 @@ import sys
 
 from seqlm_cli.another_run import OF_THE_MODEL, model_of, parts_of
 from seqlm_cli.config import as_toml, flag_of
+from seqlm_cli.in_effect import in_effect
 from seqlm_cli.options import add_backend, add_imports, import_modules, size_table
 
 HELP = "train a language model on text files"
@@ -156,10 +157,15 @@ def arguments(p):
 def run(args):
     """`seqlm train`: from text files to a run folder; a run that is there goes on."""
     from keras_seqlm import training
+    from keras_seqlm.corpora.paths import check_name
 
+    for value in vars(args).values():
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str):
+                check_name(word)  # before anything is written
     import_modules(args.imports)
     recurrent = _check_options(args)
-    recipe = _recipe(args, recurrent)
+    recipe = _recipe(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
     folder = training.RunFolder(args.out)
     try:
@@ -288,10 +294,15 @@ def _open(folder, args):
     before = folder.content().get("command")
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
+    now = vars(args)
+    of_before, of_now = in_effect(before), in_effect(now)
     changed = [
-        f"--{flag_of(name)} was {before[name]} and is {getattr(args, name)}"
+        f"--{flag_of(name)} was {before[name]} and is {now[name]}"
         for name in sorted(before)
-        if name not in MAY_CHANGE and hasattr(args, name) and not _same(name, before[name], getattr(args, name))
+        if name not in MAY_CHANGE
+        and name in now
+        and not _same(name, before[name], now[name])
+        and of_now[name] != of_before[name]
     ]
     if changed and not args.allow_changes:
         raise ValueError(
@@ -364,7 +375,7 @@ def _check_options(args):
     for name in (*_COUNTS, "early_stopping", "vocabulary_size", "batch", "steps", "sample_every"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    parts = _DEFAULTS if args.start is None else parts_of(args.start)
+    parts = _DEFAULTS if args.start is None else parts_of(args)
     if args.start is not None:
         own = [name for name in OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
         if own:
@@ -386,14 +397,15 @@ def _given(args, name):
     return value is not None and value is not False  # a dropout of 0 is given
 
 
-def _recipe(args, recurrent):
+def _recipe(args):
     from keras_seqlm import training
 
+    words = in_effect(vars(args))
     return training.Recipe(
         optimizer=args.optimizer,
-        learning_rate=args.learning_rate if args.learning_rate is not None else 4e-3 if recurrent else 1e-3,
+        learning_rate=words["learning_rate"],
         schedule=args.schedule,
-        warmup_steps=min(100, args.steps // 10) if args.warmup is None else args.warmup,
+        warmup_steps=words["warmup"],
         weight_decay=args.weight_decay,
         clip_norm=args.clip_norm or None,
         precision=args.precision,
@@ -428,9 +440,7 @@ def _tokenizer(args):
             )
         return tokenizers.load(args.tokenizer)
     kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
-    size = args.vocabulary_size
-    if size is None and args.tokenizer not in ("byte", "character"):
-        size = 8192
+    size = in_effect(vars(args))["vocabulary_size"]
     texts = data.texts(list(corpora_of(args.text)), args.text_field, tolerance=args.tolerance)
     return kind.train(texts=texts, vocabulary_size=size)
 

@@ -21,18 +21,18 @@ _FILES = ("saved_model.pb", "fingerprint.pb", "variables/", "assets/", "assets.e
 
 OPS = frozenset(
     """
-    Add AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const Cos
-    Cumsum DecodePaddedRaw DecodeRaw EnsureShape Equal Erfc Exp ExpandDims FastWordpieceTokenizeWithOffsets Fill
-    FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity IdentityN IsFinite LeftShift Less LessEqual Log
-    LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum Mean Min Minimum Mul Neg NoOp NotEqual OnesLike Pack
-    Pad PadV2 PartitionedCall Placeholder PlaceholderWithDefault Pow Prod RaggedGather RaggedRange
-    RaggedTensorToTensor Range ReadVariableOp RealDiv ReduceJoin Relu Reshape RightShift Rsqrt ScatterNd SelectV2
-    SentencepieceOp SentencepieceTokenizeOp Shape Sigmoid Sin Size Slice Softmax Split SplitV Square SquaredDifference
-    Squeeze StatefulPartitionedCall StatelessIf StatelessWhile StaticRegexReplace StopGradient StridedSlice
-    StringLength StringToHashBucketFast Sub Substr Sum Tanh TensorListFromTensor TensorListGetItem TensorListReserve
-    TensorListSetItem TensorListStack TensorScatterAdd TensorScatterUpdate Tile TopKV2 Transpose UnicodeDecode
-    UnicodeDecodeWithOffsets UnicodeEncode UnicodeTranscode Unique UnsortedSegmentJoin UnsortedSegmentMax
-    UnsortedSegmentSum UpperBound VarHandleOp Where While ZerosLike
+    Add AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const
+    Cos Cumsum DecodePaddedRaw DecodeRaw DenseBincount EnsureShape Equal Erfc Exp ExpandDims
+    FastWordpieceTokenizeWithOffsets Fill FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity
+    IdentityN IsFinite LeftShift Less LessEqual Log LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum
+    Mean Min Minimum Mul Neg NoOp NormalizeUTF8 NotEqual OnesLike Pack Pad PadV2 PartitionedCall Placeholder
+    PlaceholderWithDefault Pow Prod RaggedGather RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv
+    ReduceJoin Relu Reshape RightShift Rsqrt ScatterNd SelectV2 SentencepieceOp SentencepieceTokenizeOp Shape
+    Sigmoid Sin Size Slice Softmax Split SplitV Square SquaredDifference Squeeze StatefulPartitionedCall StatelessIf
+    StatelessWhile StaticRegexReplace StopGradient StridedSlice StringLength StringToHashBucketFast Sub Substr Sum
+    Tanh TensorListFromTensor TensorListGetItem TensorListReserve TensorListSetItem TensorListStack TensorScatterAdd
+    TensorScatterUpdate Tile TopKV2 Transpose UnicodeDecode UnicodeDecodeWithOffsets UnicodeEncode UnicodeTranscode
+    Unique UnsortedSegmentJoin UnsortedSegmentMax UnsortedSegmentSum UpperBound VarHandleOp Where While ZerosLike
     """.split()
 )
 # TensorFlow's own functions that write and read the variables' files hold these, and no other function may.

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import os
 import shutil
 import zipfile
 
@@ -60,6 +61,15 @@ def test_texts_that_cannot_be_trained_on(files, refused, text, message):
     out = files / "runs" / "new"
     assert message in refused("train", "--text", files / text, "--out", out, *SMALL)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("flag", ["--text", "--validation", "--tokenizer", "--out"])
+def test_a_name_that_is_no_utf_8_leaves_nothing_behind(files, refused, flag):
+    name, out = os.fsdecode(os.fsencode(files) + b"/caf\xe9.txt"), files / "runs" / "new"
+    shutil.copy(files / "good.txt", name)
+    words = {"--text": files / "good.txt", "--out": out, flag: name}
+    said = refused("train", *[word for pair in words.items() for word in pair], *SMALL)
+    assert "caf\\xe9.txt' is no UTF-8" in said and not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,19 @@ def read_history(path):
     A last line that a crash cut short is left out. Columns that an older file lacks are None.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is no such history.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = [line for line in file if line.endswith("\n")]
-    rows, reader = [], csv.DictReader(lines)
-    if lines and "step" not in reader.fieldnames:
-        raise ValueError(f"{path} is no history of a run: its first line has no column step; move it away")
-    for row in reader:
-        if None in row.values():
-            continue
-        numbers = {name: float(value) if value else None for name, value in row.items()}
-        rows.append({**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])})
-    return rows
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            content = file.read()
+        found = csv.DictReader([line for line in content.splitlines(keepends=True) if line.endswith("\n")])
+        if content and "step" not in (found.fieldnames or ()):
+            raise ValueError('its first line names no column "step"')
+        return [_row(row) for row in found if None not in row.values()]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is no history of a run: {error}") from error
+
+
+def _row(row):
+    numbers = {name: float(value) if value else None for name, value in row.items()}
+    return {**dict.fromkeys(COLUMNS), **numbers, "step": int(row["step"])}

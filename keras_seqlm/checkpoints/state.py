@@ -5,30 +5,34 @@ import json
 import math
 import random
 import re
+import warnings
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_seqlm.checkpoints import copies
+from keras_seqlm.checkpoints.carried import carried_by
 from keras_seqlm.checkpoints.checkpoint import CheckpointError
 from keras_seqlm.nesting import innermost
 
-GROUPS = ("model", "optimizer", "metrics", "random")
+GROUPS = ("model", "carried", "optimizer", "metrics", "random")
 KERAS_RANDOM, NUMPY_RANDOM, PYTHON_RANDOM, TORCH_RANDOM = (
     f"random/{library}" for library in ("keras", "numpy", "python", "torch")
 )
 
 
 def variables_of(model):
-    """Every variable that a step reads or writes: a dict `group/number -> variable`, for the first three of `GROUPS`.
+    """Every variable that a step reads or writes: a dict `group/number -> variable`, for all but the last of `GROUPS`.
 
-    The model's hold the seed generators of dropout and a carried recurrent state, too; the optimizer's its slots, its step,
-    accumulated gradients, averaged weights and loss scale.
+    The model's hold the seed generators of dropout and a carried recurrent state, too; those that layers of Keras carry beside
+    them are a group of their own. The optimizer's are its slots, its step, accumulated gradients, averaged weights and loss
+    scale.
     """
     optimizer = getattr(model, "optimizer", None)
     groups = {
         "model": model.variables,
+        "carried": carried_by(model),
         "optimizer": [] if optimizer is None else optimizer.variables,
         "metrics": model.metrics_variables,
     }
@@ -130,7 +134,7 @@ def is_spread(array):
     return not getattr(array, "is_fully_addressable", True)
 
 
-def read(model, checkpoint, groups=("model", "optimizer")):
+def read(model, checkpoint, groups=("model", "carried", "optimizer")):
     """The arrays of a checkpoint under the names of `variables_of(model)`, after a look whether it is of this model.
 
     A variable is known by its path, as Keras names it: "block_0/attention/query/kernel". Keras counts the layers of a
@@ -162,6 +166,13 @@ def _matched(model, checkpoint, groups):
     for group in groups:
         ours = {name: variable.path for name, variable in here.items() if name.startswith(f"{group}/")}
         theirs = {name: paths.get(name, name) for name in sorted(checkpoint.shapes) if name.startswith(f"{group}/")}
+        if group == "carried" and ours and not theirs:
+            warnings.warn(
+                f"{checkpoint.folder} was written by a version that did not save {', '.join(sorted(set(ours.values())))}: that "
+                "is zero when the run goes on",
+                stacklevel=4,
+            )
+            continue
         if group == "optimizer" and paths:
             wrong += _take_rates_out(ours, theirs)
         found = _by_path(ours, theirs, roots)

@@ -1,14 +1,14 @@
 """Text files as a stream of documents, read piece by piece and never whole."""
 
 import io
-import itertools
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from keras_seqlm.corpora.json_text import beginning_of, elements_of, lines_of, shape_of, text_of
-from keras_seqlm.corpora.opening import HEAD_SIZE, parquet, sources
+from keras_seqlm.corpora.opening import HEAD_SIZE, TABLES, sources
 from keras_seqlm.corpora.paths import find_files
+from keras_seqlm.corpora.tables import rows_of
 from keras_seqlm.corpora.unpacking import CHUNK_SIZE, damage
 
 TOLERANCE = 0.001
@@ -28,7 +28,7 @@ class Corpus:
     """Documents of text files, streamed.
 
     A text file (`.txt`, `.md`, `.text`, or any other that is named outright) is one document. Each line of a `.jsonl` or
-    `.ndjson` file is one, each element of a `.json` array, and each row of a `.parquet` file (read with pyarrow). Each of
+    `.ndjson` file is one, each element of a `.json` array, and each row of a `.parquet` or `.arrow` file (read with pyarrow). Each of
     these may be packed by gzip, bzip2, xz or zstandard (read with zstandard), or lie in a `.zip`; packing is known by the
     first bytes of a file, too. What is no text is refused by name.
 
@@ -38,7 +38,9 @@ class Corpus:
 
     Args:
         files: a path, a glob pattern, a directory (searched recursively, links followed; hidden files are left out), or a
-            list of these. Each entry is expanded in sorted order; a file met twice is read once.
+            list of these. Each entry is expanded in sorted order; a file met twice is read once. A file that is named, or
+            that a pattern matches, is read; of a directory and of a `.zip` those are that end as above, and a warning names the
+            others.
         text_field: the field of a record that holds the text.
         chunk_size: most bytes of a chunk.
         tolerance: what is broken is skipped, counted and warned of up to this fraction: of the records of a file, and of
@@ -180,10 +182,11 @@ class Records:
                 continue
             yield text
         if self.skipped > self.tolerance * count:
+            broken = f"{self.skipped} of the first {count} {unit} are broken, more than {self.tolerance:.1%}"
+            wanted = f'be a JSON object with a string under "{self.text_field}" (another field: `text_field=`)'
             raise ValueError(
-                f"{self.name}, {example}. {self.skipped} of the first {count} {unit} are broken, more than "
-                f'{self.tolerance:.1%}: each must be a JSON object with a string under "{self.text_field}" (another field: '
-                f"`text_field=`)."
+                f"{self.name}, {example}. {broken if count > 1 else 'The only record there is broken'}: each must "
+                f"{'hold a string in that column' if unit == 'rows' else wanted}."
             )
         if self.skipped:
             warnings.warn(
@@ -192,8 +195,8 @@ class Records:
 
 
 def _records(path, source, text_field):
-    if source.kind == "parquet":
-        return _rows(path, text_field, source.handle)
+    if source.kind in TABLES:
+        return rows_of(path, source.kind, text_field, source.handle)
     if source.kind == "json":
         handle = io.BufferedReader(_Ahead(source.handle), CHUNK_SIZE)
         return lines_of(handle) if shape_of(handle.raw.head) == "lines" else elements_of(source.name, handle)
@@ -219,29 +222,6 @@ class _Ahead(io.RawIOBase):
         content, self._rest = content[: len(buffer)], content[len(buffer) :]
         buffer[: len(content)] = content
         return len(content)
-
-
-def _rows(path, text_field, handle):
-    """Yield the rows of a Parquet file, a few at a time."""
-    library, numbers = parquet(path), itertools.count(1)
-    try:
-        with library.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if text_field not in names:
-                shown = ", ".join(f'"{name}"' for name in names)
-                raise LookupError(
-                    f'{path} has no column "{text_field}"; it has {shown}: name the one that holds the text with '
-                    f"text_field= (command line: --text-field)."
-                )
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                for record in batch.to_pylist():
-                    yield f"row {next(numbers)}", record
-    except LookupError as error:
-        raise ValueError(*error.args) from None
-    except (ValueError, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise
-        handle.raw.spoil(error)  # Arrow's errors are of these two classes, and have no number of the system's.
 
 
 def count_characters(content):

@@ -11,12 +11,15 @@ from keras_seqlm.corpora.json_text import beginning_of
 from keras_seqlm.corpora.unpacking import CHUNK_SIZE, PACKINGS, Recoded, Unpacked, need, open_zstandard, unpack
 
 KINDS = {".txt": "text", ".md": "text", ".text": "text", ".jsonl": "lines", ".ndjson": "lines"}
-KINDS |= {".json": "json", ".parquet": "parquet"}
+KINDS |= {".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+_A = {"parquet": "a Parquet", "arrow": "an Arrow"}
+TABLES = ("parquet", "arrow")  # Read at many places and by another library, pyarrow.
 HEAD_SIZE = 1 << 16  # Bytes of a file that tell what it is.
 MOST_PACKINGS = 3  # Files exist that unpack to themselves for ever.
 MOST_NULS = 0.1  # UTF-16 without a mark has 0.5 in English, programs and tables of numbers 0.2 to 0.4, text none.
 FEWEST_NULS = 64  # Of a few bytes it cannot be told.
 
+_ARROW = {b"ARROW1\0\0": "file", b"\xff\xff\xff\xff": "stream"}  # Before the length of a message, in a stream.
 _PACKED = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 _PACKED |= {b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)}
 _PACKED |= {
@@ -46,7 +49,19 @@ _NO_TEXT = {
     b"\x93NUMPY": ("a NumPy array", _WEIGHTS),
     b"GGUF": ("a GGUF file", _WEIGHTS),
     b"\x7fELF": ("a program", _PICTURE),
-    b"ARROW1\0\0": ("an Arrow file", "write it as .parquet or .jsonl"),
+    b"Obj\x01": ("an Avro file", "write its text out as .jsonl"),
+    b"ORC": ("an ORC file", "write it as .parquet or .jsonl"),
+    b"FEA1": ("a Feather file of the first version", "write it as .parquet or .jsonl"),
+    b"version https://git-lfs": ("a pointer of Git LFS, and not the file", "fetch the file: git lfs pull"),
+    b"/annex/objects/": ("a pointer of git-annex, and not the file", "fetch the file: git annex get"),
+    b"MZ\x90\0": ("a program", _PICTURE),
+    b"\xcf\xfa\xed\xfe": ("a program", _PICTURE),
+    b"\xca\xfe\xba\xbe": ("a program", _PICTURE),
+    b"\0asm": ("a program", _PICTURE),
+    b"!<arch>\n": ("a library of programs", _PICTURE),
+    b"II*\0": ("a TIFF picture", _PICTURE),
+    b"MM\0*": ("a TIFF picture", _PICTURE),
+    b"\x1aE\xdf\xa3": ("a film", _PICTURE),
     b"7z\xbc\xaf'\x1c": ("a 7z archive", _UNPACK),
     b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
     b"\x04\x22\x4d\x18": ("LZ4", _UNPACK),
@@ -54,9 +69,9 @@ _NO_TEXT = {
 
 
 class Source(NamedTuple):
-    """One stream of a file: `name` for messages, `kind` (text, lines, json, parquet), `handle`, a buffered reader.
+    """One stream of a file: `name` for messages, `kind` (text, lines, json, parquet, arrow), `handle`, a buffered reader.
 
-    A Parquet file is read at many places and by another library: its handle is empty, and is told of damage.
+    A table, of Parquet or Arrow, is read at many places and by another library: its handle is empty, and is told of damage.
     """
 
     name: str
@@ -105,7 +120,7 @@ def kind_at(path):
 
 
 def kind_of(name):
-    """How a file is read by its name, less what says that it is packed: text, lines, json or parquet.
+    """How a file is read by its name, less what says that it is packed: text, lines, json, parquet or arrow.
 
     >>> kind_of("books.jsonl.gz"), kind_of("LICENSE")
     ('lines', 'text')
@@ -142,13 +157,22 @@ def check_readable(path):
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     if ".zst" in endings[-1:]:
         open_zstandard(path)
-    if ".parquet" in endings:
-        parquet(path)
+    for kind in TABLES:
+        if f".{kind}" in endings:
+            reader_of_tables(path, kind)
 
 
-def parquet(path):
-    """The module that reads Parquet files."""
-    return need("pyarrow.parquet", path, "write it as .jsonl, as with pandas' `to_json(orient='records', lines=True)`")
+def reader_of_tables(path, kind):
+    """The module that reads Parquet files, or those of Arrow."""
+    module = {"parquet": "pyarrow.parquet", "arrow": "pyarrow.ipc"}[kind]
+    return need(module, path, "write it as .jsonl, as with pandas' `to_json(orient='records', lines=True)`")
+
+
+def arrow_form(head):
+    """Whether the first bytes of a file are those of an Arrow `"file"`, or of a `"stream"` as `datasets` writes; or None."""
+    form = next((form for mark, form in _ARROW.items() if head.startswith(mark)), None)
+    # Four of these bytes are Latin-1, too: the length of the schema follows, and is small.
+    return None if form == "stream" and not 0 < int.from_bytes(head[4:8], "little", signed=True) < 1 << 28 else form
 
 
 def _unwrap(path, name, file_name, start, depth=0):
@@ -159,11 +183,12 @@ def _unwrap(path, name, file_name, start, depth=0):
     packing = next(
         (packing for mark, packing in _PACKED.items() if head.startswith(mark)), PACKINGS.get(ending.lower())
     )
-    if head.startswith(b"PAR1") or (kind_of(file_name) == "parquet" and packing is None):
+    kind = "parquet" if head.startswith(b"PAR1") else "arrow" if arrow_form(head) else kind_of(file_name)
+    if kind in TABLES and (packing is None or head.startswith(b"PAR1") or arrow_form(head)):
         if depth or str(path) != name:
-            raise ValueError(f"{name} is a Parquet file that is packed once more: unpack it first.")
-        parquet(path)
-        return Source(name, "parquet", Unpacked.lost())
+            raise ValueError(f"{name} is {_A[kind]} file that is packed once more: unpack it first.")
+        reader_of_tables(path, kind)
+        return Source(name, kind, Unpacked.lost())
     if packing is not None:
         if depth == MOST_PACKINGS:
             raise ValueError(f"{name} is packed more than {MOST_PACKINGS} times: unpack it first.")
@@ -202,12 +227,17 @@ def _members(path):
 
 def text_members(archive):
     """The members of an open `zipfile.ZipFile` that are read, by their names and in their order."""
-    visible = (
+    chosen = (info for info in visible_members(archive) if ending_of(info.filename) in KINDS)
+    return sorted(chosen, key=lambda info: info.filename)
+
+
+def visible_members(archive):
+    """The members of an open `zipfile.ZipFile` that are files, less those that are hidden."""
+    return [
         info
         for info in archive.infolist()
         if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
-    )
-    return sorted((info for info in visible if ending_of(info.filename) in KINDS), key=lambda info: info.filename)
+    ]
 
 
 def _member(path, archive, info):
@@ -226,6 +256,8 @@ def _refuse_what_is_no_text(name, head):
         what = "a tar archive", "unpack it first: tar -xf"
     elif head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 30:
         what = "a safetensors file", _WEIGHTS
+    elif head[4:8] == b"ftyp":
+        what = "a film or a picture", _PICTURE
     elif head[:4] == b"RIFF" and head[8:12] in (b"WAVE", b"WEBP", b"AVI "):
         what = "sound or a picture", _PICTURE
     elif what is None and not any(head.startswith(mark) for mark in _MARKS):

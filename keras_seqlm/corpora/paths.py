@@ -1,5 +1,6 @@
 """Which files a path, a pattern or a folder names."""
 
+import contextlib
 import glob
 import os
 import warnings
@@ -7,8 +8,23 @@ import zipfile
 from pathlib import Path
 
 from keras_seqlm.corpora.json_text import shape_of
-from keras_seqlm.corpora.opening import KINDS, check_readable, ending_of, head_of, text_members
+from keras_seqlm.corpora.opening import (
+    KINDS,
+    check_readable,
+    ending_of,
+    head_of,
+    is_packed,
+    is_zip,
+    text_members,
+    visible_members,
+)
 from keras_seqlm.corpora.unpacking import PACKINGS
+
+ENDINGS = (
+    f"Read are files that end in {', '.join(KINDS)}, in these and {', '.join(PACKINGS)}, or in .zip; a file with another "
+    "ending is read as text when it is named itself"
+)
+LONGEST_NAME = 255  # bytes, of a file on every system
 
 
 def find_files(files):
@@ -28,39 +44,136 @@ def find_files(files):
     entries = list(files) if isinstance(files, (list, tuple)) else [files]
     if not entries:
         raise ValueError("`files` is an empty list: name at least one file, pattern or directory.")
-    found = {}
+    found, left_out = {}, {}
     for entry in entries:
-        for path in _expand(os.fspath(entry)):
+        for path in _expand(os.fspath(entry), left_out):
+            check_name(path)
             if path.stat().st_size == 0:
                 raise ValueError(f"{path} is empty: take it out of the corpus, or fill it.")
             check_readable(path)
             found.setdefault(path.resolve(), path)
+    for path in found.values():
+        if is_zip(path):
+            _look_into(path, left_out)
+    for place, others in left_out.items():
+        warnings.warn(
+            f"{place}: left out {_told(others)}. Read there are files that end in {', '.join(KINDS)}, packed or not; name "
+            "others that you want, or a pattern of them.",
+            stacklevel=3,
+        )
     return list(found.values())
 
 
-def _expand(entry):
+def check_name(path):
+    """Refuse a name that is no UTF-8, which no file of ours could hold (ValueError)."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the name {os.fsencode(path)!r} is no UTF-8, and a run writes down the names of its files: rename it (convmv "
+            "does many), or give a link to it with another name"
+        ) from None
+
+
+def _expand(entry, left_out):
+    """The files of an entry. What a pattern matches is taken as if it were named, so that it does not matter whether the
+    shell expands it; of a folder those are taken that end as text does, and the rest goes to `left_out`.
+    """
     path = Path(entry).expanduser()
+    if "\n" in entry or len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(
+            f"{entry[:40]!r}... is text and no path: a list is a list of paths. Give texts themselves as an iterable that is no "
+            "list, as iter(texts), or write them to a file."
+        )
+    if path.exists() or not glob.has_magic(entry):
+        return _named(path, entry, left_out)
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    chosen = [one for match in matches for one in _named(match, str(match), left_out, of_pattern=True)]
+    if not chosen:
+        raise ValueError(f"The pattern {entry!r} holds no text file: {ENDINGS if matches else 'nothing matches it'}.")
+    return chosen
+
+
+def _named(path, entry, left_out, of_pattern=False):
     if path.is_file():
         return [path]
     if path.is_dir():
-        candidates = _walk(path)
-        kind = "directory"
-    elif glob.has_magic(entry):
-        candidates = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        kind = "pattern"
-    else:
+        others = {}
+        chosen = [one for one in _walk(path) if _is_chosen(one, others)]
+        if others:
+            left_out[path] = others
+        if not chosen and not of_pattern:
+            told = f" It holds {_told(left_out.pop(path))}." if others else ""
+            raise ValueError(f"The directory {entry!r} holds no text file.{told} {ENDINGS}.")
+        return sorted(chosen)
+    if path.is_symlink():
         raise FileNotFoundError(
-            f"No file or directory {entry!r}: check the path, or give a pattern such as 'books/*.txt'."
+            f"{entry!r} is a link to {os.readlink(path)}, which is not there: mend or remove the link."
         )
-    chosen = sorted(one for one in candidates if ending_of(one.name) in (*KINDS, ".zip") and one.is_file())
-    if kind == "directory":
-        chosen = _without_other_things(path, chosen)
-    if not chosen:
-        raise ValueError(
-            f"The {kind} {entry!r} holds no text file. Read are files that end in {', '.join(KINDS)}, in these and "
-            f"{', '.join(PACKINGS)}, or in .zip; a file with another ending is read as text when it is named itself."
-        )
-    return chosen
+    raise FileNotFoundError(f"No file or directory {entry!r}: check the path, or give a pattern such as 'books/*.txt'.")
+
+
+def _is_chosen(path, others):
+    """Whether a file of a folder is read; if not, it is put under the reason in `others`."""
+    reason = _reason(path)
+    if reason is not None:
+        others.setdefault(reason, []).append(path.name)
+    return reason is None
+
+
+def _reason(path):
+    if not path.is_file():
+        return "a link to what is not there" if path.is_symlink() else "no file"
+    reason = _reason_by_name(path.name, zips=True)
+    if (
+        reason is None
+        and ending_of(path.name) == ".json"
+        and path.stat().st_size
+        and shape_of(head_of(path)) == "object"
+    ):
+        return "a JSON that holds no list of texts"
+    if reason is None and path.suffix.lower() == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return None if text_members(archive) else "a zip without text files"
+        except zipfile.BadZipFile:
+            return None  # Reading it will tell how it is damaged.
+    return reason
+
+
+def _reason_by_name(name, zips):
+    """Why a folder or an archive does not give a file of this name; None where it does."""
+    ending = ending_of(name)
+    if ending in KINDS or zips and ending == ".zip":
+        return None
+    if ending == ".zip":
+        return "a zip within it"
+    if is_packed(name) and not ending:
+        return f"{os.path.splitext(name.lower())[1]} after no ending that says of what"
+    return ending or "without an ending"
+
+
+def _look_into(path, left_out):
+    """What a zip archive does not give."""
+    others = {}
+    with contextlib.suppress(zipfile.BadZipFile):  # Reading it will tell how it is damaged.
+        with zipfile.ZipFile(path) as archive:
+            for info in visible_members(archive):
+                reason = _reason_by_name(info.filename.rpartition("/")[2], zips=False)
+                if reason is not None:
+                    others.setdefault(reason, []).append(info.filename)
+            if others and text_members(archive):  # else reading it will tell
+                left_out[path] = others
+
+
+def _told(others):
+    """`3 files: 2 .csv (a.csv, b.csv), 1 without an ending (README)`."""
+    count = sum(map(len, others.values()))
+    kinds = [
+        f"{len(names)} {reason} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for reason, names in sorted(others.items())
+    ]
+    return f"{count} file{'s' * (count > 1)}: {', '.join(kinds)}"
 
 
 def _walk(top):
@@ -80,28 +193,3 @@ def _walk(top):
 
 def _refuse(error):
     raise error  # os.walk would pass over a folder that cannot be read.
-
-
-def _without_other_things(folder, paths):
-    """Leave out what happens to lie beside the text and ends as text may: a JSON of settings, a zip of pictures."""
-    others = [path for path in paths if not _may_be_text(path)]
-    if others:
-        some = ", ".join(str(path) for path in others[:3]) + (" ..." if len(others) > 3 else "")
-        warnings.warn(
-            f"{folder}: left out {len(others)} files that hold no list of texts, {some}: name the files that you want, "
-            f"as '{folder}/**/*.txt'.",
-            stacklevel=5,
-        )
-    return [path for path in paths if path not in set(others)]
-
-
-def _may_be_text(path):
-    if ending_of(path.name) == ".json" and path.stat().st_size:
-        return shape_of(head_of(path)) != "object"
-    if path.suffix.lower() == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return bool(text_members(archive))
-        except zipfile.BadZipFile:
-            return True  # Reading it will tell how it is damaged.
-    return True

@@ -5,6 +5,7 @@ import warnings
 
 import keras
 
+from keras_seqlm.checkpoints.carried import unknown_to_keras
 from keras_seqlm.nesting import innermost, nested
 
 BEGIN_OF_TRAINING = ("set_model", "on_train_begin")
@@ -39,6 +40,17 @@ def warn_of_lost_position(step):
         "resume.data(make_batch), where make_batch(step) makes the batch of a step",
         stacklevel=3,
     )
+
+
+def warn_of_layers(model):
+    """Name what layers keep in the backend's own way, which Keras does not know of: it is not in a checkpoint."""
+    if names := unknown_to_keras(model):
+        warnings.warn(
+            f"{', '.join(names[:10])}{' and more' if len(names) > 10 else ''}: kept by layers in the backend's own way, which "
+            "Keras does not list, so it is not in the checkpoints and starts anew when the run goes on; make it with "
+            "self.add_weight(..., trainable=False)",
+            stacklevel=3,
+        )
 
 
 def refuse_others(callbacks):

@@ -9,10 +9,12 @@ import time
 
 import keras
 
-from keras_seqlm.devices.processes import is_chief
+from keras_seqlm.devices.processes import chief_decides, is_chief
 from keras_seqlm.files import Log
 from keras_seqlm.nesting import innermost
 from keras_seqlm.status_line import StatusLine
+
+HEADER = re.compile(r"^--- step (\d+) ---$", re.MULTILINE)  # over each text of a `SampleWriter`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +267,8 @@ class ValidateAverage(keras.callbacks.Callback):
 class SampleWriter(RunCallback):
     """Append a text of the model to a file at each validation point, so that one can read how it learns.
 
-    Each text stands under a line `--- step 100 ---`. A run that goes on from step n keeps those up to n. Where several
+    Each text stands under a line `--- step 100 ---`. A run that goes on from step n keeps those up to n, and writes that of n
+    where it is due and missing. Where several
     processes train, all of them call the function, since all of them hold the model, and the first one writes.
 
     Args:
@@ -290,13 +293,17 @@ class SampleWriter(RunCallback):
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
-        self._written = self.run.step_before
-        if not self.chief:
-            return
+        # Of the step it goes on from there may be no text yet: the run ended between the checkpoint and the text.
+        last = chief_decides(self._take_up)
+        self._written = max(last, self.run.step_before - self.model.steps_per_execution)
+
+    def _take_up(self):
+        """Keep what was written before, and give the step of the last text."""
         kept = ""
         if self.run.step_before and self.path.exists():
             kept = _up_to(self.path.read_text(encoding="utf-8"), self.run.step_before)
         self._log = Log(self.path, kept)
+        return max((int(header[1]) for header in HEADER.finditer(kept)), default=0)
 
     def on_train_batch_begin(self, batch, logs=None):
         # Here, and not at the end of the step before, the weights can be read on every backend.
@@ -330,7 +337,7 @@ class SampleWriter(RunCallback):
 def _up_to(samples, step):
     """The sections of a `SampleWriter` file up to a step, without one that a crash cut short."""
     whole = samples[: samples.rfind("\n\n") + 2] if "\n\n" in samples else ""
-    for header in re.finditer(r"^--- step (\d+) ---$", whole, re.MULTILINE):
+    for header in HEADER.finditer(whole):
         if int(header[1]) > step:
             return whole[: header.start()]
     return whole

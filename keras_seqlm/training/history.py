@@ -8,7 +8,7 @@ import time
 import warnings
 
 from keras_seqlm.checkpoints.history import COLUMNS, read_history
-from keras_seqlm.files import Log, replacing
+from keras_seqlm.files import Log, rename, replacing
 from keras_seqlm.training.callbacks import RunCallback
 
 
@@ -39,9 +39,18 @@ class HistoryCSV(RunCallback):
             return
         kept = []
         if self.run.step_before and self.path.exists():
-            kept = [row for row in read_history(self.path) if row["step"] <= self.run.step_before]
+            kept = [row for row in self._read() if row["step"] <= self.run.step_before]
         self._seconds_before = max((row["seconds"] or 0.0 for row in kept), default=0.0)  # the last row may lack it
         self._log = Log(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
+
+    def _read(self):
+        try:
+            return read_history(self.path)
+        except ValueError as error:
+            aside = self.path.with_name(f"{self.path.name}.unreadable")
+            rename(self.path, aside)
+            warnings.warn(f"{error}; it is kept as {aside}, and the rows of before are missing", stacklevel=2)
+            return []
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)

@@ -53,7 +53,7 @@ class Identity:
         known = ("data", "validation", "optimizer", "loss")
         self._data, self._validation, self._optimizer, self._loss = map(self._before.get, known)
         self._config = self._before.get("config")
-        self._known, self._says, self._new_rate = False, False, None
+        self._known, self._says, self._new_rate, self._rate_by_hand = False, False, None, None
         self.comparable_from = self._before.get("comparable_from", 0)
         self._changed_validation = []
         settings, before = as_json(settings), self._before.get("settings", {})
@@ -90,6 +90,8 @@ class Identity:
             self._says = numbers is not None
             written, left = _LEFT.get(optimizer, (None, None)) if optimizer is not None else (None, None)
             # What training has set, as a callback lowers a learning rate, is not what the user wrote.
+            if None not in (left, numbers) and numbers.get("learning_rate") != left.get("learning_rate"):
+                self._rate_by_hand = numbers.get("learning_rate")
             numbers = written if left is not None and numbers == left else numbers
             self._optimizer, self._loss = numbers or self._optimizer, loss_of(model) or self._loss
             self._config = config_of(model)
@@ -123,6 +125,11 @@ class Identity:
             else:
                 changed += changes({"learning_rate": old}, now)
                 self._new_rate = new
+        elif new is not None and new == self._rate_by_hand and (kept := self._rate_of_checkpoint()) not in (None, new):
+            self._say(
+                f"the learning rate was set to {new:.6g} since the last fit, and that of {self._checkpoint.folder} goes on, "
+                f"{kept:.6g}, as {new:.6g} is the number that the run began with; set it in a callback once fit has begun"
+            )
         self._refuse("numbers", [f"the optimizer's {one}" for one in changed])
         before, now = (in_one_spelling(made) for made in (self._before.get("loss"), self._loss))
         self._refuse("numbers", [f"the loss's {one}" for one in changes(before, now)], of_validation=True)

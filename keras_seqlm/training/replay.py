@@ -1,7 +1,5 @@
 """Steps run in name only: those of an epoch that were made before the process that goes on was started."""
 
-import keras
-
 from keras_seqlm.training.callbacks import RunCallback
 from keras_seqlm.training.running import callback_list
 
@@ -44,18 +42,3 @@ class InNameOnly:
 def knows_of_them(callback):
     """Whether a callback is one of ours that looks after itself where a run goes on."""
     return isinstance(callback, RunCallback) and type(callback).__module__.startswith("keras_seqlm.")
-
-
-def build_metrics(model, checkpoint, batch):
-    """TensorFlow makes the variables of metrics in the first step, and a checkpoint's are restored before it.
-
-    Args:
-        model: built and compiled.
-        checkpoint: whose metrics will be.
-        batch: of the data, as `fit` takes it.
-    """
-    there = [name for name in checkpoint.shapes if name.startswith("metrics/")]
-    if len(there) > len(model.metrics_variables):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        model.compute_metrics(x, y, model(x, training=False), sample_weight)
-        model.reset_metrics()

@@ -18,13 +18,15 @@ from keras_seqlm.training.beside import (
     may_change_the_model,
     refuse_others,
     refuse_updates,
+    warn_of_layers,
     warn_of_lost_position,
     warn_of_no_list,
     warn_of_optimizers,
 )
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.callbacks import Run, RunCallback, tell_of_run
-from keras_seqlm.training.replay import InNameOnly, build_metrics
+from keras_seqlm.training.epoch_metrics import build_metrics, kinds_of_metrics, read_metrics
+from keras_seqlm.training.replay import InNameOnly
 from keras_seqlm.training.running import callbacks_of, fit_of, is_fitting, put_first, put_last
 from keras_seqlm.training.signals import EndSignals
 from keras_seqlm.training.writer import CheckpointWriter, warn_of_numbers
@@ -223,6 +225,8 @@ class Resume(RunCallback):
             self._make_ready()
         if not self.model.built:
             raise ValueError("the model has no weights to restore yet; call it once on a batch before fit")
+        if (self._done or self._within_piece) and self._train is not None:
+            build_metrics(self.model, self._checkpoint, self._first_batch())
         self.restore(self.model)  # before others look at it, as far as they begin after this one
         is_last = put_last(self, self.model)
         if is_last is False:
@@ -232,6 +236,7 @@ class Resume(RunCallback):
         self._ready = False
         if self._checkpoint is not None and may_change_the_model(callbacks_of(self.model), *BEGIN_OF_TRAINING):
             self._restore_again()  # which all have begun now
+        warn_of_layers(self.model)
         # Nobody but `Recipe.fit` has said yet where the run ends.
         self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:
@@ -246,10 +251,9 @@ class Resume(RunCallback):
                 f"{self.checkpoints.folder} is of a run with steps_per_epoch={self._steps_per_epoch}, and fit was given "
                 f"{self.params['steps']}; give the same, or call resume.divide({self.params['steps']}) first"
             )
-        if (self._done or self._within_piece) and self._train is not None:
-            build_metrics(self.model, self._checkpoint, self._first_batch())
         if self._within_piece:
-            self._metrics = state.read(self.model, self._checkpoint, ("metrics",))
+            since = self.step_before - self._within_piece
+            self._metrics = read_metrics(self.model, self._checkpoint, since, self.step_before)
         super().on_train_begin(logs)
         if self.chief:
             self.checkpoints.check_room(state.size_of(self.model))
@@ -461,6 +465,7 @@ class Resume(RunCallback):
             "steps_per_epoch": self.params["steps"],
             "callbacks": remembered,
             **state.identity_of(self.model),
+            "metrics": kinds_of_metrics(self.model),
             **meta,
         }
         self._writer.write(self.step, arrays, meta, parts)

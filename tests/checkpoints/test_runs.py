@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from keras_seqlm.checkpoints import Checkpoints, RunFolder
 from keras_seqlm.training import list_runs
@@ -42,6 +43,15 @@ def test_the_step_is_that_of_the_newest_checkpoint_and_a_longer_run_is_not_finis
     assert (run["step"], run["steps"], run["state"]) == (6, 8, "stopped")
     (folder / "recipe.json").write_text(json.dumps({"recipe": {"steps": 6}}))
     assert list_runs(tmp_path)[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"a,b\n1,2\n", b"\xff\xfe\0\0" * 9, b"step,loss\n1,x\n"])
+def test_a_run_whose_history_cannot_be_read_is_not_finished(tmp_path, content):
+    folder = begun(tmp_path / "a", steps=8, saved=(8,))
+    (folder / "model.keras").write_text("a model")
+    (folder / "history.csv").write_bytes(content)
+    (run,) = list_runs(tmp_path)
+    assert run["state"] == "damaged" and f"{folder / 'history.csv'} is no history of a run: " in run["reason"]
 
 
 def test_the_columns_hold_what_stands_above_them(tmp_path, capsys):

@@ -6,10 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
 from keras_seqlm.corpora import Corpus, json_text, texts
+
+
+class Schema(list):
+    """Stands for that of a table of pyarrow whose columns hold strings."""
+
+    def __init__(self, names):
+        super().__init__(types.SimpleNamespace(name=name, type="string") for name in names)
+        self.names = names
 
 
 def write(path, content):
@@ -34,7 +43,9 @@ def test_directory_is_read_recursively_in_sorted_order(tmp_path):
     for name in ("b.txt", "a/z.md", "a/y.text.gz", "c.TXT", ".hidden/d.txt", "a/.e.txt", "picture.png"):
         write(tmp_path / name, name)
     write(tmp_path / "lines.jsonl", '{"text": "one"}\n\n{"text": "two"}')
-    assert documents(Corpus(tmp_path)) == [b"a/y.text.gz", b"a/z.md", b"b.txt", b"c.TXT", b"one", b"two"]
+    with pytest.warns(UserWarning, match=r"left out 1 file: 1 \.png \(picture\.png\)"):
+        corpus = Corpus(tmp_path)
+    assert documents(corpus) == [b"a/y.text.gz", b"a/z.md", b"b.txt", b"c.TXT", b"one", b"two"]
 
 
 def test_file_pattern_and_list(tmp_path):
@@ -154,11 +165,12 @@ def test_documents_of_white_space_alone_are_no_corpus(tmp_path):
     assert documents(Corpus(path)) == [b" ", b"word"]
 
 
-@pytest.mark.parametrize("entry", ["", "*.csv", "*.txt"])
-def test_nothing_readable_says_what_is_read(tmp_path, entry):
+def test_nothing_readable_says_what_is_read(tmp_path):
     write(tmp_path / "a.csv", "x")
-    with pytest.raises(ValueError, match=r"\.txt, \.md, \.text, \.jsonl"):
-        Corpus(f"{tmp_path}/{entry}")
+    with pytest.raises(ValueError, match=r"It holds 1 file: 1 \.csv .*\.txt, \.md, \.text, \.jsonl"):
+        Corpus(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no text file: nothing matches it"):
+        Corpus(f"{tmp_path}/*.txt")
 
 
 def test_damaged_gzip_names_the_file(tmp_path):
@@ -279,6 +291,9 @@ def test_many_broken_lines_are_an_error_naming_file_and_line(tmp_path):
         list(corpus.chunks())
     # A file that is no JSON at all is left after a thousand lines.
     path = write(tmp_path / "b.jsonl", "no json\n" * 100_000)
+    (only := tmp_path / "c.json").write_text('{"b": 1}')
+    with pytest.raises(ValueError, match=r"c.json, the object: .*\. The only record there is broken: each must be"):
+        list(Corpus(only).chunks())
     with pytest.raises(ValueError, match=r"b.jsonl, line 1: .*1000 of the first 1000 lines"):
         list(texts(path))
 

@@ -18,7 +18,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from corpora.test_corpus import documents, write
+from corpora.test_corpus import Schema, documents, write
 
 from keras_seqlm.corpora import Corpus, json_text, opening, texts, unpacking
 
@@ -97,7 +97,8 @@ def test_a_zip_holds_text_files_in_the_order_of_their_names(tmp_path):
         archive.writestr("d.txt.gz", gzip.compress(b"\xef\xbb\xbffive"))
         archive.writestr("e.txt", b"\xef\xbb\xbfsix")
         archive.mkdir("empty")
-    corpus = Corpus(tmp_path / "all.zip")
+    with pytest.warns(UserWarning, match=r"all\.zip: left out 1 file: 1 \.png \(picture\.png\)"):
+        corpus = Corpus(tmp_path / "all.zip")
     assert documents(corpus) == [b"a/one.md", b"b/two.txt", b"three", b"four", b"five", b"six"]
     assert corpus.num_documents == [6]
 
@@ -176,6 +177,19 @@ def test_utf_16_and_32_are_read_by_their_marks(tmp_path, encoding, ending, monke
     assert documents(Corpus(tmp_path / f"a.{ending}")) == expected
 
 
+STARTS = {
+    "a PDF": b"%PDF-1.7\n",
+    "a PNG picture": b"\x89PNG\r\n\x1a\n",
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n",
+    "an Avro file": b"Obj\x01\x04\x14avro.codec",
+    "an ORC file": b"ORC\x11\0",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "a pointer of git-annex": b"/annex/objects/SHA256E-s5--4d7a.txt\n",
+    "a program": b"\x7fELF\x02\x01\x01\0",
+    "a film or a picture": b"\0\0\0\x18ftypmp42",
+}
+
+
 def binary(kind, path):
     if kind == "a pickle":
         path.write_bytes(pickle.dumps({"a": "text " * 100}))
@@ -197,16 +211,13 @@ def binary(kind, path):
     elif kind == "no text (":
         path.write_bytes(TEXT.encode("utf-16-le"))
     else:
-        starts = {"a PDF": b"%PDF-1.7\n", "a PNG picture": b"\x89PNG\r\n\x1a\n", "an HDF5 file": b"\x89HDF\r\n\x1a\n"}
-        path.write_bytes(starts[kind] + b"some words " * 20)
+        path.write_bytes(STARTS[kind] + b"some words " * 20)
 
 
 @pytest.mark.parametrize(
     "kind",
     [
-        "a PDF",
-        "a PNG picture",
-        "an HDF5 file",
+        *STARTS,
         "a pickle",
         "an SQLite database",
         "a safetensors file",
@@ -253,7 +264,7 @@ class Table:
     """Stands for `pyarrow.parquet.ParquetFile`: three row groups of two rows."""
 
     def __init__(self, path):
-        self.schema_arrow = types.SimpleNamespace(names=["id", "content"])
+        self.schema_arrow = Schema(["id", "content"])
 
     def __enter__(self):
         return self
@@ -299,6 +310,55 @@ def test_parquet_files_of_arrow(tmp_path):
     os.truncate(path, path.stat().st_size - 10)
     with pytest.warns(UserWarning, match=f"{path} is damaged or cut"):
         assert documents(Corpus([path, good], tolerance=0.5)) == [good.read_bytes()]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="pyarrow is not installed")
+@pytest.mark.parametrize("name", ["a.arrow", "data.txt"])
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_arrow_is_read_as_parquet_is(tmp_path, form, name):
+    """A stream is what `save_to_disk` of Hugging Face's datasets writes."""
+    import pyarrow
+
+    table = pyarrow.table({"id": list(range(3000)), "text": [f"Grüße {number}" for number in range(3000)]})
+    path, good = tmp_path / name, write(tmp_path / "good.txt", "good " * 100_000)
+    with getattr(pyarrow.ipc, f"new_{form}")(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2000)
+    wanted = [f"Grüße {number}".encode() for number in range(3000)]
+    assert documents(Corpus(path)) == wanted
+    if path.suffix == ".arrow":
+        assert documents(Corpus(tmp_path)) == [*wanted, good.read_bytes()]
+    with pytest.raises(ValueError, match='has no column "content"; it has "id", "text": name the one .* text_field='):
+        list(texts(path, "content"))
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.warns(UserWarning, match=f"{path} is damaged or cut"):
+        assert documents(Corpus([path, good], tolerance=0.5))[-1] == good.read_bytes()
+    packed = write(tmp_path / f"{name}.gz", gzip.compress(b"\xff\xff\xff\xff\x10\0\0\0" + bytes(99)))
+    with pytest.raises(ValueError, match="is an Arrow file that is packed once more"):
+        list(texts(packed))
+
+
+def test_latin_1_that_begins_as_arrow_does_is_text(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xff\xff\xff\xffmuch " * 100)
+    with pytest.warns(UserWarning, match="no UTF-8"):
+        assert b"".join(texts(path)).startswith(b"\xff\xff\xff\xffmuch")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="pyarrow is not installed")
+def test_a_column_that_holds_no_strings_is_named_by_its_type(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"bytes": pyarrow.array([b"a"], pyarrow.binary()), "nothing": [None], "text": ["a"]}
+    columns["kinds"] = pyarrow.array(["a"]).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    for name, kind in (("bytes", "binary"), ("nothing", "null")):
+        told = f'its column "{name}" is of the type {kind}, and text is read from one of strings: .*: "text", "kinds"'
+        with pytest.raises(ValueError, match=told):
+            list(texts(tmp_path / "a.parquet", name))
+    assert list(texts(tmp_path / "a.parquet", "kinds")) == [b"a"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match='row 2: no string in the column "text".*1 of the first 2 rows are broken'):
+        list(texts(tmp_path / "b.parquet"))
 
 
 RECORDS = [{"text": f"letter {number} ü", "id": number} for number in range(500)]

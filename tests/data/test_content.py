@@ -10,6 +10,7 @@ import types
 import zipfile
 
 import pytest
+from corpora.test_corpus import Schema
 
 from keras_seqlm.data import content, pack
 from keras_seqlm.tokenizers import ByteTokenizer
@@ -68,7 +69,7 @@ def table(path, monkeypatch):
     """A file that begins as Parquet does, of one row that a stand-in for pyarrow reads."""
 
     class Table:
-        schema_arrow = types.SimpleNamespace(names=["text", "body"])
+        schema_arrow = Schema(["text", "body"])
 
         def __init__(self, path):
             pass

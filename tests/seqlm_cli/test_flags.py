@@ -351,7 +351,7 @@ def test_a_model_that_no_command_made_says_itself_what_it_is(tmp_path):
     model = models.RecurrentLM(20, size="nano", num_layers=1, hidden_dim=8, cell="lstm")
     model.build()
     model.save(tmp_path / "model.keras")
-    assert another_run.parts_of(tmp_path) == {"model": "lstm"}
+    assert another_run.parts_of(types.SimpleNamespace(start=tmp_path, out="b", overwrite=False)) == {"model": "lstm"}
 
 
 @pytest.mark.parametrize(

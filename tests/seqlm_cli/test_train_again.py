@@ -110,6 +110,50 @@ def test_a_run_begins_from_another(run, text, tmp_path, capsys):
     assert seqlm_cli.main([*words, "--steps", "2", "--learning-rate", "1e-9"]) == 0  # and the same command goes on
 
 
+def test_a_run_begun_from_another_needs_it_until_its_first_checkpoint(run, text, tmp_path, capsys):
+    other, folder = tmp_path / "runs" / "other", tmp_path / "runs" / "warm"
+    shutil.copytree(run, other)
+    words = [
+        "train",
+        "--text",
+        str(text),
+        "--out",
+        str(folder),
+        "--from",
+        str(other),
+        "--context",
+        "16",
+        "--batch",
+        "4",
+    ]
+    assert seqlm_cli.main([*words, "--steps", "2"]) == 0
+    other.rename(tmp_path / "gone")
+    assert seqlm_cli.main([*words, "--steps", "3"]) == 0
+    assert read_history(folder / "history.csv")[-1]["step"] == 3
+    capsys.readouterr()
+    shutil.rmtree(folder / "checkpoints")
+    assert seqlm_cli.main([*words, "--steps", "4"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"there is no run folder {str(other)!r}" in said
+        and "has no checkpoint yet, so that it is needed once more" in said
+    )
+    assert seqlm_cli.main([*words[:4], str(tmp_path / "new"), *words[5:]]) == 2
+    said = capsys.readouterr().err
+    assert f"there is no run folder {str(other)!r}" in said and "needed once more" not in said
+
+
+def test_a_default_that_is_written_out_is_no_other_setting(run, text, tmp_path, capsys):
+    folder = tmp_path / "runs" / "gru"
+    shutil.copytree(run, folder)
+    words = ["--steps", "12", "--validate-every", "4", "--checkpoint-every", "4", "--keep", "9", "--ema", "0.5"]
+    train(text, folder, *words, "--learning-rate", "0.004", "--warmup", "1")
+    capsys.readouterr()
+    train(text, folder, *words, "--learning-rate", "0.005", "--warmup", "1", code=2)
+    said = capsys.readouterr().err
+    assert "--learning-rate was 0.004 and is 0.005" in said and "--warmup" not in said
+
+
 def test_early_stopping_ends_the_run_with_its_best_model(text, tmp_path, capsys):
     folder = tmp_path / "runs" / "early"
     words = [

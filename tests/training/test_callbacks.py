@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import signal
 import socket
 import sys
 import time
@@ -11,9 +13,10 @@ import time
 import keras
 import numpy as np
 import pytest
+from helpers import array
 from training_toy import Batches, compiled, new_model
 
-from keras_seqlm.training import HistoryCSV, Progress, Recipe, Run, RunCallback, SampleWriter, read_history
+from keras_seqlm.training import HistoryCSV, Progress, Recipe, Resume, Run, RunCallback, SampleWriter, read_history
 from keras_seqlm.training.callbacks import _up_to
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
@@ -131,6 +134,41 @@ def test_a_run_that_goes_on_takes_back_the_samples_after_its_first_step(tmp_path
     assert path.read_text(encoding="utf-8") == whole + "--- step 6 ---\nanew\n\n"
 
 
+@pytest.mark.backends
+@pytest.mark.parametrize("every_steps, within_validation", [(None, True), (2, True), (2, False)])
+def test_the_sample_of_the_step_that_a_run_ended_at_is_written_as_it_goes_on(tmp_path, every_steps, within_validation):
+    """Told to end within a validation, or killed after a checkpoint and before the text of its step."""
+
+    class End(keras.callbacks.Callback):
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            pass
+
+        def on_test_batch_begin(self, batch, logs=None):
+            if within_validation and int(array(self.model.optimizer.iterations)) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if not within_validation and batch == 2:
+                raise InterruptedError
+
+    def go(folder, end=()):
+        model = compiled(RECIPE, "bigram")
+        recipe = dataclasses.replace(RECIPE, steps=8, validate_every=4)
+        resume = Resume(folder / "checkpoints", every=2, background=False)
+        samples = SampleWriter(total, folder / "samples.txt", every_steps=every_steps)
+        options = {"progress": False, "resume": resume, "callbacks": [*end, samples]}
+        recipe.fit(model, Batches(), Batches().batch(50), **options)
+        return sections(folder / "samples.txt")
+
+    alone = go(tmp_path / "alone")
+    with pytest.raises((SystemExit, InterruptedError)):
+        go(tmp_path / "ended", [End()])
+    assert go(tmp_path / "ended") == alone and 4 in alone
+
+
 def test_a_sample_that_a_crash_cut_short_is_taken_back():
     whole = "--- step 2 ---\ntwo\n\n"
     assert _up_to(whole + "--- step 4 ---\nfo", 9) == _up_to(whole + "--- ste", 9) == whole
@@ -198,12 +236,13 @@ def test_steps_that_are_run_through_again_are_neither_timed_nor_shown(tmp_path):
     x, y = Batches(rows=32).batch(0)
     model.fit(x, y, batch_size=4, callbacks=callbacks, verbose=0)
     assert [int(line.split("/")[0].split()[1]) for line in out.getvalue().splitlines()] == [5, 6, 7, 8]
-    assert list(sections(tmp_path / "samples.txt")) == [5, 6, 7, 8]
+    assert list(sections(tmp_path / "samples.txt")) == [4, 5, 6, 7, 8]  # that of 4 was not there
     assert 5 < callbacks[1].steps_per_second() < 20
 
 
 def test_a_process_that_is_not_the_first_makes_samples_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("keras_seqlm.training.callbacks.is_chief", lambda: False)
+    monkeypatch.setattr("keras_seqlm.training.callbacks.chief_decides", lambda decide: 0)  # as the first one says
     made = []
     writer = SampleWriter(lambda model: made.append(1) or "", tmp_path / "samples.txt")
     RECIPE.fit(compiled(RECIPE, "bigram"), Batches(), callbacks=[writer])

@@ -11,7 +11,7 @@ import pytest
 from training_toy import Batches, compiled, new_model
 
 from keras_seqlm.nesting import innermost
-from keras_seqlm.training import HistoryCSV, LossPlot, Recipe, plot_history, read_history
+from keras_seqlm.training import HistoryCSV, LossPlot, Recipe, Run, plot_history, read_history
 from keras_seqlm.training.history import COLUMNS
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
@@ -55,6 +55,17 @@ def test_a_line_cut_short_is_left_out(tmp_path):
     assert [row["step"] for row in read_history(path)] == [2]
     path.write_text(",".join(COLUMNS) + "\n2,3.5,3.6,,0.001,100,1.5,0.5,0\n4,3.1,3.2,,0.001,100,2.5,0.4,1")
     assert [row["step"] for row in read_history(path)] == [2], "the last number may be cut short, too"
+
+
+def test_a_history_that_cannot_be_read_is_kept_aside_as_the_run_goes_on(tmp_path):
+    history = HistoryCSV(tmp_path / "history.csv")
+    history.run = Run(first_step=2, steps=4)
+    history.path.write_text("garbage")
+    model = compiled(Recipe(steps=4, batch_size=4), "bigram")
+    with pytest.warns(UserWarning, match=r"is no history of a run: .*it is kept as .*history.csv.unreadable"):
+        model.fit(*Batches(4).batch(0), batch_size=2, callbacks=[history], verbose=0)
+    assert [row["step"] for row in read_history(history.path)] == [4]
+    assert (tmp_path / "history.csv.unreadable").read_text() == "garbage"
 
 
 def test_a_new_run_starts_a_new_file(tmp_path):

@@ -127,3 +127,23 @@ def test_optimizers_of_a_train_step_of_ones_own_are_named(tmp_path):
     model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
     with pytest.warns(UserWarning, match="model's second_optimizer is not in the checkpoints"):
         fit(tmp_path, [None], 1, model=model)
+
+
+def test_a_learning_rate_that_is_set_back_between_two_fits_is_told_of(tmp_path):
+    model = toy()
+    model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=False)
+
+    def cell(epochs):
+        resume = Resume(tmp_path, every=2)
+        halves = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.25 if epoch == 1 else rate)
+        fit = {"epochs": epochs, "steps_per_epoch": 2, "verbose": 0, "callbacks": [halves, resume]}
+        model.fit(resume.data(batch), **fit, **resume.fit_arguments())
+
+    cell(2)
+    cell(3)  # nothing was set by hand, and nothing is said
+    model.optimizer.learning_rate = 0.5
+    with pytest.warns(
+        UserWarning, match=r"learning rate was set to 0\.5 since the last fit, and that of .* goes on, 0\.25"
+    ):
+        cell(4)
+    assert float(array(model.optimizer.learning_rate)) == 0.25
