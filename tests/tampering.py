@@ -207,9 +207,9 @@ def print_in_score(meta, graph, functions, marker):
     function.control_ret["evil"] = "evil"
 
 
-@graph_tampering("WriteFile in the function '__inference__tokenize")
+@graph_tampering("WriteFile in the function '__inference_tokenize_flat")
 def write_in_the_tokenizer(meta, graph, functions, marker):
-    function = of(functions, "__inference__tokenize")
+    function = of(functions, "__inference_tokenize_flat")
     add_write(function.node_def, marker, in_function=True)
     function.signature.control_output.append("evil")
     function.control_ret["evil"] = "evil"
@@ -362,7 +362,7 @@ def weights_that_are_none(artifact, marker):
     new_weights(artifact, lambda value: np.full_like(value, np.nan))
 
 
-for _name, _value in (("max_length", 64), ("tokenizer_hash", "0" * 16), ("vocabulary_size", 261), ("model", "GPT")):
+for _name, _value in (("max_length", 8192), ("tokenizer_hash", "0" * 16), ("vocabulary_size", 261), ("model", "GPT")):
 
     @tampering(SAVED_MODEL, f"its sidecar says {_name}", f"a sidecar's {_name}", changes={_name: _value})
     def told_otherwise(artifact, marker, changes):
@@ -419,9 +419,9 @@ def a_tokenizer_with_more(artifact, marker):
     (tokenizer / "more").write_text("more")
 
 
-@tampering(LITE, "tokenizer.json was changed")
+@tampering(LITE, "seqlm_tokenizer.json was changed")
 def an_edited_tokenizer(artifact, marker):
-    (path,) = artifact.parent.glob("*.tokenizer/tokenizer.json")
+    (path,) = artifact.parent.glob("*.tokenizer/seqlm_tokenizer.json")
     path.write_text(path.read_text().replace('"bos": 1', '"bos": 3').replace('"unk": 3', '"unk": 1'))
 
 
@@ -520,7 +520,7 @@ for _name, _value in (
     ("bos_id", None),
     ("eos_id", 10),
     ("suppressed_ids", []),
-    ("max_length", 64),
+    ("max_length", 8192),
     ("prefill_lengths", [16]),
     ("state", {"position": {"shape": [1], "dtype": "int32"}, "h_0": {"shape": [1, 2**40], "dtype": "float32"}}),
 ):

@@ -37,9 +37,9 @@ def takes(parts):
 def read(parts):
     """The `SentencePieceTokenizer` of a file's parts."""
     model = parts.model
-    pieces, byte_fallback = _unigram_pieces(parts) if model["type"] == "Unigram" else _merged_pieces(parts)
     changes, charsmap = _read_normalizer(parts.normalizer)
     words, chunks = _read_words(parts.pre_tokenizer, changes)
+    pieces, byte_fallback = _unigram_pieces(parts) if model["type"] == "Unigram" else _merged_pieces(parts)
     more = {"drops_first_space": _read_decoder(parts.decoder, byte_fallback)}
     if chunks:
         more = {}

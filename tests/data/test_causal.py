@@ -192,9 +192,10 @@ def test_contiguous_rows_go_on_where_they_ended(make):
 
 def test_a_contiguous_row_starts_with_segment_0_where_its_document_goes_on(tmp_path, tokenizer):
     """By the ids alone: a document starts with bos, which is 1; and a pass over the stream starts anew."""
-    (tmp_path / "a.jsonl").write_text('{"text": "abc"}\n{"text": "d"}\n{"text": "efghijklmnopqrs"}\n' * 40)
+    texts = tmp_path / "a.jsonl"
+    texts.write_text('{"text": "abc"}\n{"text": "d"}\n{"text": "efghijklmnopqrs"}\n' * 40)
     where = {"validation_fraction": 0, "cache_dir": tmp_path / "cache"}
-    train, _ = causal_blocks(tmp_path, tokenizer, 6, 4, contiguous=True, **where)
+    train, _ = causal_blocks(texts, tokenizer, 6, 4, contiguous=True, **where)
     first_segments = set()
     for step in range(2 * len(train)):
         inputs, _ = train.batch(step)
@@ -204,7 +205,7 @@ def test_a_contiguous_row_starts_with_segment_0_where_its_document_goes_on(tmp_p
         np.testing.assert_array_equal(segments, np.cumsum(starts, axis=1))
         first_segments |= {(step % len(train) == 0, number) for number in segments[:, 0].tolist()}
     assert first_segments == {(True, 1), (False, 0), (False, 1)}
-    plain, _ = causal_blocks(tmp_path, tokenizer, 6, 4, contiguous=True, segment_ids=False, **where)
+    plain, _ = causal_blocks(texts, tokenizer, 6, 4, contiguous=True, segment_ids=False, **where)
     np.testing.assert_array_equal(plain.batch(3)[0], train.batch(3)[0]["token_ids"])
     array = CausalBlocks(np.arange(100), 6, 4, contiguous=True)  # one document
     assert [set(array.batch(step)[0]["segment_ids"].ravel()) for step in (0, 1, len(array))] == [{1}, {0}, {1}]

@@ -235,6 +235,7 @@ def test_what_lies_in_the_folder(saved_model):
     assert sidecar["max_new_tokens_limit"] == LIMIT and sidecar["vocabulary_size"] == 260
     assert sorted(sidecar["files"]) == [
         "assets.extra/tf_serving_warmup_requests",
+        "assets.extra/tokenizer/seqlm_tokenizer.json",
         "fingerprint.pb",
         "saved_model.pb",
         "variables/variables.data-00000-of-00001",

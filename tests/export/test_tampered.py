@@ -102,7 +102,7 @@ def files_of(artifact):
             "index": variables / "variables.index",
             "sidecar": artifact / SIDECAR,
         }
-    (tokenizer,) = artifact.parent.glob("*.tokenizer/tokenizer.json")
+    (tokenizer,) = artifact.parent.glob("*.tokenizer/seqlm_tokenizer.json")
     return {"lite": artifact, "lite sidecar": artifact.with_suffix(".json"), "tokenizer": tokenizer}
 
 

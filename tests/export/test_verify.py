@@ -301,7 +301,8 @@ def test_artifacts_of_other_weights_fail(saved_model, litert, impostor, capsys, 
     content = json.loads(answer.read_text())
     assert [content[artifact]["ok"] for artifact in artifacts] == [False] * 5
     assert all(content[artifact]["agree"] < 4 for artifact in artifacts[:2])
-    assert all(content[artifact]["max_logit_difference"] > 1e-2 for artifact in artifacts)
+    assert all(content[artifact]["max_logit_difference"] > 1e-2 for artifact in artifacts[:3])
+    assert all(content[artifact]["max_logit_difference"] is None for artifact in artifacts[3:]), "these are not run"
     shown = capsys.readouterr().out
     assert shown.count("FAILED") == 5 and f"{artifacts[0]}: prompt 0, greedy" in shown
     said = {artifact: " ".join(content[artifact]["reasons"]) for artifact in artifacts}
@@ -369,13 +370,15 @@ def test_an_xla_op_is_found_wherever_it_hides(tmp_path):
         ("compiled", "generate_xla"),
     ):
         folder = tmp_path / f"{name}-{as_name}" / "1"
-        tf.saved_model.save(module, str(folder), signatures={as_name: getattr(module, name)})
+        alone = tf.Module()  # all functions of a module are saved, and the gate reads all that is there
+        alone.function = getattr(module, name)
+        tf.saved_model.save(alone, str(folder), signatures={as_name: alone.function})
         found[name, as_name] = forbidden_ops(str(folder))
     assert found == {
         ("plain", "generate"): [],
         ("compiled", "generate"): ["_XlaMustCompile"],
         ("sliced", "score"): ["XlaDynamicUpdateSlice"],
-        ("reads", "generate"): ["ReadFile", "TensorArrayV2"],
+        ("reads", "generate"): ["ReadFile"],
         ("compiled", "generate_xla"): [],
     }
 

@@ -229,7 +229,7 @@ def test_a_plot_never_ends_a_run(tmp_path):
 def test_what_is_no_history_is_told_by_name(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("epoch,loss\n1,2.0\n")
-    with pytest.raises(ValueError, match="history.csv is no history of a run: its first line has no column step"):
+    with pytest.raises(ValueError, match='history.csv is no history of a run: its first line names no column "step"'):
         read_history(path)
     path.write_text("")
     assert read_history(path) == []
