@@ -53,8 +53,9 @@ MODELS = [
     ("bpe", TransformerLM, {**TRANSFORMER, "activation": "relu", "norm_first": False, "positions": "rotary"}),
     ("byte", TransformerLM, {**TRANSFORMER, "activation": "geglu", "tie_embedding": False, "num_kv_heads": 1}),
 ]
-# Of tokenizers that are read from Hugging Face's files: a prefix space, and Llama-3's words.
-OF_HUGGINGFACE = {"Add", "UnsortedSegmentMax"}
+# Of tokenizers that are read from Hugging Face's files: a prefix space, Llama-3's words, Qwen's normal form C.
+OF_HUGGINGFACE = {"Add", "UnsortedSegmentMax", "DenseBincount", "NormalizeUTF8"}
+OF_LONG_TOKENS = {"If"}  # of over eight bytes: a text is tokenized once more where its end gave too few ids
 
 
 @pytest.mark.soak
@@ -84,6 +85,7 @@ def test_the_lists_are_as_short_as_can_be(tmp_path):
             file = folder / f"{quantize}.tflite"
             write_litert(folder / "run", str(file), str(folder / "books.tokenizer"), quantize, True)
             lite |= {BUILTINS[code] for code, _ in parse_lite_file(pathlib.Path(file).read_bytes()).operations}
-    assert served | OF_HUGGINGFACE == OPS, f"more than the exports hold: {sorted(OPS - served - OF_HUGGINGFACE)}"
+    known = served | OF_HUGGINGFACE | OF_LONG_TOKENS
+    assert known == OPS, f"more than the exports hold: {sorted(OPS - known)}"
     assert lite == LITE_OPS, f"more than the exports hold: {sorted(LITE_OPS - lite)}"
     assert saver - OPS == SAVE_OPS | RESTORE_OPS
