@@ -236,7 +236,7 @@ def become(command, environment, folder, streams):
     random.seed()
     np.random.seed()
     named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = dict.fromkeys([*named, *sys.path[1:]])
+    sys.path[:] = dict.fromkeys([*named, *sys.path])
     code = 1
     try:
         code = _run(*command)
@@ -271,4 +271,5 @@ def _run(first, *words):
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this folder, whose own `seqlm_cli` would be taken for the package
     serve(sys.argv[1])
