@@ -24,6 +24,7 @@ DTYPES = {
 }
 MAIN = "main"
 XLA_MARK = "_XlaMustCompile"
+NO_SAVING = "exports_cannot_be_saved:0"  # stands where TensorFlow wants the name of a node that writes the variables
 _DEEPEST = 8
 _OWN_SIGNATURES = "__saved_model"  # of TensorFlow: what it runs after loading, and in training
 
@@ -57,10 +58,12 @@ class Node(NamedTuple):
 
 
 class Function(NamedTuple):
-    """A function of the graph's library."""
+    """A function of the graph's library: `arguments` are their names in order, `attributes` the names of its own."""
 
     nodes: list
     marks: set
+    arguments: list
+    attributes: set
 
 
 class Graph(NamedTuple):
@@ -68,7 +71,7 @@ class Graph(NamedTuple):
 
     `nodes`: of the graph itself, name -> Node. `functions`: name -> Function. `signatures`: name -> Signature.
     `assets`: the names of the files that it reads when it is loaded. `saver`: the nodes that write and read the
-    variables, as `(file name, save, restore)`. `at_start`: the nodes that run after loading.
+    variables, as `(file name, save, restore)`. `at_start`: the nodes that run after loading. `content`: the file's bytes.
     """
 
     nodes: dict
@@ -77,6 +80,7 @@ class Graph(NamedTuple):
     assets: list
     saver: tuple
     at_start: list
+    content: bytes
 
     def called(self, nodes):
         """The names of all functions that nodes may call, through others too."""
@@ -157,6 +161,7 @@ def parse_graph(content):
         [Message(block).text(2) for block in meta.blocks(6)],
         tuple(saver.text(number) for number in (1, 2, 3)),
         _at_start(meta),
+        content,
     )
 
 
@@ -218,8 +223,12 @@ def _functions_in(attribute, depth=0):
 
 def _function(block):
     function = Message(block)
-    marks = {key for key, value in function.map(5).items() if key == XLA_MARK and Message(value).whole(5)}
-    return Message(function.block(1)).text(1), Function([_node(node) for node in function.blocks(3)], marks)
+    signature, attributes = Message(function.block(1)), function.map(5)
+    marks = {key for key, value in attributes.items() if key == XLA_MARK and Message(value).whole(5)}
+    arguments = [Message(argument).text(1) for argument in signature.blocks(2)]
+    of_arguments = {key for entry in function.blocks(7) for key in Message(Message(entry).block(2)).map(1)}
+    nodes = [_node(node) for node in function.blocks(3)]
+    return signature.text(1), Function(nodes, marks, arguments, attributes.keys() | of_arguments)
 
 
 def graph_file(path):
