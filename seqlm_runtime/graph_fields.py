@@ -124,23 +124,25 @@ def strange_fields(content, tables, message):
         ValueError: it is cut, or is no message.
     """
     found = set()
-    _search(content, {name: _split(table) for name, table in tables.items()}, message, found)
+    tables = {
+        name: {number: field.partition(":")[::2] for number, field in table.items()} for name, table in tables.items()
+    }
+    _search(content, tables, message, found, set())
     return found
 
 
-def _split(table):
-    return {number: field.partition(":")[::2] for number, field in table.items()}
-
-
-def _search(content, tables, message, found):
-    table = tables[message]
+def _search(content, tables, message, found, done):
+    place = (message, bytes(content))  # thousands of nodes have the same attributes
+    if place in done:
+        return
+    done.add(place)
     for number, kind, value in fields(content):
-        if number not in table:
+        if number not in tables[message]:
             found.add(f"the field {number} of {message}")
             continue
-        name, inner = table[number]
-        if inner and kind == BLOCK:
-            _search(value, tables, inner, found)
+        name, inner = tables[message][number]
         texts = TEXTS.get(f"{message}.{name}")
-        if texts and (kind != BLOCK or bytes(value).decode("utf-8", "replace") not in texts):
-            found.add(f"the {name} {bytes(value).decode('utf-8', 'replace')!r} of {message}" if kind == BLOCK else name)
+        if kind == BLOCK and inner:
+            _search(value, tables, inner, found, done)
+        elif kind == BLOCK and texts and bytes(value).decode("utf-8", "replace") not in texts:
+            found.add(f"the {name} {bytes(value).decode('utf-8', 'replace')!r} of {message}")

@@ -142,14 +142,15 @@ def parse_graph(content):
     meta = Message(Message(content).block(2))
     graph = Message(meta.block(2))
     nodes, functions = {}, {}
-    for node in map(_node, graph.blocks(1)):
+    known = {}
+    for node in (_node(block, known) for block in graph.blocks(1)):
         if node.name in nodes:
             raise ValueError(f"two nodes are called {node.name!r}")
         nodes[node.name] = node
     if not nodes:
         raise ValueError("it holds no graph")
     for block in Message(graph.block(2)).blocks(1):
-        name, function = _function(block)
+        name, function = _function(block, known)
         if name in functions:
             raise ValueError(f"two functions are called {name!r}")
         functions[name] = function
@@ -196,14 +197,20 @@ def _tensor_info(block):
     return TensorInfo(tensor, DTYPES.get(info.whole(2)), None if shape.whole(3) else tuple(sizes))
 
 
-def _node(block):
+def _node(block, known):
+    """`known`: what was found in attributes before, for thousands of nodes have the same."""
     node = Message(block)
-    op, calls, marks, attributes = node.text(2), set(), set(), node.map(5)
-    for key, value in attributes.items():
-        attribute = Message(value)
-        calls |= _functions_in(attribute)
-        if key == XLA_MARK and attribute.whole(5):
-            marks.add(XLA_MARK)
+    op, calls, marks, attributes = node.text(2), set(), set(), {}
+    for entry in map(bytes, node.blocks(5)):
+        if entry not in known:
+            key, value = Message(entry).text(1), Message(entry).block(2)
+            known[entry] = key, value, _functions_in(Message(value)), key == XLA_MARK and Message(value).whole(5)
+        key, value, functions, marked = known[entry]
+        if key in attributes:
+            raise ValueError(f"the key {key!r} stands there twice")
+        attributes[key] = value
+        calls |= functions
+        marks |= {XLA_MARK} if marked else set()
     # A function can be called by an op of its own name.
     return Node(node.text(1), op, node.texts(3), node.text(4), calls | {op}, marks, attributes)
 
@@ -221,13 +228,13 @@ def _functions_in(attribute, depth=0):
     return found
 
 
-def _function(block):
+def _function(block, known):
     function = Message(block)
     signature, attributes = Message(function.block(1)), function.map(5)
     marks = {key for key, value in attributes.items() if key == XLA_MARK and Message(value).whole(5)}
     arguments = [Message(argument).text(1) for argument in signature.blocks(2)]
     of_arguments = {key for entry in function.blocks(7) for key in Message(Message(entry).block(2)).map(1)}
-    nodes = [_node(node) for node in function.blocks(3)]
+    nodes = [_node(node, known) for node in function.blocks(3)]
     return signature.text(1), Function(nodes, marks, arguments, attributes.keys() | of_arguments)
 
 

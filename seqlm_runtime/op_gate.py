@@ -11,9 +11,12 @@ import os
 import pathlib
 import re
 
+import numpy as np
+
 from seqlm_runtime.graph_fields import SAVED_MODEL, strange_fields
 from seqlm_runtime.graph_file import MAIN, graph_file, parse_graph
-from seqlm_runtime.lite_file import BUILTINS, CUSTOM, parse_lite_file
+from seqlm_runtime.lite_fields import OPTIONS
+from seqlm_runtime.lite_file import operation_name, parse_lite_file
 from seqlm_runtime.seals import AGAIN, check_files, read_sealed
 from seqlm_runtime.tokenizers.model_proto import parse_model
 from seqlm_runtime.warm_up import read_defaults
@@ -58,14 +61,7 @@ ATTRIBUTES = frozenset(
 TEXTS = {"input_encoding": b"UTF-8", "output_encoding": b"UTF-8"}
 DEVICES = ("", "/device:CPU:0", "/device:CPU:*")
 
-LITE_OPS = frozenset(
-    """
-    ADD BATCH_MATMUL BROADCAST_TO CAST CONCATENATION COS DEQUANTIZE DYNAMIC_UPDATE_SLICE EMBEDDING_LOOKUP FILL
-    FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL LESS LOGICAL_AND LOGICAL_NOT LOGISTIC MAXIMUM MEAN MINIMUM MUL
-    NEG PACK RESHAPE RSQRT SELECT SELECT_V2 SIN SLICE SOFTMAX SPLIT SPLIT_V SQUARE SQUARED_DIFFERENCE STRIDED_SLICE
-    SUB TANH TRANSPOSE WHILE
-    """.split()
-)
+LITE_OPS = frozenset(OPTIONS)
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9_.\\/>-]*")  # of a node, as TensorFlow reads it
 _ADVICE = (
     "Load nothing of it unless you know who made it. If it is an export of a model of your own with layers of your own, "
@@ -230,14 +226,14 @@ def check_lite_file(path, sidecar, allow_ops=()):
 
     Args:
         path: the file.
-        sidecar: what `read_sealed` gave of `NAME.json`.
+        sidecar: what `litert.read_sidecar` gave of `NAME.json`.
         allow_ops: names of operations that are allowed beside those of `LITE_OPS`, a custom one as `CUSTOM:NAME`.
 
     Returns:
-        `LiteFile`.
+        `LiteFile`, with the bytes that were checked: those are to be loaded, whatever the file holds by then.
 
     Raises:
-        ValueError: it is not the file that the sidecar names, or is damaged.
+        ValueError: it is not the file that the sidecar names, has other signatures, or is damaged.
         RefusedOps: it holds an operation that is on no list.
     """
     content = pathlib.Path(path).read_bytes()
@@ -247,7 +243,31 @@ def check_lite_file(path, sidecar, allow_ops=()):
             f"{path} is not the file that its sidecar describes: sha256 {found}, expected {sidecar['sha256']}. It is "
             f"damaged or was replaced. Copy it, or {AGAIN}."
         )
-    return check_lite_content(path, content, allow_ops)
+    file = check_lite_content(path, content, allow_ops)
+    wrong = _wrong_signatures(file, sidecar)
+    if wrong:
+        raise ValueError(f"{path} is not the model that its sidecar describes: {'; '.join(wrong)}.")
+    return file
+
+
+def _wrong_signatures(file, sidecar):
+    """Where the signatures of a .tflite file are others than its sidecar says: a list of sentences."""
+    lengths = {"decode": 1, **{f"prefill_{length}": length for length in sidecar["prefill_lengths"]}}
+    wrong = [f"the signature {name!r} is none of ours" for name in sorted(file.signatures.keys() - lengths)]
+    wrong += [f"the signature {name!r} is missing" for name in sorted(lengths.keys() - file.signatures)]
+    state = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in sidecar["state"].items()}
+    for name in sorted(lengths.keys() & file.signatures):
+        signature = file.signatures[name]
+        takes = {"token_ids": ((1, lengths[name]), "int32"), "lengths": ((1,), "int32"), **state}
+        gives = {"logits": ((1, sidecar["vocabulary_size"]), "float32"), **state}
+        for verb, wanted, tensors in (("takes", takes, signature.inputs), ("gives", gives, signature.outputs)):
+            found = {
+                key: (tensor.shape, np.dtype(tensor.dtype).name if tensor.dtype else tensor.type_code)
+                for key, tensor in tensors.items()
+            }
+            if found != wanted:
+                wrong.append(f"the signature {name!r} {verb} {found}, and not {wanted}")
+    return wrong
 
 
 def check_lite_content(path, content, allow_ops=()):
@@ -264,11 +284,5 @@ def check_lite_content(path, content, allow_ops=()):
 
 def refused_lite(file, allow_ops=()):
     """What a `LiteFile` holds that is on no list: dict of its name to where it stands."""
-    names = {_lite_name(*operation) for operation in file.operations} - LITE_OPS - set(allow_ops)
+    names = {operation_name(*operation) for operation in file.operations} - LITE_OPS - set(allow_ops)
     return {name: ["its list of operations"] for name in names} | {name: ["the file"] for name in file.unknown}
-
-
-def _lite_name(code, custom):
-    if code == CUSTOM or custom:
-        return f"CUSTOM:{custom}"
-    return BUILTINS[code] if 0 <= code < len(BUILTINS) else f"BUILTIN_{code}"
