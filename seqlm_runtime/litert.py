@@ -8,6 +8,7 @@ import numpy as np
 
 from seqlm_runtime import tokenizers
 from seqlm_runtime.op_gate import check_lite_file
+from seqlm_runtime.options import OPTIONS, check_option
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
 from seqlm_runtime.sampler import sample
 from seqlm_runtime.seals import check_files, read_sealed
@@ -156,14 +157,9 @@ class LiteRTModel:
         """
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be 0 or more; got {max_new_tokens}.")
-        options = _checked_options(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
+        options = dict(zip(OPTIONS, (temperature, top_k, top_p, min_p, repetition_penalty, seed), strict=True))
+        for name, value in options.items():
+            check_option(name, value)
         prompt_ids, truncated = read_ids(self.tokenizer, prompt, self.max_prompt_tokens)
         if not len(prompt_ids):
             raise ValueError("The prompt is empty and the tokenizer has no bos: there is nothing to write on from.")
@@ -210,22 +206,6 @@ class LiteRTModel:
                 length = real = 1
             yield ("decode" if length == 1 else f"prefill_{length}"), real
             position, count = position + real, count - real
-
-
-def _checked_options(**options):
-    ranges = {
-        "temperature": (lambda x: 0 <= x < np.inf, "0 (greedy) or more, and finite"),
-        "top_k": (lambda x: 0 <= x < 2**31, "0 (off) or more"),
-        "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1 (off)"),
-        "min_p": (lambda x: 0 <= x <= 1, "between 0 (off) and 1"),
-        "repetition_penalty": (lambda x: 0 < x < np.inf, "above 0 and finite; 1 is off"),
-        "seed": (lambda x: 0 <= x < 2**31, "from 0 to 2**31 - 1"),
-    }
-    for name, value in options.items():
-        inside, wanted = ranges[name]
-        if not inside(value):
-            raise ValueError(f"{name} must be {wanted}; got {value!r}.")
-    return options
 
 
 def read_sidecar(path):

@@ -177,6 +177,13 @@ def add_write(nodes, marker, in_function=False):
     nodes.add(name="evil", op="WriteFile", input=[f"evil_name{ending}", f"evil_text{ending}"])
 
 
+def put_into(function, add, marker):
+    """Have whoever calls a function run what `add` adds to it."""
+    add(function.node_def, marker, in_function=True)
+    function.signature.control_output.append("evil")
+    function.control_ret["evil"] = "evil"
+
+
 @graph_tampering("PrintV2 in the graph itself")
 def print_at_start(meta, graph, functions, marker):
     add_print(graph.node, marker)
@@ -194,9 +201,7 @@ def write_in_an_initialiser(meta, graph, functions, marker):
     function = graph.library.function.add()
     function.signature.name = "initialise"
     function.signature.is_stateful = True
-    function.signature.control_output.append("evil")
-    add_write(function.node_def, marker, in_function=True)
-    function.control_ret["evil"] = "evil"
+    put_into(function, add_write, marker)
     node = graph.node.add(name="evil", op="StatefulPartitionedCall")
     node.attr["f"].func.name = "initialise"
     for name in ("Tin", "Tout"):
@@ -206,18 +211,12 @@ def write_in_an_initialiser(meta, graph, functions, marker):
 
 @graph_tampering("PrintV2 in the function '__inference_score")
 def print_in_score(meta, graph, functions, marker):
-    function = of(functions, "__inference_score")
-    add_print(function.node_def, marker, in_function=True)
-    function.signature.control_output.append("evil")
-    function.control_ret["evil"] = "evil"
+    put_into(of(functions, "__inference_score"), add_print, marker)
 
 
 @graph_tampering("WriteFile in the function '__inference_tokenize_flat")
 def write_in_the_tokenizer(meta, graph, functions, marker):
-    function = of(functions, "__inference_tokenize_flat")
-    add_write(function.node_def, marker, in_function=True)
-    function.signature.control_output.append("evil")
-    function.control_ret["evil"] = "evil"
+    put_into(of(functions, "__inference_tokenize_flat"), add_write, marker)
 
 
 @graph_tampering("PyFunc in the function")
