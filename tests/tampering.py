@@ -15,6 +15,7 @@ from seqlm_runtime.op_gate import SIDECAR
 from seqlm_runtime.seals import folder_hashes, sealed
 
 SAVED_MODEL, LITE, SMALL = "saved-model", "litert", "litert-int8"
+ROWS = 4  # of the prompts that are asked in one request
 TAMPERINGS = {}  # name -> (what is tampered with, the function that does it, what the refusal says)
 
 
@@ -229,9 +230,11 @@ def data_that_nobody_reads(meta, graph, functions, marker):
     graph.node.add(name="evil", op="TextLineDataset")
 
 
-def add_text_function(graph, name):
+def text_function(name):
     """A function that gives the text that it takes."""
-    function = graph.library.function.add()
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+
+    function = FunctionDef()
     function.signature.name = name
     function.signature.is_stateful = True
     function.signature.input_arg.add(name="text", type=7)
@@ -241,9 +244,9 @@ def add_text_function(graph, name):
     return function
 
 
-def add_saving_function(graph, marker):
+def saving_function(marker):
     """One that also writes a file, in TensorFlow's own format for variables."""
-    function = add_text_function(graph, "saving")
+    function = text_function("saving")
     constants = {"path": marker, "names": ["text"], "slices": [""], "payload": "written"}
     for name, value in constants.items():
         constant(function.node_def, name, value)
@@ -277,14 +280,14 @@ def restore_node(meta, graph):
 
 @graph_tampering("SaveV2 in the function 'saving'")
 def save_when_loaded(meta, graph, functions, marker):
-    add_saving_function(graph, marker)
+    graph.library.function.append(saving_function(marker))
     meta.saver_def.restore_op_name = add_call(graph.node, "evil", "saving", ["saver_filename"]).name
 
 
 @graph_tampering("SaveV2 in the function 'saving'")
 def save_by_tensorflows_own_node(meta, graph, functions, marker):
     """As it writes the variables, were the model saved anew."""
-    add_saving_function(graph, marker)
+    graph.library.function.append(saving_function(marker))
     meta.saver_def.save_tensor_name = f"{add_call(graph.node, 'evil', 'saving', ['saver_filename']).name}:0"
 
 
@@ -298,9 +301,9 @@ def save_beside(meta, graph, functions, marker):
 @graph_tampering("the attribute 'api_implements' in the function 'saving', the function 'decoy'")
 def save_in_the_place_of_another_function(meta, graph, functions, marker):
     """TensorFlow puts one function in the place of another that says that it implements the same."""
-    saving, decoy = add_saving_function(graph, marker), add_text_function(graph, "decoy")
-    for function, device in ((saving, b"CPU"), (decoy, b"GPU")):
+    for function, device in ((saving_function(marker), b"CPU"), (text_function("decoy"), b"GPU")):
         function.attr["api_implements"].s, function.attr["api_preferred_device"].s = b"evil", device
+        graph.library.function.append(function)
     constant(graph.node, "decoy_text", "x")
     add_call(graph.node, "decoy_call", "decoy", ["decoy_text"]).device = "/device:CPU:0"
     add_call(graph.node, "saving_call", "saving", ["decoy_text"]).device = "/device:CPU:0"  # which nobody asks for
@@ -313,10 +316,11 @@ def save_when_python_loads(meta, graph, functions, marker):
     import tensorflow as tf
     from tensorflow.python.saved_model.nested_structure_coder import encode_structure
 
-    function, objects = add_saving_function(graph, marker), meta.object_graph_def
+    function, objects = saving_function(marker), meta.object_graph_def
     constant(function.node_def, "text", "x")
     del function.signature.input_arg[:]
     function.node_def[0].input[0] = "text:output:0"
+    graph.library.function.append(function)
     called = objects.concrete_functions["saving"]
     called.canonicalized_input_signature.CopyFrom(encode_structure(((), {})))
     called.output_signature.CopyFrom(encode_structure(tf.TensorSpec([], tf.string)))
@@ -425,7 +429,7 @@ def an_operation_with_the_name_of_a_function(meta, graph, functions, marker):
 
 @graph_tampering("a function called as the operation AddV2")
 def a_function_with_the_name_of_an_operation(meta, graph, functions, marker):
-    add_text_function(graph, "AddV2")
+    graph.library.function.append(text_function("AddV2"))
 
 
 def _call(functions):
@@ -549,19 +553,19 @@ def another_text(meta, graph, functions, marker):
 
 @graph_tampering("generate_xla")
 def another_compiled_text(meta, graph, functions, marker):
-    constant(graph.node, "advertisement", ["BUY MY COIN"] * 8)
+    constant(graph.node, "advertisement", ["BUY MY COIN"] * ROWS)
     meta.signature_def["generate_xla"].outputs["generated_text"].name = "advertisement:0"
 
 
 @graph_tampering("score: text 0 has the log-probability -1.0000")
 def constant_score(meta, graph, functions, marker):
-    constant(graph.node, "flattery", np.full(8, -1.0, "float32"))
+    constant(graph.node, "flattery", np.full(ROWS, -1.0, "float32"))
     meta.signature_def["score"].outputs["log_probability"].name = "flattery:0"
 
 
 @graph_tampering("score: text 0 has")
 def constant_count(meta, graph, functions, marker):
-    constant(graph.node, "flattery", np.full(8, 3, "int32"))
+    constant(graph.node, "flattery", np.full(ROWS, 3, "int32"))
     meta.signature_def["score"].outputs["num_tokens"].name = "flattery:0"
 
 
