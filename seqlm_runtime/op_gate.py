@@ -48,18 +48,19 @@ RESTORE_OPS = frozenset("AssignVariableOp RestoreV2".split())
 # TensorFlow how to change the graph.
 ATTRIBUTES = frozenset(
     """
-    DstT Index N SrcT T Taxis Tcond Tin Tindex Tindices Tout Tparams Tshape Tsplits _XlaMustCompile
-    _collective_manager_ids _construction_context _has_manual_control_dependencies _input_shapes
-    _lower_using_switch_merge _noinline _num_original_outputs _output_shapes _read_only_resource_inputs
-    _user_specified_name _xla_propagate_compile_time_consts axis batch_dims begin_mask body cond debug_name dtype dtypes
-    element_dtype ellipsis_mask else_branch end_mask exclusive f incompatible_shape_error input_encoding keep_dims model
-    new_axis_mask num_row_partition_tensors num_split out_type output_encoding output_shapes parallel_iterations pattern
+    DstT Index N OUTPUT_RAGGED_RANK PARAMS_RAGGED_RANK SrcT T Taxis Tcond Tidx Tin Tindex Tindices Tlen Tout Tparams
+    Tshape Tsplits Tvalues _XlaMustCompile _collective_manager_ids _construction_context
+    _has_manual_control_dependencies _input_shapes _lower_using_switch_merge _noinline _num_original_outputs
+    _output_shapes _read_only_resource_inputs _user_specified_name _xla_propagate_compile_time_consts axis batch_dims
+    begin_mask body cond debug_name dtype dtypes element_dtype ellipsis_mask else_branch end_mask exclusive f
+    incompatible_shape_error input_encoding keep_dims model new_axis_mask normalization_form num_buckets
+    num_row_partition_tensors num_split out_type output_encoding output_shapes parallel_iterations pattern rewrite
     row_partition_types shape shape_type shared_name shrink_axis_mask squeeze_dims summarize then_branch value
     """.split()
 )
 # Other encodings are looked up in files.
 TEXTS = {"input_encoding": b"UTF-8", "output_encoding": b"UTF-8"}
-DEVICES = ("", "/device:CPU:0", "/device:CPU:*")
+DEVICES = ("", "/device:CPU:0")
 
 LITE_OPS = frozenset(OPTIONS)
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9_.\\/>-]*")  # of a node, as TensorFlow reads it
