@@ -1,9 +1,13 @@
 """The gate before an artifact: what it may do is read from its bytes, before anything of it is loaded or run.
 
-A graph is a program. These lists hold the operations that exports of this package are made of, and nothing else passes,
-in the graph itself and in every function, whoever calls it or not. None of them opens, writes, sends or prints anything,
-but for those that read the model's own variables when it is loaded; `Assert` ends a request with an error.
+A graph is a program. These lists hold the operations and attributes that exports of this package are made of, those in
+`graph_fields` and `lite_fields` the fields of the files, and nothing else passes, in the graph itself and in every function,
+whoever calls it or not. None of them opens, writes, sends or prints anything, but for those that read the model's own
+variables when it is loaded, in one function that nobody else can call; `Assert` ends a request with an error.
 `tests/export/test_op_lists.py` makes the lists anew from exports of every kind.
+
+TensorFlow reads a folder again after it was checked: while a SavedModel is loaded, nobody who is not trusted may be able to
+write there. A .tflite file is loaded from the bytes that were checked.
 """
 
 import hashlib
@@ -70,13 +74,22 @@ _ADVICE = (
 )
 
 
+def printable(text):
+    """A text with what is no letter or sign written as its number: a name must not tell the terminal what to show.
+
+    >>> printable("Tanh\\x1b[2J in é")
+    'Tanh\\\\x1b[2J in é'
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 class RefusedOps(ValueError):
     """An artifact that holds what no export of ours holds; `ops` are the names, sorted."""
 
     def __init__(self, path, found):
-        self.ops = sorted(found)
+        self.ops = sorted(map(printable, found))
         named = [f"{op} in {', '.join(places[:3])}" for op, places in sorted(found.items())]
-        super().__init__(f"{path} is refused and was not loaded: {'; '.join(named)}. {_ADVICE}")
+        super().__init__(printable(f"{path} is refused and was not loaded: {'; '.join(named)}. {_ADVICE}"))
 
 
 def check_saved_model(path, allow_ops=()):

@@ -10,7 +10,7 @@ from keras_seqlm.generation.samplers import OPTIONS
 from seqlm_runtime.graph_file import read_graph
 from seqlm_runtime.lite_file import parse_lite_file
 from seqlm_runtime.litert import read_sidecar, read_tokenizer
-from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, refused_in, refused_lite
+from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, printable, refused_in, refused_lite
 from seqlm_runtime.warm_up import read_warm_up
 
 _TEXT = {"text": object}
@@ -59,6 +59,7 @@ def inspect(artifact, allow_ops=()):
         found.reasons.append(str(error))
     except (ValueError, OSError) as error:
         found.reasons.append(str(error))
+    found.reasons = list(map(printable, found.reasons))
     return found
 
 
