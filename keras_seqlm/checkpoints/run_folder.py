@@ -8,10 +8,10 @@ import shutil
 from keras_seqlm.checkpoints.lock import NAME, FolderLock, is_locked
 from keras_seqlm.files import flush, read_json, remove, rename, write_json, write_text
 
-CHECKPOINTS, RECIPE, MODEL = "checkpoints", "recipe.json", "model.keras"
+CHECKPOINTS, RECIPE, MODEL, FLAGS = "checkpoints", "recipe.json", "model.keras", "run.toml"
 REPLACED = ".replaced"  # where a run lies while another one takes its place
 COMPLETE = ".complete"  # in there: all of the run is
-_BEFORE_IT_BEGAN = ("tokenizer", "prompts.json", "task.json", "model.json", CHECKPOINTS)
+_BEFORE_IT_BEGAN = ("tokenizer", "prompts.json", "task.json", "model.json", FLAGS, CHECKPOINTS)
 
 
 class RunFolder:

@@ -5,8 +5,11 @@ import warnings
 
 import keras
 
-from keras_seqlm.checkpoints.carried import unknown_to_keras
+from keras_seqlm.checkpoints.carried import attributes_of, unknown_to_keras
 from keras_seqlm.nesting import innermost, nested
+from keras_seqlm.training.compiled_numbers import outside
+from keras_seqlm.training.model_config import OF_TRAINING, names_in_class
+from keras_seqlm.training.plain_values import fingerprint
 
 BEGIN_OF_TRAINING = ("set_model", "on_train_begin")
 
@@ -14,8 +17,12 @@ BEGIN_OF_TRAINING = ("set_model", "on_train_begin")
 def warn_of_optimizers(model):
     """Name the optimizers that a model keeps for a `train_step` of its own: only `model.optimizer` is in a checkpoint."""
     known = {id(one) for one in nested(model.optimizer)} if model.optimizer is not None else set()
-    found = [name for name, one in vars(model).items() if isinstance(one, keras.optimizers.Optimizer)]
-    if others := sorted(name for name in found if id(getattr(model, name)) not in known):
+    found = {}
+    for layer in model._flatten_layers():
+        for place, one in attributes_of(layer):
+            if isinstance(one, keras.optimizers.Optimizer) and id(one) not in known:
+                found.setdefault(id(one), place if layer is model else f"{layer.name}.{place}")
+    if others := sorted(found.values()):
         warnings.warn(
             f"the model's {', '.join(others)} {'is' if len(others) == 1 else 'are'} not in the checkpoints, which hold model.optimizer "
             "alone: moments and step of it start anew when the run goes on",
@@ -42,15 +49,56 @@ def warn_of_lost_position(step):
     )
 
 
-def warn_of_layers(model):
-    """Name what layers keep in the backend's own way, which Keras does not know of: it is not in a checkpoint."""
-    if names := unknown_to_keras(model):
-        warnings.warn(
-            f"{', '.join(names[:10])}{' and more' if len(names) > 10 else ''}: kept by layers in the backend's own way, which "
-            "Keras does not list, so it is not in the checkpoints and starts anew when the run goes on; make it with "
-            "self.add_weight(..., trainable=False)",
-            stacklevel=3,
-        )
+class Unsaved:
+    """What training changes of a model or its optimizers that Keras does not list, so that no checkpoint has it.
+
+    That is what layers keep in the backend's own way, a `tf.Variable` or a buffer of torch; and plain attributes, as far as
+    the code of a user's class speaks of them. An optimizer's are looked at, too, which a callback may set.
+
+    Args:
+        model: as training begins.
+    """
+
+    def __init__(self, model):
+        self._model, self._seen = model, {}
+        self._seen = self._look()
+
+    def warn(self):
+        """Name what changed since training began, once."""
+        now = self._look()
+        if changed := sorted(name for name, value in now.items() if self._seen.setdefault(name, value) != value):
+            self._seen |= dict.fromkeys(changed)
+            warnings.warn(
+                f"{', '.join(changed[:10])}{' and more' if len(changed) > 10 else ''}: changed by training, and not in the "
+                "checkpoints, since Keras does not list it, so that it starts anew when the run goes on; of a layer make it with "
+                "self.add_weight(..., trainable=False), of an optimizer set it in a callback as training begins",
+                stacklevel=outside(),
+            )
+
+    def _look(self):
+        """Name -> fingerprint, but for what was named already."""
+        told = {name for name, value in self._seen.items() if value is None}
+        found = {}
+        for place, value in self._values():
+            if place not in told and (seen := fingerprint(value)) is not None:
+                found[place] = seen
+        return found
+
+    def _values(self):
+        for place, values in unknown_to_keras(self._model).items():
+            # A copy, since NumPy cannot read what several replicas hold; and a sparse one not at all.
+            yield place, [keras.ops.convert_to_numpy(keras.ops.copy(one)) for one in values if not _is_sparse(one)]
+        for layer in self._model._flatten_layers():
+            names = names_in_class(type(layer)) - OF_TRAINING
+            yield from ((f"{layer.name}.{name}", value) for name, value in vars(layer).items() if name in names)
+        for optimizer in nested(self._model.optimizer):
+            for name, value in vars(optimizer).items():
+                if name[0] != "_" and name not in OF_TRAINING:
+                    yield f"{optimizer.name}.{name}", value
+
+
+def _is_sparse(value):
+    return getattr(value, "is_sparse", False) is True
 
 
 def refuse_others(callbacks):

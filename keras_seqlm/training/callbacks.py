@@ -166,6 +166,13 @@ def tell_of_run(callbacks, run):
     return take_back
 
 
+def begin_means(callbacks, step):
+    """Tell those that are `RunCallback`s, and have begun, that the means of the losses begin after a step."""
+    for callback in callbacks:
+        if isinstance(callback, RunCallback):
+            callback._mean_since = step
+
+
 class Progress(RunCallback):
     """One line on standard error: step, loss, tokens a second, learning rate, time left.
 
