@@ -94,7 +94,7 @@ class Unsaved:
         for optimizer in nested(self._model.optimizer):
             for name, value in vars(optimizer).items():
                 if name[0] != "_" and name not in OF_TRAINING:
-                    yield f"{optimizer.name}.{name}", value
+                    yield f"{type(optimizer).__name__}.{name}", value
 
 
 def _is_sparse(value):

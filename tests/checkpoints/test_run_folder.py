@@ -157,6 +157,7 @@ def test_what_is_no_run_folder_is_left_alone(tmp_path):
     [
         ([], True),
         (["tokenizer", "prompts.json"], True),  # a run that was killed before it began
+        (["tokenizer", "prompts.json", "task.json", "run.toml"], True),  # and just before
         (["tokenizer", "chapter.txt"], False),
         (["checkpoints", "tokenizer", "prompts.json", "task.json", "model.json", "chapter.txt"], False),
         (["recipe.json", "notes.txt"], True),
