@@ -1,11 +1,14 @@
 """What of a user's `fit` does not go with `Resume` as it is: some of Keras's callbacks, optimizers that it does not know of."""
 
+import hashlib
 import pathlib
 import warnings
 
 import keras
 
 from keras_seqlm.checkpoints.carried import attributes_of, unknown_to_keras
+from keras_seqlm.devices.processes import is_chief
+from keras_seqlm.files import replacing
 from keras_seqlm.nesting import innermost, nested
 from keras_seqlm.training.compiled_numbers import outside
 from keras_seqlm.training.model_config import OF_TRAINING, names_in_class
@@ -124,23 +127,45 @@ def refuse_others(callbacks):
             )
 
 
-def keep_rows(callbacks):
+def keep_rows(callbacks, written):
     """Let a `CSVLogger` that would begin its file anew append to it, since the run goes on; a warning says so.
+
+    What came into the file after the checkpoint leaves it, since the same rows are written again.
 
     Args:
         callbacks: of the `fit` that begins; none of them has begun.
+        written: what `rows_written` gave when the checkpoint was saved.
     """
     for callback in callbacks:
-        if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
-            path = pathlib.Path(callback.filename)
-            if path.is_file() and path.stat().st_size:
-                callback.append = True
-                warnings.warn(
-                    f"CSVLogger(append=False) would wipe the rows of {path} that were written before, so this one appends "
-                    "to them; say CSVLogger(filename, append=True). An epoch that is made again has two rows there; in "
-                    "training.HistoryCSV it has one",
-                    stacklevel=2,
-                )
+        if not isinstance(callback, keras.callbacks.CSVLogger):
+            continue
+        path = pathlib.Path(callback.filename)
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        if not callback.append:
+            callback.append = True
+            warnings.warn(
+                f"CSVLogger(append=False) would wipe the rows of {path} that were written before, so this one appends "
+                "to them; say CSVLogger(filename, append=True)",
+                stacklevel=2,
+            )
+        size, sha256 = written.get(str(callback.filename), (None, None))
+        content = path.read_bytes()
+        if (
+            size is not None
+            and size < len(content)
+            and is_chief()
+            and hashlib.sha256(content[:size]).hexdigest() == sha256
+        ):
+            with replacing(path) as beside:
+                beside.write_bytes(content[:size])
+
+
+def rows_written(callbacks):
+    """Name of the file of each `CSVLogger` -> [its size, the SHA-256 of what it holds] at this moment."""
+    files = {str(one.filename) for one in callbacks if isinstance(one, keras.callbacks.CSVLogger)}
+    held = {name: pathlib.Path(name).read_bytes() for name in sorted(files) if pathlib.Path(name).is_file()}
+    return {name: [len(content), hashlib.sha256(content).hexdigest()] for name, content in held.items()}
 
 
 def may_change_the_model(callbacks, *events):

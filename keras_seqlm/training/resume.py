@@ -19,6 +19,7 @@ from keras_seqlm.training.beside import (
     may_change_the_model,
     refuse_others,
     refuse_updates,
+    rows_written,
     warn_of_lost_position,
     warn_of_no_list,
     warn_of_optimizers,
@@ -399,7 +400,7 @@ class Resume(RunCallback):
         if self._train is None:  # the position is lost, see `on_train_begin`: all steps to come are new ones
             self._done = self._within_piece = 0
         if self.step_before:
-            keep_rows(callbacks)
+            keep_rows(callbacks, self._checkpoint.meta.get("written", {}))
         self._ready = True
 
     def _take_again(self):
@@ -471,6 +472,7 @@ class Resume(RunCallback):
             "ended": False,
             "steps_per_epoch": self.params["steps"],
             "callbacks": remembered,
+            "written": rows_written(callbacks_of(self.model)),
             **known,
             "metrics": kinds_of_metrics(self.model),
             **meta,

@@ -453,6 +453,11 @@ def test_rows_of_a_csv_logger_that_begins_anew_are_kept_and_that_is_said(tmp_pat
     assert epochs() == ["epoch", "0", "1", "2"]
     fit(tmp_path / "checkpoints", [keras.callbacks.CSVLogger(str(path), append=True), None], 4)
     assert epochs() == ["epoch", "0", "1", "2", "3"]
+    written = path.read_text()
+    with open(path, "a") as file:
+        file.write("4,1.0\n5,1.")  # killed between a row and its checkpoint, and within a row
+    fit(tmp_path / "checkpoints", [keras.callbacks.CSVLogger(str(path), append=True), None], 6)
+    assert epochs() == ["epoch", "0", "1", "2", "3", "4", "5"] and path.read_text().startswith(written)
     fit(tmp_path / "anew", [keras.callbacks.CSVLogger(str(path)), None], 1)  # another run
     assert epochs() == ["epoch", "0"]
 
