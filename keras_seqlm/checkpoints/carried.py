@@ -29,7 +29,9 @@ def attributes_of(thing):
     """`(place, value)` of each attribute of an object, and of what lists, tuples and dicts among them hold: `blocks.0`."""
     for name, value in vars(thing).items():
         yield name, value
-        if isinstance(value, dict):
+        if name == "_modules":  # where torch keeps what is set as an attribute
+            yield from value.items()
+        elif isinstance(value, dict):
             yield from ((f"{name}.{key}", one) for key, one in value.items())
         elif isinstance(value, list | tuple):
             yield from ((f"{name}.{number}", one) for number, one in enumerate(value))

@@ -93,11 +93,19 @@ class Unsaved:
             yield place, [keras.ops.convert_to_numpy(keras.ops.copy(one)) for one in values if not _is_sparse(one)]
         for layer in self._model._flatten_layers():
             names = names_in_class(type(layer)) - OF_TRAINING
-            yield from ((f"{layer.name}.{name}", value) for name, value in vars(layer).items() if name in names)
+            own = ((name, value) for name, value in vars(layer).items() if name in names and not _is_kerass(value))
+            yield from ((f"{layer.name}.{name}", value) for name, value in own)
         for optimizer in nested(self._model.optimizer):
             for name, value in vars(optimizer).items():
                 if name[0] != "_" and name not in OF_TRAINING:
                     yield f"{type(optimizer).__name__}.{name}", value
+
+
+def _is_kerass(value):
+    """Whether a value is, or holds, what Keras lists, and a checkpoint has."""
+    kinds = (keras.Variable, keras.random.SeedGenerator, keras.metrics.Metric, keras.layers.Layer)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(one, kinds) for one in parts)
 
 
 def _is_sparse(value):

@@ -26,6 +26,7 @@ ALL_THE_SAME = (
 )
 OF_DATA = "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. "
 _LEFT = weakref.WeakKeyDictionary()  # optimizer -> (its numbers as the user wrote them, as the last training left them)
+_TRAINED = weakref.WeakSet()  # models that this process has trained
 # What Keras's callbacks remember of the best loss so far.
 _OF_A_BEST = ("wait", "best", "best_epoch", "best_weights", "stopped_epoch")
 
@@ -110,6 +111,7 @@ class Identity:
         """Remember what training leaves of the optimizer's numbers, so that another `fit` of this process does not take them
         for the user's; after a `fit`, also one that failed.
         """
+        _TRAINED.add(model)
         optimizer = innermost(getattr(model, "optimizer", None))
         if self._says and optimizer is not None:
             try:
@@ -147,16 +149,18 @@ class Identity:
         if None not in (before, now):
             self._refuse("numbers", changes({"fit's class_weight": before}, {"fit's class_weight": now}))
 
-    def hold_parts(self):
-        """Hold what the config of the model that `know` has seen says against that of before; its weights fit.
+    def hold_parts(self, model):
+        """Hold what the model that `know` has seen is made of against that of before; its weights fit.
 
         Raises:
             CheckpointError: a part of it changed.
         """
         before, now = self._before.get("config") or {}, self._config
         # What a callback has changed, as one that lets layers train, is no other model where it goes on in this process.
-        left = {**values_of(self._before.get("model")), **self._before.get("left", {})}
-        self._config = {name: before.get(name, one) if left.get(name) == one else one for name, one in now.items()}
+        left, moved = values_of(self._before.get("model")), self._before.get("left", {}) if model in _TRAINED else {}
+        self._config = {
+            name: before.get(name, one) if left.get(name) == one or name in moved else one for name, one in now.items()
+        }
         self._refuse("parts", [f"the model's {one}" for one in changes(before, self._config)])
 
     def set_learning_rate(self, model):

@@ -201,7 +201,7 @@ class Resume(RunCallback):
             return
         self._identity.hold_model(model)
         arrays = state.read(model, self._checkpoint)
-        self._identity.hold_parts()
+        self._identity.hold_parts(model)
         others = [name for name in self._checkpoint.shapes if name.startswith(("random/", "callbacks/"))]
         self._others = self._checkpoint.arrays(names=others)
         if self._checkpoint.meta["backend"] != keras.backend.backend():
