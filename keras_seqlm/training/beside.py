@@ -55,8 +55,9 @@ def warn_of_lost_position(step):
 class Unsaved:
     """What training changes of a model or its optimizers that Keras does not list, so that no checkpoint has it.
 
-    That is what layers keep in the backend's own way, a `tf.Variable` or a buffer of torch; and plain attributes, as far as
-    the code of a user's class speaks of them. An optimizer's are looked at, too, which a callback may set.
+    That is what layers keep in the backend's own way, a `tf.Variable` or a buffer of torch; and plain attributes of layers,
+    metrics and losses, as far as the code of a user's class speaks of them. An optimizer's are looked at, too, which a
+    callback may set.
 
     Args:
         model: as training begins.
@@ -73,8 +74,8 @@ class Unsaved:
             self._seen |= dict.fromkeys(changed)
             warnings.warn(
                 f"{', '.join(changed[:10])}{' and more' if len(changed) > 10 else ''}: changed by training, and not in the "
-                "checkpoints, since Keras does not list it, so that it starts anew when the run goes on; of a layer make it with "
-                "self.add_weight(..., trainable=False), of an optimizer set it in a callback as training begins",
+                "checkpoints, since Keras does not list it, so that it starts anew when the run goes on; of a layer or a metric "
+                "make it with self.add_weight(...), of an optimizer set it in a callback as training begins",
                 stacklevel=outside(),
             )
 
@@ -91,14 +92,20 @@ class Unsaved:
         for place, values in unknown_to_keras(self._model).items():
             # A copy, since NumPy cannot read what several replicas hold; and a sparse one not at all.
             yield place, [keras.ops.convert_to_numpy(keras.ops.copy(one)) for one in values if not _is_sparse(one)]
-        for layer in self._model._flatten_layers():
-            names = names_in_class(type(layer)) - OF_TRAINING
-            own = ((name, value) for name, value in vars(layer).items() if name in names and not _is_kerass(value))
-            yield from ((f"{layer.name}.{name}", value) for name, value in own)
+        losses = [one for one in keras.tree.flatten(self._model.loss) if isinstance(one, keras.losses.Loss)]
+        for one in [*self._model._flatten_layers(), *self._metrics(), *losses]:
+            names = names_in_class(type(one)) - OF_TRAINING
+            own = ((name, value) for name, value in vars(one).items() if name in names and not _is_kerass(value))
+            yield from ((f"{one.name}.{name}", value) for name, value in own)
         for optimizer in nested(self._model.optimizer):
             for name, value in vars(optimizer).items():
                 if name[0] != "_" and name not in OF_TRAINING:
                     yield f"{type(optimizer).__name__}.{name}", value
+
+    def _metrics(self):
+        compiled = self._model._compile_metrics
+        inner = [] if compiled is None or not compiled.built else compiled.metrics
+        return [*self._model.metrics, *inner]
 
 
 def _is_kerass(value):

@@ -166,6 +166,27 @@ def test_what_layers_keep_in_the_backends_own_way_is_named_where_it_changes(tmp_
         go(tmp_path / "counts", lambda: one_output(Keeps(True)), {"loss": "mse"})
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX calls a metric while it compiles")
+def test_what_a_metric_keeps_in_a_list_is_named(tmp_path):
+    class Lists(keras.metrics.Metric):
+        def __init__(self):
+            super().__init__(name="lists")
+            self.seen = []
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.seen.append(float(keras.ops.convert_to_numpy(y_pred)[0, 0]))
+
+        def reset_state(self):
+            self.seen = []
+
+        def result(self):
+            return float(np.mean(self.seen or [0.0]))
+
+    compiled = {"loss": "mse", "metrics": [Lists()], "run_eagerly": True}
+    with pytest.warns(UserWarning, match=r"lists\.seen: changed by training, and not in the checkpoints"):
+        go(tmp_path, one_output, compiled)
+
+
 def test_what_keras_lists_is_not_named(tmp_path, recwarn):
     class Lists(keras.layers.Layer):
         def __init__(self):
