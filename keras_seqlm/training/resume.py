@@ -144,7 +144,10 @@ class Resume(RunCallback):
     def of_run(self, **known):
         """The `Run` that goes on from here, for callbacks that show and write it."""
         since = self.step_before - self._within_piece
-        return Run(self.first_step, step_before=self.step_before, mean_since=since, **known)
+        # Saved when all steps of an epoch were made, and before its validation, which comes again.
+        again = self._done > 0 and (self._done == self._steps_per_epoch or self.step_before == known.get("steps"))
+        rows = self.step_before - again
+        return Run(self.first_step, step_before=self.step_before, mean_since=since, rows_before=rows, **known)
 
     def divide(self, steps_per_epoch):
         """Count epochs of another length from here on, if it is another; before `data` and `fit_arguments` are asked."""
