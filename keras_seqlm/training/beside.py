@@ -99,7 +99,7 @@ class Unsaved:
             yield from ((f"{one.name}.{name}", value) for name, value in own)
         for optimizer in nested(self._model.optimizer):
             for name, value in vars(optimizer).items():
-                if name[0] != "_" and name not in OF_TRAINING:
+                if name[0] != "_" and name not in OF_TRAINING and not _is_kerass(value):
                     yield f"{type(optimizer).__name__}.{name}", value
 
     def _metrics(self):

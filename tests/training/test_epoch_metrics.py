@@ -205,6 +205,29 @@ def test_what_keras_lists_is_not_named(tmp_path, recwarn):
     assert not [one for one in recwarn if "changed by training" in str(one.message)]
 
 
+def test_optimizers_in_containers_and_in_layers_are_named(tmp_path):
+    class Trains(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="trains")
+            self.own = keras.optimizers.SGD()
+
+        def call(self, x):
+            return x
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = Trains(), keras.layers.Dense(1)
+            self.steps = {"critic": keras.optimizers.SGD()}
+            self.more = [keras.optimizers.SGD()]
+
+        def call(self, x):
+            return self.out(self.inner(x))
+
+    with pytest.warns(UserWarning, match=r"the model's more\.0, steps\.critic, trains\.own are not in the checkpoints"):
+        go(tmp_path, Model, {"loss": "mse"})
+
+
 def test_a_number_that_a_callback_sets_on_an_optimizer_is_named(tmp_path):
     class Clips(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
