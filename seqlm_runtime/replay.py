@@ -10,12 +10,12 @@ import sys
 import numpy as np
 
 from seqlm_runtime.litert import LiteRTModel
+from seqlm_runtime.options import DEFAULTS, OPTIONS
 from seqlm_runtime.saved_model import SavedModel
 
 NEW_TOKENS = 32
 MOST_TOKENS = 1024  # of the longest text that is looked at
 DEFAULT_NEW_TOKENS = 64  # of a request that names no options
-_OFF = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
 # Of a mode, an option has one value for all prompts, or a list whose values they take in turn.
 MODES = {
     "greedy": {"max_new_tokens": NEW_TOKENS},
@@ -46,15 +46,15 @@ LITE_WAYS = ("greedy", "sampled", "mixed")
 
 def options_of(mode, row):
     """The options of a mode's prompt: dict of every option, `max_new_tokens` among them."""
-    given = {**_OFF, **MODES[mode]}
+    given = {**DEFAULTS, **MODES[mode]}
     return {name: value[row % len(value)] if isinstance(value, list) else value for name, value in given.items()}
 
 
 def columns_of(mode, rows):
     """The options of a mode as a SavedModel takes them: dict of one array (rows,) for each."""
     options = [options_of(mode, row) for row in range(rows)]
-    types = {name: "float32" if isinstance(value, float) else "int32" for name, value in _OFF.items()}
-    return {name: np.array([row[name] for row in options], types.get(name, "int32")) for name in options[0]}
+    types = {"max_new_tokens": "int32", **{name: dtype for name, (dtype, _) in OPTIONS.items()}}
+    return {name: np.array([row[name] for row in options], types[name]) for name in options[0]}
 
 
 def columns_of_longest(max_new_tokens):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-_DEFAULTS = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "seed": 0}
+from seqlm_runtime.options import DEFAULTS
 
 _LARGEST = np.finfo(np.float32).max  # stands for infinity, so that no difference of two logits is NaN
 _TEMPERATURES = np.float32([1e-6, 1e6])
@@ -71,9 +71,9 @@ def sample(logits, options, seen=None, position=0, suppressed_ids=(), with_margi
     >>> int(sample(np.array([0.0, 3.0, 2.0]), {"temperature": 0.0}, suppressed_ids=(1,))[0])
     2
     """
-    unknown = sorted(set(options) - set(_DEFAULTS))
+    unknown = sorted(set(options) - set(DEFAULTS))
     if unknown:
-        raise ValueError(f"Unknown options {unknown}: the sampler knows {sorted(_DEFAULTS)}.")
+        raise ValueError(f"Unknown options {unknown}: the sampler knows {sorted(DEFAULTS)}.")
     logits = np.atleast_2d(np.asarray(logits, np.float32))
     vocabulary = logits.shape[1]
     if vocabulary >= _VOCABULARIES:
@@ -82,7 +82,7 @@ def sample(logits, options, seen=None, position=0, suppressed_ids=(), with_margi
         raise ValueError(f"suppressed_ids must leave an id to choose; all {vocabulary} of the vocabulary are in them.")
     seen = np.zeros(logits.shape, bool) if seen is None else np.broadcast_to(np.asarray(seen) > 0, logits.shape)
     rows = len(logits)
-    columns = {name: np.broadcast_to(options.get(name, default), (rows,)) for name, default in _DEFAULTS.items()}
+    columns = {name: np.broadcast_to(options.get(name, default), (rows,)) for name, default in DEFAULTS.items()}
     positions = np.broadcast_to(position, (rows,))
     chosen = np.zeros(rows, np.int32)
     margins = np.zeros(rows, np.float64)

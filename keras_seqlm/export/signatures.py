@@ -97,38 +97,35 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     def generate_text(text):
         return answer(text, new_tokens, off)
 
-    # A signature keeps the defaults that are tensors, and a request may leave such an input out.
-    def generate(
-        text,
-        max_new_tokens=new_tokens,
-        temperature=off["temperature"],
-        top_k=off["top_k"],
-        top_p=off["top_p"],
-        min_p=off["min_p"],
-        repetition_penalty=off["repetition_penalty"],
-        seed=off["seed"],
-    ):
-        options = (temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return answer(text, max_new_tokens, dict(zip(OPTIONS, options, strict=True)))
+    def asking(name, xla):
+        # A signature keeps the defaults that are tensors, and a request may leave such an input out.
+        def generate(
+            text,
+            max_new_tokens=new_tokens,
+            temperature=off["temperature"],
+            top_k=off["top_k"],
+            top_p=off["top_p"],
+            min_p=off["min_p"],
+            repetition_penalty=off["repetition_penalty"],
+            seed=off["seed"],
+        ):
+            options = (temperature, top_k, top_p, min_p, repetition_penalty, seed)
+            return answer(text, max_new_tokens, dict(zip(OPTIONS, options, strict=True)), xla)
 
-    def generate_xla(
-        text,
-        max_new_tokens=new_tokens,
-        temperature=off["temperature"],
-        top_k=off["top_k"],
-        top_p=off["top_p"],
-        min_p=off["min_p"],
-        repetition_penalty=off["repetition_penalty"],
-        seed=off["seed"],
-    ):
-        options = (temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return answer(text, max_new_tokens, dict(zip(OPTIONS, options, strict=True)), xla=True)
+        generate.__name__ = name  # by which the graph's functions are called, too
+        return generate
 
     text = [tf.TensorSpec([None], tf.string, "text")]
     options = [tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()]
     wish = [*text, tf.TensorSpec([None], tf.int32, "max_new_tokens"), *options]
     ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
-    functions = {generate_text: text, generate: wish, generate_xla: wish, score: text, logits: ids}
+    functions = {
+        generate_text: text,
+        asking("generate", xla=False): wish,
+        asking("generate_xla", xla=True): wish,
+        score: text,
+        logits: ids,
+    }
     signatures = {
         function.__name__: tf.function(function, input_signature=specs, autograph=False)
         for function, specs in functions.items()

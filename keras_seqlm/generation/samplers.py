@@ -8,16 +8,7 @@ from keras import ops
 
 from keras_seqlm.generation import exact_sums
 from keras_seqlm.generation.random import uniform
-
-# Name, type and default of every option; a served signature takes them in this order.
-OPTIONS = {
-    "temperature": ("float32", 0.0),
-    "top_k": ("int32", 0),
-    "top_p": ("float32", 1.0),
-    "min_p": ("float32", 0.0),
-    "repetition_penalty": ("float32", 1.0),
-    "seed": ("int32", 0),
-}
+from seqlm_runtime.options import OPTIONS, check_option
 
 _BACKEND = keras.backend.backend()
 _LARGEST = float(np.finfo("float32").max)  # stands for infinity, so that no difference of two logits is NaN
@@ -259,17 +250,6 @@ def options_for(batch_size, *, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, r
     return {name: _rows(name, value, batch_size) for name, value in given.items()}
 
 
-# Strict comparisons throughout, so that NaN is outside every range.
-_RANGES = {
-    "temperature": (lambda x: (x >= 0) & (x < np.inf), "a finite number of 0 (greedy) or more"),
-    "top_k": (lambda x: (x >= 0) & (x < 2**31), "an integer of 0 (off) or more, below 2**31"),
-    "top_p": (lambda x: (x > 0) & (x <= 1), "above 0 and at most 1 (off)"),
-    "min_p": (lambda x: (x >= 0) & (x <= 1), "between 0 (off) and 1"),
-    "repetition_penalty": (lambda x: (x > 0) & (x < np.inf), "a finite number above 0; 1 is off"),
-    "seed": (lambda x: (x >= 0) & (x < 2**31), "an integer from 0 to 2**31 - 1"),
-}
-
-
 def _rows(name, value, batch_size):
     dtype = OPTIONS[name][0]
     values = np.asarray(value)
@@ -277,10 +257,7 @@ def _rows(name, value, batch_size):
         raise ValueError(
             f"{name} must be one value or one per row, here {batch_size}; got an array of shape {values.shape}."
         )
-    inside, wanted = _RANGES[name]
-    kinds = "iu" if dtype == "int32" else "iuf"
-    if values.size and (values.dtype.kind not in kinds or not np.all(inside(values))):
-        raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+    check_option(name, value)
     return np.broadcast_to(values, (batch_size,)).astype(dtype)
 
 
