@@ -1,5 +1,6 @@
 """What a run is made of beside its state: settings, data, model, optimizer and loss; and what of it changed between two starts."""
 
+import collections
 import sys
 import warnings
 import weakref
@@ -25,6 +26,7 @@ ALL_THE_SAME = (
     "Give the same, name another folder, or go on all the same with allow_changes=True (command line: --allow-changes)"
 )
 OF_DATA = "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. "
+NOT_DECAYED = "weights without decay"
 _LEFT = weakref.WeakKeyDictionary()  # optimizer -> (its numbers as the user wrote them, as the last training left them)
 _TRAINED = weakref.WeakSet()  # models that this process has trained
 # What Keras's callbacks remember of the best loss so far.
@@ -105,7 +107,7 @@ class Identity:
             weights = frame.f_locals.get("class_weight") or {}
             self._class_weight = {str(name): float(weight) for name, weight in dict(weights).items()}
         if self._optimizer and optimizer is not None and model.built:
-            self._optimizer = {**self._optimizer, "weights without decay": not_decayed(model)}
+            self._optimizer = {**self._optimizer, NOT_DECAYED: not_decayed(model)}
 
     def leave(self, model):
         """Remember what training leaves of the optimizer's numbers, so that another `fit` of this process does not take them
@@ -126,7 +128,7 @@ class Identity:
             CheckpointError: a number changed, other than those of a schedule.
         """
         before, now = self._before.get("optimizer") or {}, self._optimizer or {}
-        names = (before.keys() & now.keys()) - {"schedule", "learning_rate"}
+        names = (before.keys() & now.keys()) - {"schedule", "learning_rate", NOT_DECAYED}
         changed = changes({name: before[name] for name in names}, now)
         old, new = (numbers.get("learning_rate") for numbers in (before, now))
         if None not in (old, new) and old != new:
@@ -162,6 +164,12 @@ class Identity:
             name: before.get(name, one) if left.get(name) == one or name in moved else one for name, one in now.items()
         }
         self._refuse("parts", [f"the model's {one}" for one in changes(before, self._config)])
+        lists = [(made or {}).get(NOT_DECAYED) for made in (self._before.get("optimizer"), self._optimizer)]
+        if None not in lists:
+            old, new = map(collections.Counter, lists)
+            changed = [f"it does not decay {name} any more" for name in sorted((new - old).elements())]
+            changed += [f"it decays {name} now" for name in sorted((old - new).elements())]
+            self._refuse("numbers", [f"of the optimizer, {'; '.join(changed)}"] if changed else [])
 
     def set_learning_rate(self, model):
         """Give the optimizer the new learning rate, where it was allowed to change and the checkpoint's was written over it."""

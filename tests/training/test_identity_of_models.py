@@ -174,13 +174,13 @@ def left_out(*names):
     ("before", "now", "said"),
     [
         (lambda: Decays(1.0), lambda: Decays(2.0), "scale was 1 and is 2"),
-        (left_out, lambda: left_out("bias"), r"weights without decay was \[\] and is \['dense/bias'\]"),
+        (left_out, lambda: left_out("bias"), "it does not decay dense/bias any more"),
     ],
 )
 def test_a_number_of_an_optimizer_that_its_config_does_not_show_is_held(tmp_path, before, now, said):
     fit(tmp_path, 1, before())
     fit(tmp_path, 2, before())
-    with pytest.raises(CheckpointError, match=f"other numbers: the optimizer's {said}"):
+    with pytest.raises(CheckpointError, match=f"other numbers: (the optimizer's|of the optimizer,) {said}"):
         fit(tmp_path, 3, now())
 
 
