@@ -37,8 +37,9 @@ def code_of(function):
     ...     return x / 2
     >>> def third(x):
     ...     return x / 3
-    >>> code_of(half) == code_of(lambda x: x / 2), code_of(half) == code_of(third)
-    (True, False)
+    >>> half.__module__ = third.__module__ = "__main__"  # as in a script
+    >>> code_of(half) == code_of(third), code_of(print)
+    (False, {})
     """
     if isinstance(function, type) or not callable(function) or not is_users(function):
         return {}
