@@ -325,6 +325,7 @@ def _begin(args, folder, going_on, recipe, task, prompts):
     """Write what the run is made of; `recipe.json` comes last, and says that all is there."""
     import keras
 
+    from keras_seqlm.checkpoints.run_folder import FLAGS
     from keras_seqlm.files import write_json, write_text
 
     if not going_on:
@@ -333,7 +334,7 @@ def _begin(args, folder, going_on, recipe, task, prompts):
         task.begin(folder.path)
         write_json(folder.path / "prompts.json", {"prompts": prompts})
     settings = {key: value for key, value in vars(args).items() if key not in _OF_ONE_START}
-    write_text(folder.path / "run.toml", as_toml(settings))
+    write_text(folder.path / FLAGS, as_toml(settings))
     folder.begin({"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()})
 
 

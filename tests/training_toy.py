@@ -15,12 +15,8 @@ MODELS = {
 }
 # What several devices must train as one does: case -> model, its options, its data. A new model adds a line.
 CASES = {
-    "tied": ("tied", {}, {"validate": True}),
-    "untied": (
-        "gru",
-        {"vocabulary_size": VOCABULARY + 1, "tie_embedding": False},
-        {"segment_ids": True, "tf_data": True},
-    ),
+    "tied": ("gru", {}, {"validate": True}),
+    "untied": ("untied", {"vocabulary_size": VOCABULARY + 1}, {"segment_ids": True, "tf_data": True}),
     "text": ("lstm", {"vocabulary_size": 260}, {"text": True}),
 }
 

@@ -25,21 +25,35 @@ def carried_by(model):
     return found
 
 
+def attributes_of(thing):
+    """`(place, value)` of each attribute of an object, and of what lists, tuples and dicts among them hold: `blocks.0`."""
+    for name, value in vars(thing).items():
+        yield name, value
+        if name == "_modules":  # where torch keeps what is set as an attribute
+            yield from value.items()
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{key}", one) for key, one in value.items())
+        elif isinstance(value, list | tuple):
+            yield from ((f"{name}.{number}", one) for number, one in enumerate(value))
+
+
 def unknown_to_keras(model):
-    """`layer.attribute` of what layers keep in the backend's own way: a `tf.Variable`, a buffer of torch. No checkpoint has it."""
+    """What layers keep in the backend's own way, a `tf.Variable`, a buffer of torch, which no checkpoint has.
+
+    Returns:
+        A dict of `layer.attribute` to a list of such values.
+    """
     kind = _backends_own()
     if kind is None:
-        return []
+        return {}
     known = {id(variable.value) for variable in [*model.variables, *carried_by(model), *model.metrics_variables]}
-    names = []
+    found = {}
     for layer in model._flatten_layers():
         held = vars(layer) if keras.backend.backend() == "tensorflow" else dict(layer.named_buffers())
-        names += [
-            f"{layer.name}.{name}"
-            for name, value in held.items()
-            if any(isinstance(one, kind) and id(one) not in known for one in _shallow(value))
-        ]
-    return sorted(set(names))
+        for name, value in held.items():
+            if values := [one for one in _shallow(value) if isinstance(one, kind) and id(one) not in known]:
+                found[f"{layer.name}.{name}"] = values
+    return found
 
 
 def _variables_in(value):

@@ -3,15 +3,16 @@
 import errno
 import os
 import pathlib
+import re
 import shutil
 
 from keras_seqlm.checkpoints.lock import NAME, FolderLock, is_locked
 from keras_seqlm.files import flush, read_json, remove, rename, write_json, write_text
 
-CHECKPOINTS, RECIPE, MODEL = "checkpoints", "recipe.json", "model.keras"
+CHECKPOINTS, RECIPE, MODEL, FLAGS = "checkpoints", "recipe.json", "model.keras", "run.toml"
 REPLACED = ".replaced"  # where a run lies while another one takes its place
 COMPLETE = ".complete"  # in there: all of the run is
-_BEFORE_IT_BEGAN = ("tokenizer", "prompts.json", "task.json", "model.json", CHECKPOINTS)
+_BEFORE_IT_BEGAN = ("tokenizer", "prompts.json", "task.json", "model.json", FLAGS, CHECKPOINTS)
 
 
 class RunFolder:
@@ -65,6 +66,7 @@ class RunFolder:
         if is_locked(self.path / CHECKPOINTS):  # a script of one's own, which has `Resume` alone
             self._lock.release()
             raise OSError(errno.EBUSY, "another process saves checkpoints there; stop it first", str(self.path))
+        self._sweep()
         self._settle()
 
     def close(self):
@@ -103,6 +105,18 @@ class RunFolder:
         """Write `recipe.json`, also of a run that goes on; what was replaced is deleted."""
         write_json(self.path / RECIPE, content)
         shutil.rmtree(self.path / REPLACED, ignore_errors=True)
+
+    def _sweep(self):
+        """Delete what a killed process left half written; what it had moved aside, and no more, comes back."""
+        for path in list(self.path.iterdir()):
+            found = re.fullmatch(r"\.(part|old)-[0-9]+-(.+)", path.name)
+            if found is None:
+                continue
+            whole = self.path / found[2]
+            if found[1] == "old" and not whole.exists():
+                rename(path, whole)
+            else:
+                remove(path)
 
     def _settle(self):
         aside = self.path / REPLACED

@@ -1,12 +1,18 @@
 """What of a user's `fit` does not go with `Resume` as it is: some of Keras's callbacks, optimizers that it does not know of."""
 
+import hashlib
 import pathlib
 import warnings
 
 import keras
 
-from keras_seqlm.checkpoints.carried import unknown_to_keras
+from keras_seqlm.checkpoints.carried import attributes_of, unknown_to_keras
+from keras_seqlm.devices.processes import is_chief
+from keras_seqlm.files import replacing
 from keras_seqlm.nesting import innermost, nested
+from keras_seqlm.training.compiled_numbers import outside
+from keras_seqlm.training.model_config import OF_TRAINING, names_in_class
+from keras_seqlm.training.plain_values import fingerprint
 
 BEGIN_OF_TRAINING = ("set_model", "on_train_begin")
 
@@ -14,8 +20,12 @@ BEGIN_OF_TRAINING = ("set_model", "on_train_begin")
 def warn_of_optimizers(model):
     """Name the optimizers that a model keeps for a `train_step` of its own: only `model.optimizer` is in a checkpoint."""
     known = {id(one) for one in nested(model.optimizer)} if model.optimizer is not None else set()
-    found = [name for name, one in vars(model).items() if isinstance(one, keras.optimizers.Optimizer)]
-    if others := sorted(name for name in found if id(getattr(model, name)) not in known):
+    found = {}
+    for layer in model._flatten_layers():
+        for place, one in attributes_of(layer):
+            if isinstance(one, keras.optimizers.Optimizer) and id(one) not in known:
+                found.setdefault(id(one), place if layer is model else f"{layer.name}.{place}")
+    if others := sorted(found.values()):
         warnings.warn(
             f"the model's {', '.join(others)} {'is' if len(others) == 1 else 'are'} not in the checkpoints, which hold model.optimizer "
             "alone: moments and step of it start anew when the run goes on",
@@ -42,15 +52,71 @@ def warn_of_lost_position(step):
     )
 
 
-def warn_of_layers(model):
-    """Name what layers keep in the backend's own way, which Keras does not know of: it is not in a checkpoint."""
-    if names := unknown_to_keras(model):
-        warnings.warn(
-            f"{', '.join(names[:10])}{' and more' if len(names) > 10 else ''}: kept by layers in the backend's own way, which "
-            "Keras does not list, so it is not in the checkpoints and starts anew when the run goes on; make it with "
-            "self.add_weight(..., trainable=False)",
-            stacklevel=3,
-        )
+class Unsaved:
+    """What training changes of a model or its optimizers that Keras does not list, so that no checkpoint has it.
+
+    That is what layers keep in the backend's own way, a `tf.Variable` or a buffer of torch; and plain attributes of layers,
+    metrics and losses, as far as the code of a user's class speaks of them. An optimizer's are looked at, too, which a
+    callback may set.
+
+    Args:
+        model: as training begins.
+    """
+
+    def __init__(self, model):
+        self._model, self._seen = model, {}
+        self._seen = self._look()
+
+    def warn(self):
+        """Name what changed since training began, once."""
+        now = self._look()
+        if changed := sorted(name for name, value in now.items() if self._seen.setdefault(name, value) != value):
+            self._seen |= dict.fromkeys(changed)
+            warnings.warn(
+                f"{', '.join(changed[:10])}{' and more' if len(changed) > 10 else ''}: changed by training, and not in the "
+                "checkpoints, since Keras does not list it, so that it starts anew when the run goes on; of a layer or a metric "
+                "make it with self.add_weight(...), of an optimizer set it in a callback as training begins",
+                stacklevel=outside(),
+            )
+
+    def _look(self):
+        """Name -> fingerprint, but for what was named already."""
+        told = {name for name, value in self._seen.items() if value is None}
+        found = {}
+        for place, value in self._values():
+            if place not in told and (seen := fingerprint(value)) is not None:
+                found[place] = seen
+        return found
+
+    def _values(self):
+        for place, values in unknown_to_keras(self._model).items():
+            # A copy, since NumPy cannot read what several replicas hold; and a sparse one not at all.
+            yield place, [keras.ops.convert_to_numpy(keras.ops.copy(one)) for one in values if not _is_sparse(one)]
+        losses = [one for one in keras.tree.flatten(self._model.loss) if isinstance(one, keras.losses.Loss)]
+        for one in [*self._model._flatten_layers(), *self._metrics(), *losses]:
+            names = names_in_class(type(one)) - OF_TRAINING
+            own = ((name, value) for name, value in vars(one).items() if name in names and not _is_kerass(value))
+            yield from ((f"{one.name}.{name}", value) for name, value in own)
+        for optimizer in nested(self._model.optimizer):
+            for name, value in vars(optimizer).items():
+                if name[0] != "_" and name not in OF_TRAINING and not _is_kerass(value):
+                    yield f"{type(optimizer).__name__}.{name}", value
+
+    def _metrics(self):
+        compiled = self._model._compile_metrics
+        inner = [] if compiled is None or not compiled.built else compiled.metrics
+        return [*self._model.metrics, *inner]
+
+
+def _is_kerass(value):
+    """Whether a value is, or holds, what Keras lists, and a checkpoint has."""
+    kinds = (keras.Variable, keras.random.SeedGenerator, keras.metrics.Metric, keras.layers.Layer)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(one, kinds) for one in parts)
+
+
+def _is_sparse(value):
+    return getattr(value, "is_sparse", False) is True
 
 
 def refuse_others(callbacks):
@@ -76,23 +142,45 @@ def refuse_others(callbacks):
             )
 
 
-def keep_rows(callbacks):
+def keep_rows(callbacks, written):
     """Let a `CSVLogger` that would begin its file anew append to it, since the run goes on; a warning says so.
+
+    What came into the file after the checkpoint leaves it, since the same rows are written again.
 
     Args:
         callbacks: of the `fit` that begins; none of them has begun.
+        written: what `rows_written` gave when the checkpoint was saved.
     """
     for callback in callbacks:
-        if isinstance(callback, keras.callbacks.CSVLogger) and not callback.append:
-            path = pathlib.Path(callback.filename)
-            if path.is_file() and path.stat().st_size:
-                callback.append = True
-                warnings.warn(
-                    f"CSVLogger(append=False) would wipe the rows of {path} that were written before, so this one appends "
-                    "to them; say CSVLogger(filename, append=True). An epoch that is made again has two rows there; in "
-                    "training.HistoryCSV it has one",
-                    stacklevel=2,
-                )
+        if not isinstance(callback, keras.callbacks.CSVLogger):
+            continue
+        path = pathlib.Path(callback.filename)
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        if not callback.append:
+            callback.append = True
+            warnings.warn(
+                f"CSVLogger(append=False) would wipe the rows of {path} that were written before, so this one appends "
+                "to them; say CSVLogger(filename, append=True)",
+                stacklevel=2,
+            )
+        size, sha256 = written.get(str(callback.filename), (None, None))
+        content = path.read_bytes()
+        if (
+            size is not None
+            and size < len(content)
+            and is_chief()
+            and hashlib.sha256(content[:size]).hexdigest() == sha256
+        ):
+            with replacing(path) as beside:
+                beside.write_bytes(content[:size])
+
+
+def rows_written(callbacks):
+    """Name of the file of each `CSVLogger` -> [its size, the SHA-256 of what it holds] at this moment."""
+    files = {str(one.filename) for one in callbacks if isinstance(one, keras.callbacks.CSVLogger)}
+    held = {name: pathlib.Path(name).read_bytes() for name in sorted(files) if pathlib.Path(name).is_file()}
+    return {name: [len(content), hashlib.sha256(content).hexdigest()] for name, content in held.items()}
 
 
 def may_change_the_model(callbacks, *events):

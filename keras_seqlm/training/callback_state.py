@@ -13,6 +13,13 @@ OF_KERAS = {
     keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "best_weights", "stopped_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
     keras.callbacks.ModelCheckpoint: ("best", "_batches_seen_since_last_saving", "_last_batch_seen"),
+    keras.callbacks.OrbaxCheckpoint: (
+        "best",
+        "_batches_seen_since_last_saving",
+        "_last_batch_seen",
+        "_total_batches_seen",
+    ),
+    keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
 }
 # What these, and ours, set anew as a run goes on; it needs no saving.
 SET_ANEW = {

@@ -29,6 +29,8 @@ class Run:
         step_before: up to which step callbacks see steps again that were made before, in name only, as `Resume` does
             where it goes on within a piece; default `first_step`.
         mean_since: the step after which the losses begin whose mean `fit` shows in its first piece; default `step_before`.
+        rows_before: up to which step validation points were told of that do not come again; default `step_before`. A run that
+            was saved before the validation of that step has it once more.
     """
 
     first_step: int = 0
@@ -37,12 +39,15 @@ class Run:
     bytes_per_token: float | None = None
     step_before: int | None = None
     mean_since: int | None = None
+    rows_before: int | None = None
 
     def __post_init__(self):
         if self.step_before is None:
             object.__setattr__(self, "step_before", self.first_step)
         if self.mean_since is None:
             object.__setattr__(self, "mean_since", self.step_before)
+        if self.rows_before is None:
+            object.__setattr__(self, "rows_before", self.step_before)
 
 
 class RunCallback(keras.callbacks.Callback):
@@ -164,6 +169,13 @@ def tell_of_run(callbacks, run):
             callback.run = own
 
     return take_back
+
+
+def begin_means(callbacks, step):
+    """Tell those that are `RunCallback`s, and have begun, that the means of the losses begin after a step."""
+    for callback in callbacks:
+        if isinstance(callback, RunCallback):
+            callback._mean_since = step
 
 
 class Progress(RunCallback):

@@ -10,15 +10,21 @@ import warnings
 import keras
 import numpy as np
 
+from keras_seqlm.nesting import innermost
+from keras_seqlm.training.code import code_of, is_users
+
 _NUMBERS = int | float | np.number
 
 
 def numbers_of(optimizer):
-    """The class of an optimizer and the numbers of its config, `schedule` those of its learning rate; None without one."""
+    """The class of an optimizer and its numbers, `schedule` those of its learning rate; None without one.
+
+    The numbers are those of its config, and of one of a user's class those that it keeps and its config does not say.
+    """
     if optimizer is None:
         return None
     try:
-        numbers = _plain(optimizer)
+        numbers = {**_kept(optimizer), **_plain(optimizer)}
     except NotImplementedError:
         warnings.warn(
             f"{type(optimizer).__name__} does not say its numbers, or its learning-rate schedule does not (get_config), so "
@@ -28,6 +34,25 @@ def numbers_of(optimizer):
         return None
     schedule = schedule_of(optimizer) or _function_of(optimizer)
     return numbers if schedule is None else {**numbers, "schedule": schedule}
+
+
+def _kept(optimizer):
+    """Name -> number of what an optimizer keeps as plain attributes, other than those that any has."""
+    known = vars(keras.optimizers.SGD(name="any")).keys()
+    own = {name: value for name, value in vars(optimizer).items() if name not in known and _is_plain(value)}
+    return as_json({name.lstrip("_"): _number(value) for name, value in own.items() if is_users(type(optimizer))})
+
+
+def not_decayed(model):
+    """Paths, without Keras's counts, of the weights that the optimizer of a built model leaves out of its weight decay.
+
+    None where nothing decays, or nobody knows.
+    """
+    optimizer = innermost(model.optimizer)
+    if not getattr(optimizer, "weight_decay", None) or not hasattr(optimizer, "_use_weight_decay"):
+        return None
+    left_out = [one.path for one in model.variables if not optimizer._use_weight_decay(one)]
+    return sorted("/".join(re.sub(r"_[0-9]+$", "", part) for part in path.split("/")[-2:]) for path in left_out)
 
 
 def schedule_of(optimizer):
@@ -89,9 +114,9 @@ def _numbers_of_loss(loss):
         loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
         return as_json(dict(_values("", loss)))
-    if not hasattr(loss, "__name__"):
+    if not callable(loss):
         return None
-    return {**_numbers_of_its_class(loss), "class": loss.__name__}
+    return {**_numbers_of_its_class(loss), **code_of(loss), "class": getattr(loss, "__name__", type(loss).__name__)}
 
 
 def _numbers_of_its_class(function):
@@ -99,7 +124,7 @@ def _numbers_of_its_class(function):
     for kind in vars(keras.losses).values():
         if (
             isinstance(kind, type)
-            and _snake(kind.__name__) == function.__name__
+            and _snake(kind.__name__) == getattr(function, "__name__", None)
             and function is getattr(kind(), "fn", None)
         ):
             return _numbers_of_loss(kind())
@@ -110,6 +135,7 @@ def _values(place, thing):
     """Place -> plain value of what a loss was made with: by its config, and by its attributes, which may say more."""
     if isinstance(thing, keras.losses.Loss):
         yield f"{place}.class".lstrip("."), type(thing).__name__
+        yield from _code(place, type(thing).call)
         try:
             config = thing.get_config()
         except (NotImplementedError, TypeError):
@@ -124,6 +150,8 @@ def _values(place, thing):
                 if name not in ("name", "dtype", "dtype_policy"):
                     yield from _values(f"{place}.{name}", value)
     elif isinstance(thing, dict):
+        if thing.get("class_name") == "__lambda__":
+            return  # its code as Keras writes it, which is another on each line of a file
         inner = thing.get("config") if "class_name" in thing else None
         for name, value in (inner if isinstance(inner, dict) else thing).items():
             if inner is None or name != "name":
@@ -135,6 +163,12 @@ def _values(place, thing):
             yield from _values(f"{place}.{number}", value)
     elif _is_plain(thing):
         yield place.lstrip("."), _number(thing)
+    elif callable(thing):
+        yield from _code(place, thing)
+
+
+def _code(place, function):
+    return ((f"{place}.{name}".lstrip("."), value) for name, value in code_of(function).items())
 
 
 def as_json(settings):

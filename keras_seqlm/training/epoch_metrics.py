@@ -52,17 +52,21 @@ def kinds_of_metrics(model):
     }
 
 
-def read_metrics(model, checkpoint, first, last):
+def read_metrics(model, checkpoint, first, last, loss_is_another=False):
     """The arrays of the metrics that a checkpoint holds, as `state.read` gives them; a warning names what it does not hold.
 
     Args:
         model: built and compiled, metrics built.
         checkpoint: a `Checkpoint` of within an epoch.
         first: the step after which the epoch began; `last`: of the checkpoint.
+        loss_is_another: the means of the loss so far are of another one, and are left.
     """
     before = checkpoint.meta.get("metrics")
     if before is None:  # of a version before: known by their paths
         return state.read(model, checkpoint, ("metrics",))
+    if loss_is_another:
+        losses = {f"{where}{_kind(metric)}" for where, metric in _metrics(model) if is_of_loss(model, metric)}
+        before = {name: kind for name, kind in before.items() if kind.rpartition(" ")[0] not in losses}
     left, found = {}, {}
     for name, kind in before.items():
         left.setdefault(kind, []).append(name)
@@ -72,14 +76,21 @@ def read_metrics(model, checkpoint, first, last):
             found[name] = left[kind].pop(0)
     if lost := sorted({_shown(kind) for name, kind in now.items() if name not in found}):
         several = len(lost) > 1
+        reason = "which the model was not compiled with"
+        if loss_is_another:
+            reason = "which it was not compiled with, or which are of the loss of before"
         warnings.warn(
-            f"{checkpoint.folder} holds nothing of the metric{'s' * several} {', '.join(lost)}, which the model was not compiled "
-            f"with: of the epoch that began after step {first}, {'they count' if several else 'it counts'} the steps after "
+            f"{checkpoint.folder} holds nothing of the metric{'s' * several} {', '.join(lost)}, {reason}: of the epoch that began after step {first}, {'they count' if several else 'it counts'} the steps after "
             f"{last} alone. Compile the model with the metrics of before until the epoch is over, or go by the epochs after it",
             stacklevel=outside(),
         )
     arrays = checkpoint.arrays(names=set(found.values()))
     return {name: arrays[there] for name, there in found.items()}
+
+
+def is_of_loss(model, metric):
+    """Whether a metric is the mean of the model's loss, or of one of several."""
+    return metric is model._loss_tracker or any(metric is one for one in getattr(model._compile_loss, "metrics", ()))
 
 
 def _metrics(model):

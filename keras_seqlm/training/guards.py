@@ -109,7 +109,7 @@ class RollBack(RunCallback):
 
     def set_state(self, state):
         """Give back what `get_state` gave."""
-        self._losses, self._times = collections.deque(state["losses"].tolist(), maxlen=self.window), state["times"]
+        self._losses, self._times = collections.deque(map(float, state["losses"]), maxlen=self.window), state["times"]
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._before is None:  # `Resume` has written what the epoch's mean held by now

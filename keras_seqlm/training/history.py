@@ -39,7 +39,7 @@ class HistoryCSV(RunCallback):
             return
         kept = []
         if self.run.step_before and self.path.exists():
-            kept = [row for row in self._read() if row["step"] <= self.run.step_before]
+            kept = [row for row in self._read() if row["step"] <= self.run.rows_before]
         self._seconds_before = max((row["seconds"] or 0.0 for row in kept), default=0.0)  # the last row may lack it
         self._log = Log(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
 

@@ -1,5 +1,6 @@
 """What a run is made of beside its state: settings, data, model, optimizer and loss; and what of it changed between two starts."""
 
+import collections
 import sys
 import warnings
 import weakref
@@ -11,6 +12,7 @@ from keras_seqlm.training.compiled_numbers import (
     as_json,
     in_one_spelling,
     loss_of,
+    not_decayed,
     numbers_of,
     outside,
     same_numbers,
@@ -18,12 +20,15 @@ from keras_seqlm.training.compiled_numbers import (
 )
 from keras_seqlm.training.identity_of_data import data_changes, identity_of_data, identity_of_validation
 from keras_seqlm.training.model_config import config_of, values_of
+from keras_seqlm.training.running import fit_of
 
 ALL_THE_SAME = (
     "Give the same, name another folder, or go on all the same with allow_changes=True (command line: --allow-changes)"
 )
 OF_DATA = "What can have changed is the data, its batch size or its seed; or make_batch depends on more than the step. "
+NOT_DECAYED = "weights without decay"
 _LEFT = weakref.WeakKeyDictionary()  # optimizer -> (its numbers as the user wrote them, as the last training left them)
+_TRAINED = weakref.WeakSet()  # models that this process has trained
 # What Keras's callbacks remember of the best loss so far.
 _OF_A_BEST = ("wait", "best", "best_epoch", "best_weights", "stopped_epoch")
 
@@ -41,6 +46,7 @@ class Identity:
 
     Attributes:
         settings: those given, and those that the checkpoint alone names.
+        loss_is_another: whether `hold_model` found, and was allowed, another loss than before.
         comparable_from: validation losses from this step on are of the same settings, data and loss.
 
     Raises:
@@ -50,12 +56,12 @@ class Identity:
     def __init__(self, checkpoint, settings, allow_changes):
         self._before = {} if checkpoint is None else checkpoint.meta
         self._checkpoint, self._allow = checkpoint, allow_changes
-        known = ("data", "validation", "optimizer", "loss")
-        self._data, self._validation, self._optimizer, self._loss = map(self._before.get, known)
+        known = ("data", "validation", "optimizer", "loss", "class_weight")
+        self._data, self._validation, self._optimizer, self._loss, self._class_weight = map(self._before.get, known)
         self._config = self._before.get("config")
         self._known, self._says, self._new_rate, self._rate_by_hand = False, False, None, None
         self.comparable_from = self._before.get("comparable_from", 0)
-        self._changed_validation = []
+        self._changed_validation, self.loss_is_another = [], False
         settings, before = as_json(settings), self._before.get("settings", {})
         self._refuse("settings", changes(before, settings), of_validation=True)
         self.settings = {**before, **settings}
@@ -97,11 +103,17 @@ class Identity:
             self._config = config_of(model)
         elif self._optimizer and (schedule := schedule_of(optimizer)):
             self._optimizer = {**self._optimizer, "schedule": schedule}
+        if (frame := fit_of(model)) is not None:
+            weights = frame.f_locals.get("class_weight") or {}
+            self._class_weight = {str(name): float(weight) for name, weight in dict(weights).items()}
+        if self._optimizer and optimizer is not None and model.built:
+            self._optimizer = {**self._optimizer, NOT_DECAYED: not_decayed(model)}
 
     def leave(self, model):
         """Remember what training leaves of the optimizer's numbers, so that another `fit` of this process does not take them
         for the user's; after a `fit`, also one that failed.
         """
+        _TRAINED.add(model)
         optimizer = innermost(getattr(model, "optimizer", None))
         if self._says and optimizer is not None:
             try:
@@ -116,7 +128,7 @@ class Identity:
             CheckpointError: a number changed, other than those of a schedule.
         """
         before, now = self._before.get("optimizer") or {}, self._optimizer or {}
-        names = (before.keys() & now.keys()) - {"schedule", "learning_rate"}
+        names = (before.keys() & now.keys()) - {"schedule", "learning_rate", NOT_DECAYED}
         changed = changes({name: before[name] for name in names}, now)
         old, new = (numbers.get("learning_rate") for numbers in (before, now))
         if None not in (old, new) and old != new:
@@ -132,19 +144,32 @@ class Identity:
             )
         self._refuse("numbers", [f"the optimizer's {one}" for one in changed])
         before, now = (in_one_spelling(made) for made in (self._before.get("loss"), self._loss))
-        self._refuse("numbers", [f"the loss's {one}" for one in changes(before, now)], of_validation=True)
+        changed = [f"the loss's {one}" for one in changes(before, now)]
+        self._refuse("numbers", changed, of_validation=True)
+        self.loss_is_another = bool(changed)
+        before, now = self._before.get("class_weight"), self._class_weight
+        if None not in (before, now):
+            self._refuse("numbers", changes({"fit's class_weight": before}, {"fit's class_weight": now}))
 
-    def hold_parts(self):
-        """Hold what the config of the model that `know` has seen says against that of before; its weights fit.
+    def hold_parts(self, model):
+        """Hold what the model that `know` has seen is made of against that of before; its weights fit.
 
         Raises:
             CheckpointError: a part of it changed.
         """
         before, now = self._before.get("config") or {}, self._config
         # What a callback has changed, as one that lets layers train, is no other model where it goes on in this process.
-        left = values_of(self._before.get("model"))
-        self._config = {name: before.get(name, one) if left.get(name) == one else one for name, one in now.items()}
+        left, moved = values_of(self._before.get("model")), self._before.get("left", {}) if model in _TRAINED else {}
+        self._config = {
+            name: before.get(name, one) if left.get(name) == one or name in moved else one for name, one in now.items()
+        }
         self._refuse("parts", [f"the model's {one}" for one in changes(before, self._config)])
+        lists = [(made or {}).get(NOT_DECAYED) for made in (self._before.get("optimizer"), self._optimizer)]
+        if None not in lists:
+            old, new = map(collections.Counter, lists)
+            changed = [f"it does not decay {name} any more" for name in sorted((new - old).elements())]
+            changed += [f"it decays {name} now" for name in sorted((old - new).elements())]
+            self._refuse("numbers", [f"of the optimizer, {'; '.join(changed)}"] if changed else [])
 
     def set_learning_rate(self, model):
         """Give the optimizer the new learning rate, where it was allowed to change and the checkpoint's was written over it."""
@@ -182,6 +207,8 @@ class Identity:
         """
         if not self._changed_validation:
             return states
+        if self.loss_is_another:
+            states = {name: _without_losses(name, one) for name, one in states.items()}
         keras_own = {type(one).__name__ for one in callbacks if not hasattr(one, "set_state")}
         kept = {}
         for name, state in states.items():
@@ -190,15 +217,23 @@ class Identity:
             kept[name] = {**state, **less}
         return kept
 
-    def meta(self):
-        """What a checkpoint says of it, as JSON takes it."""
+    def meta(self, model, said):
+        """What a checkpoint says of it, as JSON takes it.
+
+        Args:
+            model: that is saved.
+            said: what `state.config_of` gives of it.
+        """
+        now = config_of(model, said)
         return {
             "settings": self.settings,
             "data": self._data,
             "validation": self._validation,
             "optimizer": self._optimizer,
             "loss": self._loss,
+            "class_weight": self._class_weight,
             "config": self._config,
+            "left": {name: one for name, one in now.items() if self._config.get(name) != one},
             "comparable_from": self.comparable_from,
         }
 
@@ -246,6 +281,13 @@ def _has_best(state):
 
 def _without_best(state):
     return {key: value for key, value in state.items() if key not in _OF_A_BEST}
+
+
+def _without_losses(name, state):
+    """The state of a `RollBack` without the losses that it holds new ones against."""
+    if name.partition("-")[0] != "RollBack" or "dict" not in state.get("state", {}):
+        return state
+    return {**state, "state": {"dict": {**state["state"]["dict"], "losses": {"list": []}}}}
 
 
 def changes(before, now):

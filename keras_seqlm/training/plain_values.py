@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import random
 import zlib
 
 import keras
@@ -69,7 +70,8 @@ def from_json(value, arrays):
 
 
 def fingerprint(value):
-    """What stays equal while a plain value, an array, or a container of such stays the same; None for anything else.
+    """What stays equal while a plain value, an array, a generator of random numbers, a variable or a metric of Keras, or a
+    container of such stays the same; None for anything else.
 
     Example:
 
@@ -89,6 +91,8 @@ def _fingerprint(value, depth, count):
     if isinstance(value, np.ndarray):
         sample = np.ascontiguousarray(value.reshape(-1)[:: max(1, value.size // _MANY)])
         return kind, value.shape, repr(sample.tolist()) if value.dtype.hasobject else zlib.crc32(sample.view("uint8"))
+    if (state := _state_of(value)) is not None:
+        value = state
     if isinstance(value, set | frozenset):
         return kind, len(value), frozenset(map(repr, value)) if len(value) < _VALUES else None
     if isinstance(value, dict):
@@ -101,6 +105,22 @@ def _fingerprint(value, depth, count):
         return kind, len(value)
     seen = itertools.takewhile(lambda one: next(count) < _VALUES, values)
     return kind, len(value), tuple(_fingerprint(one, depth - 1, count) for one in seen)
+
+
+def _state_of(value):
+    """Of a generator of random numbers, a variable or a metric of Keras what it holds; None of anything else."""
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.RandomState):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, keras.random.SeedGenerator):
+        value = value.state
+    variables = value.variables if isinstance(value, keras.metrics.Metric) else [value]
+    if variables and all(isinstance(one, keras.Variable) for one in variables):
+        return [np.array(keras.ops.convert_to_numpy(keras.ops.copy(one))) for one in variables]
+    return None
 
 
 def _type(value):

@@ -14,17 +14,18 @@ from keras_seqlm.devices.feed import ByStep, Onward
 from keras_seqlm.training.agreement import agreed_checkpoint
 from keras_seqlm.training.beside import (
     BEGIN_OF_TRAINING,
+    Unsaved,
     keep_rows,
     may_change_the_model,
     refuse_others,
     refuse_updates,
-    warn_of_layers,
+    rows_written,
     warn_of_lost_position,
     warn_of_no_list,
     warn_of_optimizers,
 )
 from keras_seqlm.training.callback_state import CallbackStates
-from keras_seqlm.training.callbacks import Run, RunCallback, tell_of_run
+from keras_seqlm.training.callbacks import Run, RunCallback, begin_means, tell_of_run
 from keras_seqlm.training.epoch_metrics import build_metrics, kinds_of_metrics, read_metrics
 from keras_seqlm.training.replay import InNameOnly
 from keras_seqlm.training.running import callbacks_of, fit_of, is_fitting, put_first, put_last
@@ -48,8 +49,9 @@ class Resume(RunCallback):
 
     Saved are weights, optimizer (slots, averaged weights, accumulated gradients, loss scale), seed generators, carried
     state, metrics, what the other callbacks remember (see `CallbackStates`) and the position, in one step that is whole
-    or not there (see `Checkpoints`). What Keras does not know of is not: a `tf.Variable` of a layer's own, the generators of
-    `tf.random`, a number that a callback sets on an optimizer as a plain attribute. What is not finite is never saved.
+    or not there (see `Checkpoints`). What Keras does not know of is not: a `tf.Variable` or a buffer of torch of a layer's
+    own, a plain attribute of a layer or an optimizer, which are named in a warning as soon as training changes them, and the
+    generators of `tf.random`. What is not finite is never saved.
 
     On SIGTERM, SIGUSR1 or ^C the step is finished and saved; the process ends with exit code 143, or by `KeyboardInterrupt`.
     Of several processes (JAX, torch), which share the folder, the first one decides from which checkpoint all of them go on
@@ -61,9 +63,11 @@ class Resume(RunCallback):
     `SwapEMAWeights(swap_on_epoch=True)` (`training.ValidateAverage` does) and `BackupAndRestore`, which goes on by itself.
 
     A start goes on with what the run was begun with, or is refused: the batch of step 0, which tells data, batch size and
-    seed (with their `content_hash`, where data have one); what the model's `get_config` says, but for names and seeds; class
-    and numbers of the optimizer, a learning rate that is a number included, and of the loss, with its weight; and `settings`.
-    A schedule of the learning rate, or a function, may change, and a warning says so. Validation data are held to that only
+    seed (with their `content_hash`, where data have one); what the configs of the model and of all layers in it say, but for
+    names and seeds, and the numbers that layers of a user's class keep; class and numbers of the optimizer, a learning rate
+    that is a number included, the weights that it does not decay, and of the loss, with its weight; `class_weight`; and
+    `settings`. A function, as a loss or an activation, is known by what it does (see `training.code`), within one version of
+    Python; what `call` and `train_step` of a user's model do is not held. A schedule of the learning rate, or a function, may change, and a warning says so. Validation data are held to that only
     where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
 
     Args:
@@ -129,7 +133,7 @@ class Resume(RunCallback):
         # Steps in the metrics, which go on; at an epoch's end they hold its validation.
         self._within_piece = 0 if meta.get("ended") else self._done
         self._train, self._metrics, self._random, self._others = None, {}, {}, None
-        self._signals, self._states, self._used, self._ready = None, None, False, False
+        self._signals, self._states, self._unsaved, self._used, self._ready = None, None, None, False, False
         self._forget = lambda: None
 
     @property
@@ -140,7 +144,10 @@ class Resume(RunCallback):
     def of_run(self, **known):
         """The `Run` that goes on from here, for callbacks that show and write it."""
         since = self.step_before - self._within_piece
-        return Run(self.first_step, step_before=self.step_before, mean_since=since, **known)
+        # Saved when all steps of an epoch were made, and before its validation, which comes again.
+        again = self._done > 0 and (self._done == self._steps_per_epoch or self.step_before == known.get("steps"))
+        rows = self.step_before - again
+        return Run(self.first_step, step_before=self.step_before, mean_since=since, rows_before=rows, **known)
 
     def divide(self, steps_per_epoch):
         """Count epochs of another length from here on, if it is another; before `data` and `fit_arguments` are asked."""
@@ -197,7 +204,7 @@ class Resume(RunCallback):
             return
         self._identity.hold_model(model)
         arrays = state.read(model, self._checkpoint)
-        self._identity.hold_parts()
+        self._identity.hold_parts(model)
         others = [name for name in self._checkpoint.shapes if name.startswith(("random/", "callbacks/"))]
         self._others = self._checkpoint.arrays(names=others)
         if self._checkpoint.meta["backend"] != keras.backend.backend():
@@ -236,7 +243,6 @@ class Resume(RunCallback):
         self._ready = False
         if self._checkpoint is not None and may_change_the_model(callbacks_of(self.model), *BEGIN_OF_TRAINING):
             self._restore_again()  # which all have begun now
-        warn_of_layers(self.model)
         # Nobody but `Recipe.fit` has said yet where the run ends.
         self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
         if self._checkpoint is not None and self._train is None:
@@ -253,7 +259,10 @@ class Resume(RunCallback):
             )
         if self._within_piece:
             since = self.step_before - self._within_piece
-            self._metrics = read_metrics(self.model, self._checkpoint, since, self.step_before)
+            another = self._identity.loss_is_another
+            self._metrics = read_metrics(self.model, self._checkpoint, since, self.step_before, another)
+            if another:
+                begin_means(callbacks_of(self.model), self.step_before)
         super().on_train_begin(logs)
         if self.chief:
             self.checkpoints.check_room(state.size_of(self.model))
@@ -262,7 +271,7 @@ class Resume(RunCallback):
         self._best = self.checkpoints.best_loss(self._identity.comparable_from) if self.chief else math.inf
         self._validates, self._before_test, self._several = True, {}, processes.are_several()
         self._stopped_several, self._begins, self._current = False, True, self._epoch
-        self._replay = InNameOnly(self.model)
+        self._replay, self._unsaved = InNameOnly(self.model), Unsaved(self.model)
         self._states = CallbackStates([one for one in callbacks_of(self.model) if one is not self])
         self._restore_callbacks()  # which all have begun, and forget no more
         state.assign_random(self._random)
@@ -394,7 +403,7 @@ class Resume(RunCallback):
         if self._train is None:  # the position is lost, see `on_train_begin`: all steps to come are new ones
             self._done = self._within_piece = 0
         if self.step_before:
-            keep_rows(callbacks)
+            keep_rows(callbacks, self._checkpoint.meta.get("written", {}))
         self._ready = True
 
     def _take_again(self):
@@ -441,6 +450,7 @@ class Resume(RunCallback):
 
     def _save(self, meta, before_test=None):
         self._writer.wait()
+        self._unsaved.warn()
         arrays = before_test or state.arrays_of(self.model)  # validation writes to metrics, averaged weights, seeds
         self._saved = self.step
         remembered, more = self._states.get()
@@ -456,15 +466,17 @@ class Resume(RunCallback):
             if parts is not None:
                 self._writer.run(parts.wait)
             return
+        known = state.identity_of(self.model)
         meta = {
             "backend": keras.backend.backend(),
             "keras": keras.__version__,
-            **self._identity.meta(),
+            **self._identity.meta(self.model, known["model"]),
             "validation_loss": None,
             "ended": False,
             "steps_per_epoch": self.params["steps"],
             "callbacks": remembered,
-            **state.identity_of(self.model),
+            "written": rows_written(callbacks_of(self.model)),
+            **known,
             "metrics": kinds_of_metrics(self.model),
             **meta,
         }

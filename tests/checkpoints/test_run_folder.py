@@ -157,6 +157,7 @@ def test_what_is_no_run_folder_is_left_alone(tmp_path):
     [
         ([], True),
         (["tokenizer", "prompts.json"], True),  # a run that was killed before it began
+        (["tokenizer", "prompts.json", "task.json", "run.toml"], True),  # and just before
         (["tokenizer", "chapter.txt"], False),
         (["checkpoints", "tokenizer", "prompts.json", "task.json", "model.json", "chapter.txt"], False),
         (["recipe.json", "notes.txt"], True),
@@ -173,6 +174,26 @@ def test_a_folder_is_a_runs_by_all_that_lies_in_it(tmp_path, names, ours):
         with pytest.raises(FileExistsError, match="no run folder, so --overwrite does not delete it"):
             RunFolder(tmp_path).open()
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away(tmp_path):
+    """Killed while it wrote the model, and between the two renames of a folder; that folder's old one comes back."""
+    with RunFolder(tmp_path) as folder:
+        folder.begin({"recipe": {}})
+    for name in (
+        ".part-4711-model.keras",
+        ".old-4711-prompts.json",
+        "prompts.json",
+        ".old-4711-tokenizer",
+        "notes.txt",
+    ):
+        (tmp_path / name).write_text(name)
+    with RunFolder(tmp_path) as folder:
+        assert folder.holds_run
+        names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".lock", "notes.txt", "prompts.json", "recipe.json", "tokenizer"]
+    assert (tmp_path / "tokenizer").read_text() == ".old-4711-tokenizer"
+    assert (tmp_path / "prompts.json").read_text() == "prompts.json"
 
 
 def test_what_was_replaced_is_there_until_the_next_one_has_its_recipe(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from sentences import SENTENCES
 
 import seqlm_cli
 from keras_seqlm import tasks
-from keras_seqlm.training import CheckpointError, Checkpoints, list_runs, read_history
+from keras_seqlm.training import CheckpointError, Checkpoints, RunFolder, list_runs, read_history
 
 SMALL = ["--model", "gru", "--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "16"]
 
@@ -96,6 +96,24 @@ def test_a_finished_run_without_its_history_says_its_step(run, text, tmp_path, c
     words = ("--steps", "12", "--validate-every", "4", "--checkpoint-every", "4", "--keep", "9", "--ema", "0.5")
     train(text, folder, *words)
     assert f"{folder}: step 12\n" in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_just_before_it_began_begins(text, tmp_path, monkeypatch, capsys):
+    """All that is written before `recipe.json` lies there."""
+
+    class Killed(BaseException):
+        """In place of a `kill -9`."""
+
+    def kill(self, content):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "begin", kill)
+        with pytest.raises(Killed):
+            train(text, tmp_path / "run", "--steps", "2")
+    assert {"run.toml", "prompts.json", "tokenizer"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    train(text, tmp_path / "run", "--steps", "2")
+    assert list_runs(tmp_path)[0]["state"] == "finished"
 
 
 def test_a_run_begins_from_another(run, text, tmp_path, capsys):

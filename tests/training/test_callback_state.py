@@ -1,6 +1,7 @@
 """What is saved of callbacks, whose it is, and what is said of those of which nothing is."""
 
 import collections
+import random
 
 import keras
 import numpy as np
@@ -121,6 +122,51 @@ def test_what_changes_in_a_container_is_named(kind, recwarn):
         states.get()
     states.get()
     assert not recwarn  # once
+
+
+DRAWS = {
+    "generator": (lambda: np.random.default_rng(0), lambda value: value.random()),
+    "state": (lambda: np.random.RandomState(0), lambda value: value.random()),
+    "Python's": (lambda: random.Random(0), lambda value: value.random()),
+    "Keras's": (lambda: keras.random.SeedGenerator(0), lambda value: value.next()),
+    "metric": (keras.metrics.Mean, lambda value: value.update_state(1.0)),
+    "variable": (lambda: keras.Variable(1.0), lambda value: value.assign(2.0)),
+}
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("kind", DRAWS)
+def test_generators_and_variables_that_change_are_named(kind, recwarn):
+    class Draws(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.alone = {"a": [DRAWS[kind][0]()]}, DRAWS[kind][0]()
+
+    callback = Draws()
+    states = CallbackStates([callback])
+    states.get()
+    assert not [one for one in recwarn if "Draws" in str(one.message)]
+    DRAWS[kind][1](callback.alone)
+    with pytest.warns(UserWarning, match=r"the callback Draws has no get_state.*\(alone\) is not in the checkpoints"):
+        states.get()
+    callback = Draws()
+    states = CallbackStates([callback])
+    DRAWS[kind][1](callback.inside["a"][0])
+    with pytest.warns(UserWarning, match=r"\(inside\) is not in"):
+        states.get()
+
+
+def test_what_others_of_kerass_callbacks_count_goes_on(tmp_path):
+    def made():
+        return [keras.callbacks.OrbaxCheckpoint(str(tmp_path)), keras.callbacks.TensorBoard(str(tmp_path))]
+
+    orbax, board = before = made()
+    orbax.best, orbax._total_batches_seen, orbax._batches_seen_since_last_saving, orbax._last_batch_seen = 0.5, 7, 3, 2
+    board._global_train_batch = 7
+    orbax_again, board_again = again = made()
+    CallbackStates(again).set(*CallbackStates(before).get())
+    assert (orbax_again.best, orbax_again._total_batches_seen, orbax_again._last_batch_seen) == (0.5, 7, 2)
+    assert orbax_again._batches_seen_since_last_saving == 3 and board_again._global_train_batch == 7
 
 
 def test_a_tuple_that_is_another_is_named():

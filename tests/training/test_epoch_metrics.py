@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers import array
 
-from keras_seqlm.training import Checkpoints, Resume
+from keras_seqlm.training import Checkpoints, Resume, RollBack
+from keras_seqlm.training.callbacks import RunCallback
 from keras_seqlm.training.epoch_metrics import kinds_of_metrics
 
 pytestmark = pytest.mark.backends
@@ -139,26 +140,153 @@ def test_states_that_an_older_checkpoint_does_not_hold_are_named(tmp_path):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no variables of its own")
-def test_what_layers_keep_in_the_backends_own_way_is_named(tmp_path):
+def test_what_layers_keep_in_the_backends_own_way_is_named_where_it_changes(tmp_path, recwarn):
     class Keeps(keras.layers.Layer):
-        def __init__(self):
+        def __init__(self, counts):
             super().__init__(name="keeps")
+            self.counts = counts
             if keras.backend.backend() == "torch":
                 import torch
 
                 self.register_buffer("seen", torch.zeros(()))
+                self.register_buffer("angles", torch.ones(3))
             else:
                 import tensorflow as tf
 
-                self.seen = tf.Variable(0.0)
+                self.seen, self.angles = tf.Variable(0.0), tf.Variable([1.0, 1.0, 1.0])
+
+        def call(self, x):
+            if self.counts:
+                self.seen.add_(1.0) if keras.backend.backend() == "torch" else self.seen.assign_add(1.0)
+            return x * self.angles[0]
+
+    go(tmp_path / "still", lambda: one_output(Keeps(False)), {"loss": "mse"})
+    assert not [one for one in recwarn if "keeps" in str(one.message)]
+    with pytest.warns(UserWarning, match=r"keeps\.seen: changed by training, and not in the checkpoints"):
+        go(tmp_path / "counts", lambda: one_output(Keeps(True)), {"loss": "mse"})
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX calls a metric while it compiles")
+def test_what_a_metric_keeps_in_a_list_is_named(tmp_path):
+    class Lists(keras.metrics.Metric):
+        def __init__(self):
+            super().__init__(name="lists")
+            self.seen = []
+
+        def update_state(self, y_true, y_pred, sample_weight=None):
+            self.seen.append(float(keras.ops.convert_to_numpy(y_pred)[0, 0]))
+
+        def reset_state(self):
+            self.seen = []
+
+        def result(self):
+            return float(np.mean(self.seen or [0.0]))
+
+    compiled = {"loss": "mse", "metrics": [Lists()], "run_eagerly": True}
+    with pytest.warns(UserWarning, match=r"lists\.seen: changed by training, and not in the checkpoints"):
+        go(tmp_path, one_output, compiled)
+
+
+def test_what_keras_lists_is_not_named(tmp_path, recwarn):
+    class Lists(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+            self.draws, self.mean = keras.random.SeedGenerator(1), keras.metrics.Mean()
+            self.kept = {"count": self.add_weight(shape=(), initializer="zeros", trainable=False)}
+
+        def call(self, x):
+            self.count.assign(self.count + 1.0)
+            self.kept["count"].assign(self.count)
+            self.mean.update_state(1.0)
+            return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.draws)
+
+    go(tmp_path, lambda: one_output(Lists()), {"loss": "mse"})
+    assert not [one for one in recwarn if "changed by training" in str(one.message)]
+
+
+def test_optimizers_in_containers_and_in_layers_are_named(tmp_path):
+    class Trains(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="trains")
+            self.own = keras.optimizers.SGD()
 
         def call(self, x):
             return x
 
-    with pytest.warns(
-        UserWarning, match=r"keeps\.seen: kept by layers in the backend's own way.*not in the checkpoints"
-    ):
-        go(tmp_path, lambda: one_output(Keeps()), {"loss": "mse"})
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = Trains(), keras.layers.Dense(1)
+            self.steps = {"critic": keras.optimizers.SGD()}
+            self.more = [keras.optimizers.SGD()]
+
+        def call(self, x):
+            return self.out(self.inner(x))
+
+    with pytest.warns(UserWarning, match=r"the model's more\.0, steps\.critic, trains\.own are not in the checkpoints"):
+        go(tmp_path, Model, {"loss": "mse"})
+
+
+def test_a_number_that_a_callback_sets_on_an_optimizer_is_named(tmp_path):
+    class Clips(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.clipnorm = 0.1
+
+    keras.utils.set_random_seed(3)
+    model = one_output()
+    model.compile("sgd", "mse")
+    resume = Resume(tmp_path, background=False)
+    fit = {"epochs": 2, "steps_per_epoch": 2, "verbose": 0, **resume.fit_arguments()}
+    with pytest.warns(UserWarning, match=r"SGD\.clipnorm: changed by training.*as training begins"):
+        model.fit(resume.data(batch), callbacks=[Clips(), resume], **fit)
+
+
+def test_the_mean_of_another_loss_begins_where_it_does(tmp_path):
+    """Five steps of ten were made with a loss that is a thousandth of it."""
+
+    def tiny(y_true, y_pred):
+        return 1e-3 * keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+    go(tmp_path, one_output, {"loss": tiny, "metrics": ["mae"]}, kill=7)
+    first = Checkpoints(tmp_path).newest()
+    heard = {}
+
+    class Counts(RunCallback):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            heard[self.step] = self.steps_in_mean(), dict(logs)
+
+    model = one_output()
+    model.compile("sgd", "mse", metrics=["mae"])
+    resume = Resume(tmp_path, background=False, allow_changes=True)
+    fit = {"epochs": 1, "steps_per_epoch": 10, "verbose": 0, **resume.fit_arguments()}
+    with pytest.warns(UserWarning, match="the metric loss, .*of the loss of before: .* counts the steps after 5 alone"):
+        history = model.fit(resume.data(batch), callbacks=[Counts(), resume], **fit).history
+    assert first.step == 5 and [heard[step][0] for step in range(6, 11)] == [1, 2, 3, 4, 5]
+    losses = [heard[6][1]["loss"]]
+    losses += [n * heard[5 + n][1]["loss"] - (n - 1) * heard[4 + n][1]["loss"] for n in range(2, 6)]
+    np.testing.assert_allclose(history["loss"], np.mean(losses), rtol=1e-4)
+    assert history["loss"][0] > 1 and len(history["mae"]) == 1
+
+
+def test_a_roll_back_does_not_hold_losses_of_before_against_another_loss(tmp_path, capsys):
+    def tiny(y_true, y_pred):
+        return 1e-3 * keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+    def train(loss, epochs, **options):
+        keras.utils.set_random_seed(3)
+        model = one_output()
+        model.compile(keras.optimizers.SGD(1e-3), loss)
+        resume = Resume(tmp_path, background=False, **options)
+        guard = RollBack(resume, factor=50.0, window=4)
+        fit = {"epochs": epochs, "steps_per_epoch": 5, "verbose": 0, **resume.fit_arguments()}
+        model.fit(resume.data(batch), callbacks=[guard, resume], **fit)
+        return guard
+
+    train(tiny, 1)
+    guard = train("mse", 2, allow_changes=True)
+    assert guard._times == 0 and "jumped" not in capsys.readouterr().err and min(guard._losses) > 0.1
 
 
 @pytest.mark.parametrize(

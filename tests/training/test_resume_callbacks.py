@@ -16,7 +16,7 @@ from training_toy import Batches, new_model
 
 from keras_seqlm.checkpoints import checkpoint as rooms_file
 from keras_seqlm.checkpoints import state
-from keras_seqlm.training import CheckpointError, Checkpoints, Resume, RollBack
+from keras_seqlm.training import CheckpointError, Checkpoints, HistoryCSV, Resume, RollBack, read_history
 from keras_seqlm.training.callbacks import RunCallback
 
 
@@ -453,8 +453,39 @@ def test_rows_of_a_csv_logger_that_begins_anew_are_kept_and_that_is_said(tmp_pat
     assert epochs() == ["epoch", "0", "1", "2"]
     fit(tmp_path / "checkpoints", [keras.callbacks.CSVLogger(str(path), append=True), None], 4)
     assert epochs() == ["epoch", "0", "1", "2", "3"]
+    written = path.read_text()
+    with open(path, "a") as file:
+        file.write("4,1.0\n5,1.")  # killed between a row and its checkpoint, and within a row
+    fit(tmp_path / "checkpoints", [keras.callbacks.CSVLogger(str(path), append=True), None], 6)
+    assert epochs() == ["epoch", "0", "1", "2", "3", "4", "5"] and path.read_text().startswith(written)
     fit(tmp_path / "anew", [keras.callbacks.CSVLogger(str(path)), None], 1)  # another run
     assert epochs() == ["epoch", "0"]
+
+
+def test_a_validation_that_comes_again_has_one_row(tmp_path):
+    """Told to end within a validation; killed after the row of it, before the next checkpoint; gone on with."""
+
+    class EndIn(OfTheTest):
+        def on_test_batch_end(self, batch, logs=None):
+            if self.epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def go(name, callbacks=(), kill=None):
+        history = HistoryCSV(tmp_path / f"{name}.csv")
+        held = batch(99)
+        fit(tmp_path / name, [*callbacks, history, None], 4, kill=kill, every=100, validation_data=held)
+        return [(row["step"], row["loss"], row["validation_loss"]) for row in read_history(history.path)]
+
+    whole = go("whole")
+    with pytest.raises(SystemExit):
+        go("killed", [EndIn()])
+    assert Checkpoints(tmp_path / "killed").steps()[-1] == 4
+    worse = Validates(val_loss=[99.0])  # which is no reason to save
+    with pytest.raises(Killed):
+        go("killed", [worse], kill=5)
+    assert [row["step"] for row in read_history(tmp_path / "killed.csv")] == [2, 4]
+    assert Checkpoints(tmp_path / "killed").steps()[-1] == 4
+    assert go("killed") == whole
 
 
 @pytest.mark.parametrize("to_schedule", [True, False])
