@@ -65,6 +65,8 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
         wanted = tf.clip_by_value(tf.broadcast_to(max_new_tokens, rows), 0, max_new_tokens_limit)
         left = wanted if context is None else tf.maximum(context - kept, 1)
         budget = tf.where(kept > 0, tf.minimum(wanted, left), 0)  # after no id, not even bos, nothing can be written
+        # As seqlm_runtime.prompts.has_text says it.
+        after_text = truncated | (kept > (0 if tokenizer.bos_id is None else 1))
         kept = tf.maximum(kept, 1)
         if xla:
             parts = pad_to_buckets(ids, kept, budget, options, most)
@@ -73,7 +75,7 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
             room = tf.reduce_max(tf.concat([budget, [0]], axis=0))
             token_ids, written = write(ids, kept, budget, options, room)
         return {
-            "generated_text": module.tokenizer.detokenize(token_ids, written),
+            "generated_text": module.tokenizer.detokenize_after(token_ids, written, after_text),
             "token_ids": token_ids,
             "num_tokens": written,
             "truncated": truncated,
