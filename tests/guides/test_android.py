@@ -291,7 +291,7 @@ def test_tokens_that_are_looked_for_in_the_form_of_a_text(java, trained_tokenize
     base.to_huggingface(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["normalizer"]["strip_accents"] = True
-    names = ["LOW", "d'\u00e9", "<X>", "秦", "lowzz"]
+    names = ["LOW", "d'\u00e9", "<X>", "秦川", "lowzz"]
     for number, name in enumerate(names[: None if lowercase is False else -1]):
         added = {"content": name, "id": base.vocabulary_size + number, "special": False, "lstrip": name == "LOW"}
         content["added_tokens"].append({**added, "rstrip": False, "single_word": False, "normalized": name != "<X>"})
