@@ -93,8 +93,10 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     def logits(token_ids, lengths):
         longest = most + max_new_tokens_limit if context is None else context
         token_ids = checked_ids(token_ids, lengths, longest, model.vocabulary_size)
-        real = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
-        return {"logits": tf.where(real[:, :, None], model({"token_ids": token_ids}), 0.0)}
+        time = tf.shape(token_ids)[1]
+        some = tf.pad(token_ids, [[0, 0], [0, tf.maximum(1 - time, 0)]])  # no recurrent layer reads none
+        real = tf.sequence_mask(lengths, time)
+        return {"logits": tf.where(real[:, :, None], model({"token_ids": some})[:, :time], 0.0)}
 
     def generate_text(text):
         return answer(text, new_tokens, off)
