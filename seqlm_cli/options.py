@@ -1,5 +1,6 @@
 """What several verbs share: their common options, the table of sizes, and the answer as JSON."""
 
+import argparse
 import contextlib
 import errno
 import functools
@@ -37,9 +38,18 @@ def add_imports(p):
 
 def add_common(p, backend=True):
     """Add `--json`, and `--backend` where the verb runs a model on the backend of one's choice."""
-    p.add_argument("--json", metavar="FILE", help="write the result as JSON, too")
+    p.add_argument("--json", type=_file, metavar="FILE", help="write the result as JSON, too")
     if backend:
         add_backend(p)
+
+
+def _file(name):
+    """The name of a file to write; `-`, which elsewhere is standard output, would make a file of that name."""
+    if name == "-":
+        raise argparse.ArgumentTypeError(
+            "standard output has what is shown, so - is no file here; give a name, as answer.json"
+        )
+    return name
 
 
 def add_backend(p):

@@ -9,7 +9,7 @@ import numpy as np
 from seqlm_runtime import tokenizers
 from seqlm_runtime.op_gate import check_lite_file
 from seqlm_runtime.options import OPTIONS, check_option
-from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, has_text, read_ids
 from seqlm_runtime.sampler import sample
 from seqlm_runtime.seals import check_files, read_sealed
 
@@ -181,7 +181,7 @@ class LiteRTModel:
             unread = [chosen]
         token_ids = np.array(written, np.int32)
         return {
-            "text": self.tokenizer.decode(token_ids),
+            "text": self.tokenizer.decode(token_ids, has_text(self.tokenizer, prompt_ids, truncated)),
             "token_ids": token_ids,
             "stop_reason": stop_reason,
             "truncated": truncated,

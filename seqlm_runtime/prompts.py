@@ -65,6 +65,11 @@ def read_ids(tokenizer, text, most=None, end=True):
     return (ids[-most:] if end else ids[:most]), True
 
 
+def has_text(tokenizer, ids, cut):
+    """Whether a prompt has ids of a text, `ids` and `cut` being what `read_ids` gives: what is written goes on with it."""
+    return cut or len(ids) > (tokenizer.bos_id is not None)
+
+
 def part_of(text, size, end):
     """The last `size` bytes of longer `text`, or the first, without the parts of a character at the border."""
     if end:

@@ -10,6 +10,7 @@ import numpy as np
 from seqlm_runtime.graph_file import graph_file, read_signatures
 from seqlm_runtime.op_gate import check_saved_model
 from seqlm_runtime.tensorflow_c import Endpoint, load_library
+from seqlm_runtime.tokenizers.tokenizer import as_bytes
 from seqlm_runtime.warm_up import read_defaults, read_warm_up
 from seqlm_runtime.wire import Message
 
@@ -186,7 +187,7 @@ def _strings(name, value):
     for item in array.ravel():
         if not isinstance(item, str | bytes):
             raise ValueError(f"Input {name!r} takes strings, str or bytes; got {item!r}.")
-        flat.append(item.encode() if isinstance(item, str) else bytes(item))
+        flat.append(as_bytes(item))
     array.flat = flat
     return array
 

@@ -43,6 +43,12 @@ def run(text, tmp_path_factory):
     return folder
 
 
+def test_a_dash_is_no_name_of_a_file_for_json(capsys):
+    with pytest.raises(SystemExit):
+        seqlm_cli.main(["generate", "runs/none", "--json", "-"])
+    assert "--json: standard output has what is shown, so - is no file here" in capsys.readouterr().err
+
+
 def test_train_writes_a_run_folder(run):
     assert sorted(path.name for path in run.iterdir()) == RUN_FILES
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")

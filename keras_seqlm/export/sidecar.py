@@ -22,7 +22,7 @@ _INPUTS = {
     "lengths": "how many ids of the row are real, at least 1",
 }
 _OUTPUTS = {
-    "generated_text": "the new text alone, valid UTF-8",
+    "generated_text": "the new text alone, valid UTF-8, with the space before its first word where it goes on with a text",
     "token_ids": "the new ids, without the end-of-text id; beyond num_tokens they are 0",
     "num_tokens": "how many tokens were written, or scored; bos does not count",
     "truncated": "whether text was cut off to fit the context",

@@ -65,6 +65,8 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
         wanted = tf.clip_by_value(tf.broadcast_to(max_new_tokens, rows), 0, max_new_tokens_limit)
         left = wanted if context is None else tf.maximum(context - kept, 1)
         budget = tf.where(kept > 0, tf.minimum(wanted, left), 0)  # after no id, not even bos, nothing can be written
+        # As seqlm_runtime.prompts.has_text says it.
+        after_text = truncated | (kept > (0 if tokenizer.bos_id is None else 1))
         kept = tf.maximum(kept, 1)
         if xla:
             parts = pad_to_buckets(ids, kept, budget, options, most)
@@ -73,7 +75,7 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
             room = tf.reduce_max(tf.concat([budget, [0]], axis=0))
             token_ids, written = write(ids, kept, budget, options, room)
         return {
-            "generated_text": module.tokenizer.detokenize(token_ids, written),
+            "generated_text": module.tokenizer.detokenize_after(token_ids, written, after_text),
             "token_ids": token_ids,
             "num_tokens": written,
             "truncated": truncated,
@@ -91,8 +93,10 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     def logits(token_ids, lengths):
         longest = most + max_new_tokens_limit if context is None else context
         token_ids = checked_ids(token_ids, lengths, longest, model.vocabulary_size)
-        real = tf.sequence_mask(lengths, tf.shape(token_ids)[1])
-        return {"logits": tf.where(real[:, :, None], model({"token_ids": token_ids}), 0.0)}
+        time = tf.shape(token_ids)[1]
+        some = tf.pad(token_ids, [[0, 0], [0, tf.maximum(1 - time, 0)]])  # no recurrent layer reads none
+        real = tf.sequence_mask(lengths, time)
+        return {"logits": tf.where(real[:, :, None], model({"token_ids": some})[:, :time], 0.0)}
 
     def generate_text(text):
         return answer(text, new_tokens, off)

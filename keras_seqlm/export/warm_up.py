@@ -9,7 +9,7 @@ request keeps a model from being loaded.
 
 import numpy as np
 
-from keras_seqlm.generation.buckets import buckets
+from keras_seqlm.generation.buckets import SMALLEST, buckets
 from keras_seqlm.generation.samplers import OPTIONS
 from seqlm_runtime.graph_file import DTYPES
 from seqlm_runtime.prompts import read_ids
@@ -18,6 +18,7 @@ WARM_UP = "assets.extra/tf_serving_warmup_requests"
 MODELS_CONFIG, BATCHING = "models.config", "batching.txt"
 NEW_TOKENS = 2  # of the requests that say how many
 WORD = "a "
+FEW = (8, 4, 2, 1)  # tokens of the requests to `logits` that have fewer than any bucket
 
 # Requests that wait together are answered in one run of the graph. Rows are bounded, so a batch of them is; a prompt that
 # is long does not make the short ones beside it longer.
@@ -61,7 +62,8 @@ def warm_up_requests(tokenizer, max_prompt_tokens, longest, new_tokens=NEW_TOKEN
         text = {"text": np.array([_text_of(tokenizer, length)], object)}
         requests += [(name, text) for name in ("serving_default", "generate_text", "score")]
         requests += [("generate", {**text, **wanted, **options}) for options in (off, sampled)]
-    for length in buckets(longest):
+    # A matrix product of few rows is another program, which is made at its first use.
+    for length in (*buckets(longest), *(length for length in FEW if length < min(longest, SMALLEST))):
         ids = {"token_ids": np.zeros((1, length), "int32"), "lengths": np.array([length], "int32")}
         requests.append(("logits", ids))
     return requests

@@ -7,7 +7,7 @@ import numpy as np
 from keras_seqlm.generation import generate, score, stream
 from keras_seqlm.generation.generate import prompt_room
 from keras_seqlm.tasks.task import Task
-from seqlm_runtime.prompts import read_ids
+from seqlm_runtime.prompts import has_text, read_ids
 
 
 @dataclasses.dataclass
@@ -15,7 +15,7 @@ class Text:
     """What `TextGeneration.write` returns for one prompt."""
 
     prompt: str
-    text: str  # the new text only
+    text: str  # the new text only, with the space before its first word: `prompt + text` is the whole
     token_ids: list
     stop_reason: str  # "eos", "stop" or "length"
     truncated: bool  # whether the prompt's beginning was left out
@@ -72,11 +72,12 @@ class TextGeneration(Task):
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         stops = _stops(stop)
         read = [self._read(prompt, slide, max_prompt_tokens) for prompt in prompts]
-        rules = {**self._rules(stops), "slide": slide}
+        after = [has_text(self.tokenizer, ids, cut) for ids, cut in read]
+        rules = {**self._rules(stops, set(after)), "slide": slide}
         results = generate(self.model, [ids for ids, _ in read], max_new_tokens, **rules, **options)
         return [
-            self._text(prompt, result, stops, cut)
-            for prompt, (_, cut), result in zip(prompts, read, results, strict=True)
+            self._text(prompt, result, stops, cut, after_text)
+            for prompt, (_, cut), result, after_text in zip(prompts, read, results, after, strict=True)
         ]
 
     def stream(self, prompt, max_new_tokens=64, *, stop=(), slide=False, max_prompt_tokens=None, **options):
@@ -107,12 +108,13 @@ class TextGeneration(Task):
         """
         stops, given = _stops(stop), 0
         ids, cut = self._read(prompt, slide, max_prompt_tokens)
-        pieces = stream(self.model, ids, max_new_tokens, **self._rules(stops), slide=slide, **options)
+        after_text = has_text(self.tokenizer, ids, cut)
+        pieces = stream(self.model, ids, max_new_tokens, **self._rules(stops, {after_text}), slide=slide, **options)
         while True:
             try:
-                text = _sure(self.tokenizer.decode(next(pieces)), stops)
+                text = _sure(self.tokenizer.decode(next(pieces), after_text), stops)
             except StopIteration as ended:
-                result = self._text(prompt, ended.value, stops, cut)
+                result = self._text(prompt, ended.value, stops, cut, after_text)
                 break
             if len(text) > given:
                 yield text[given:]
@@ -125,24 +127,24 @@ class TextGeneration(Task):
         """The ids that are read of a prompt, and whether its beginning was cut off."""
         return read_ids(self.tokenizer, prompt, prompt_room(self.model, max_prompt_tokens, slide))
 
-    def _rules(self, stops):
-        """What the tokenizer and the texts of `stop` demand of `generate`."""
+    def _rules(self, stops, after):
+        """What the tokenizer and the texts of `stop` demand of `generate`, `after` being all that `after_text` may be."""
         decode = self.tokenizer.decode
         return {
             "eos_id": self.tokenizer.eos_id,
             "suppressed_ids": self.tokenizer.suppressed_ids,
-            "stop": (lambda ids: any(s in decode(ids) for s in stops)) if stops else None,
+            "stop": (lambda ids: all(any(s in decode(ids, one) for s in stops) for one in after)) if stops else None,
         }
 
-    def _text(self, prompt, result, stops, cut):
-        text = self.tokenizer.decode(result.token_ids)
+    def _text(self, prompt, result, stops, cut, after_text):
+        text = self.tokenizer.decode(result.token_ids, after_text)
         ends = [at for at in (text.find(s) for s in stops) if at >= 0]
-        token_ids = result.token_ids.tolist()
+        token_ids, reason = result.token_ids.tolist(), result.stop_reason
         if ends:
-            text = text[: min(ends)]
-            while token_ids and not text.startswith(self.tokenizer.decode(token_ids)):
+            text, reason = text[: min(ends)], "stop"
+            while token_ids and not text.startswith(self.tokenizer.decode(token_ids, after_text)):
                 token_ids.pop()  # what stands beyond the cut, or across it
-        return Text(prompt, text, token_ids, result.stop_reason, cut or result.truncated)
+        return Text(prompt, text, token_ids, reason, cut or result.truncated)
 
     def score(self, texts):
         """Log-probability of each text, in nats, after the beginning of a text: sum of ln p(token | tokens before it).

@@ -7,37 +7,32 @@ NO_TOKEN = -1
 MAX_ROUNDS = 32  # of doubling: more matches than a tensor has places
 
 
-def with_added_tokens(tokenizer, encode):
+def with_added_tokens(tokenizer, encode, normal_form=None):
     """`encode` that gives each added token of `tokenizer` as its id and encodes what stands between them.
 
     Args:
         tokenizer: a tokenizer of the runtime.
         encode: function of (texts,) string, and (texts,) bool that says which of them a row begins with, to
             `(flat ids, lengths)`: (all,) and (texts,) int32.
+        normal_form: function of (texts,) string to the form in which `normalized` tokens are looked for, where there is one.
 
     Returns:
         A function of the same form; `encode` itself where there are no added tokens.
-
-    Raises:
-        ValueError: a token of the second phase stands inside one of the first, which the graph would take apart.
     """
     import tensorflow as tf
 
     phases = tokenizer.added_tokens.phases
     if not phases:
         return encode
-    for first in phases[0] if len(phases) == 2 else ():
-        for second in phases[1]:
-            if second["content"] in first["content"]:
-                raise ValueError(
-                    f"The added token {second['content']!r} is normalized and stands inside {first['content']!r}, which is "
-                    "not: a graph cannot tell them apart. Add one of them only, or both of one kind."
-                )
 
     def encode_all(text, _):
         rows = tf.range(tf.size(text))
         pieces, ids = text, tf.fill([tf.size(text)], NO_TOKEN)
-        for phase in phases:
+        for number, phase in enumerate(phases, 1):
+            if tokenizer.added_tokens.normal is not None and number == len(phases):
+                pieces = tf.where(tf.equal(ids, NO_TOKEN), normal_form(pieces), pieces)
+                is_left = tf.strings.length(pieces) > 0
+                pieces, ids, rows = (tf.boolean_mask(values, is_left) for values in (pieces, ids, rows))
             pieces, ids, places = _split(pieces, ids, phase)
             rows = tf.gather(rows, places)
         is_token = tf.not_equal(ids, NO_TOKEN)

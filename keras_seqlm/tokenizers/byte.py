@@ -24,7 +24,7 @@ class ByteTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.ByteTokenizer):
 
     def in_graph(self):
         """This tokenizer as a `tf.Module` with `tokenize` and `detokenize`."""
-        return graph_module(self, _encode, lambda ids, lengths: valid_utf8(joined_tokens(ids, lengths, self.tokens)))
+        return graph_module(self, _encode, lambda ids, lengths, _: valid_utf8(joined_tokens(ids, lengths, self.tokens)))
 
 
 def _encode(text, _):

@@ -26,9 +26,11 @@ def byte_pair_graph(tokenizer):
     whole = _whole_words(tokenizer, made) if tokenizer.ignore_merges else {}
     table = StringTable([_shown(token) for token in whole]) if whole else None
 
+    def normal_form(text):
+        return text if tokenizer.nfc is None else _normal_form(text, tokenizer.nfc.table)
+
     def encode(text, _):
-        if tokenizer.nfc is not None:
-            text = _normal_form(text, tokenizer.nfc.table)
+        text = normal_form(text)
         if tokenizer.add_prefix_space:
             bare = (tf.strings.length(text) > 0) & tf.not_equal(tf.strings.substr(text, 0, 1), " ")
             text = tf.where(bare, " " + text, text)
@@ -50,10 +52,10 @@ def byte_pair_graph(tokenizer):
         merged = merge(tf.where(known, "", words)).with_row_splits_dtype(tf.int32)
         return tf.concat([merged, tokens], axis=1)
 
-    def detokenize(ids, lengths):
+    def detokenize(ids, lengths, _):
         return valid_utf8(joined_tokens(ids, lengths, tokenizer.tokens))
 
-    return graph_module(tokenizer, encode, detokenize)
+    return graph_module(tokenizer, encode, detokenize, normal_form)
 
 
 def _normal_form(text, table):

@@ -71,4 +71,4 @@ class CharacterTokenizer(SavedTokenizer, seqlm_runtime.tokenizers.CharacterToken
             points = tf.strings.unicode_decode(text, "UTF-8", errors="replace")  # (batch, characters), ragged
             return look_up(self.table, points.flat_values), tf.cast(points.row_lengths(), tf.int32)
 
-        return graph_module(self, encode, lambda ids, lengths: joined_tokens(ids, lengths, self.tokens))
+        return graph_module(self, encode, lambda ids, lengths, _: joined_tokens(ids, lengths, self.tokens))

@@ -7,23 +7,25 @@ from keras_seqlm.tokenizers.added_tokens_graph import with_added_tokens
 from seqlm_runtime.tokenizers.code_points import BLOCK, NUM_BLOCKS
 
 
-def graph_module(tokenizer, encode, detokenize):
+def graph_module(tokenizer, encode, detokenize, normal_form=None):
     """Joins two functions to the `tf.Module` that `in_graph()` returns.
 
     Args:
         tokenizer: the tokenizer, for its added tokens and its pad id.
         encode: function of (texts,) string and (texts,) bool to `(flat ids, lengths)`: (all,) and (texts,) int32. It
             sees what stands between added tokens, and whether a row begins with it.
-        detokenize: function of `ids` (batch, time) int32 and `lengths` (batch,) int32 to a (batch,) string tensor.
+        detokenize: function of `ids` (batch, time) int32, `lengths` (batch,) int32 and `after_text` (batch,) bool, whether
+            they go on with a text (see `decode`), to a (batch,) string tensor.
+        normal_form: see `with_added_tokens`.
 
     Returns:
         `tf.Module` with `tokenize_flat`, of a (batch,) string tensor to `(ids, lengths)`: the ids of all rows, (all,)
-        int32, and how many are whose, (batch,) int32; `tokenize`, whose ids are (batch, time), padded on the right; and
-        `detokenize`, each a `tf.function`.
+        int32, and how many are whose, (batch,) int32; `tokenize`, whose ids are (batch, time), padded on the right;
+        `detokenize`, of `ids` and `lengths`, and `detokenize_after`, of `after_text` too, each a `tf.function`.
     """
     import tensorflow as tf
 
-    encode = with_added_tokens(tokenizer, encode)
+    encode = with_added_tokens(tokenizer, encode, normal_form)
 
     def tokenize_flat(text):
         text = text if tokenizer.keeps_bytes else valid_utf8(text)
@@ -36,12 +38,12 @@ def graph_module(tokenizer, encode, detokenize):
     module.tokenize = tf.function(
         lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text
     )
+    ids = [tf.TensorSpec([None, None], tf.int32, name="ids"), tf.TensorSpec([None], tf.int32, name="lengths")]
+    after_text = tf.TensorSpec([None], tf.bool, name="after_text")
+    module.detokenize_after = tf.function(detokenize, input_signature=[*ids, after_text])
     module.detokenize = tf.function(
-        detokenize,
-        input_signature=[
-            tf.TensorSpec([None, None], tf.int32, name="ids"),
-            tf.TensorSpec([None], tf.int32, name="lengths"),
-        ],
+        lambda ids, lengths: module.detokenize_after(ids, lengths, tf.fill(tf.shape(lengths), False)),
+        input_signature=ids,
     )
     return module
 

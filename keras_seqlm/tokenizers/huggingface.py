@@ -44,9 +44,15 @@ _ADDED = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "spe
 def from_huggingface(path, special_tokens=None):
     """Reads a tokenizer of Hugging Face's, keeping the ids: the same as those of the `tokenizers` library.
 
-    Taken are byte-level BPE with the splits of GPT-2 (RoBERTa), Llama 3 and Qwen, and WordPiece (BERT). `encode` adds no token of its own, as
-    everywhere here; what the file's post-processor would add is kept for `to_huggingface`. Added tokens that stand in
-    a text become their id.
+    Taken are byte-level BPE with the splits of GPT-2 (RoBERTa, GPT-NeoX), Llama 3 and Qwen, WordPiece (BERT), Unigram (T5,
+    XLM-R) and BPE on characters with byte fallback (Llama 2, Gemma). `encode` adds no token of its own, as everywhere
+    here; what the file's post-processor would add is kept for `to_huggingface`. Added tokens that stand in a text become
+    their id.
+
+    Ids differ from the library's where a letter has several of twenty rare marks, which BERT brings into order. Texts of
+    `decode` differ in what theirs leaves or loses: an added token of byte-level BPE is written as it is ("č" theirs takes
+    for a carriage return); bytes in a row that are no text make as few U+FFFD as anywhere here, theirs one each; a text has
+    no "##" at its beginning, and no spaces of BERT's around Chinese in an added token.
 
     Args:
         path: `tokenizer.json`, or a folder that holds it. A `tokenizer_config.json` beside it says which tokens begin and

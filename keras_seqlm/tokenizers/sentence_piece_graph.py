@@ -23,12 +23,12 @@ def sentence_piece_graph(tokenizer):
             words, rows = _chunks(text) if tokenizer.chunks else (text, tf.range(tf.size(text)))
         return encode_words(encode, words, rows, tf.size(text))
 
-    def detokenize(ids, lengths):
+    def detokenize(ids, lengths, after_text):
         text = joined_tokens(ids, lengths, tokenizer.shown)
         if tokenizer.chunks:  # a mark that was written in bytes, for want of a piece
             text = tf.strings.regex_replace(text, SPACE_MARK, " ")
         if tokenizer.drops_first_space:
-            text = tf.strings.regex_replace(text, "^ ", "")
+            text = tf.where(after_text, text, tf.strings.regex_replace(text, "^ ", ""))
         return valid_utf8(text)
 
     return graph_module(tokenizer, encode_texts, detokenize)

@@ -23,10 +23,17 @@ def word_piece_graph(tokenizer):
         no_pretokenization=True,
     )
     same, space, apart, nothing = [SAME_POINT], [SPACE_POINT], [SPACE_POINT, SAME_POINT, SPACE_POINT], []
-    forms = [same, space, apart, nothing] + [[ord(character) for character in form] for form in tokenizer.forms]
+    more = [[ord(character) for character in form] for form in tokenizer.forms]
+    sought = [[ord(character) for character in form.strip(" ")] for form in tokenizer.forms]
+
+    def normal_form(text):
+        points, rows = _normal_points(text, tokenizer.form_table, [same, space, same, nothing, *sought])
+        size = tf.size(text, tf.int64)
+        by_row = tf.RaggedTensor.from_value_rowids(points, tf.cast(rows, tf.int64), size, validate=False)
+        return tf.strings.unicode_encode(by_row, "UTF-8")
 
     def encode(text, _):
-        points, rows = _normal_points(text, tokenizer.form_table, forms)
+        points, rows = _normal_points(text, tokenizer.form_table, [same, space, apart, nothing, *more])
         is_word = tf.not_equal(points, SPACE_POINT)
         before_is_word = tf.concat([[False], is_word[:-1] & tf.equal(rows[1:], rows[:-1])], axis=0)[: tf.size(points)]
         starts = is_word & ~before_is_word
@@ -38,10 +45,11 @@ def word_piece_graph(tokenizer):
         words = tf.where(too_long, too_long_word, tf.strings.unicode_encode(words, "UTF-8"))
         return encode_words(matcher.tokenize, words, tf.boolean_mask(rows, starts), tf.size(text))
 
-    def detokenize(ids, lengths):
-        return tf.strings.regex_replace(joined_tokens(ids, lengths, tokenizer.shown), "^ ", "")
+    def detokenize(ids, lengths, after_text):
+        text = joined_tokens(ids, lengths, tokenizer.shown)
+        return tf.where(after_text, text, tf.strings.regex_replace(text, "^ ", ""))
 
-    return graph_module(tokenizer, encode, detokenize)
+    return graph_module(tokenizer, encode, detokenize, normal_form)
 
 
 def _normal_points(text, table, forms):

@@ -2,6 +2,8 @@
 
 import re
 
+import numpy as np
+
 FIELDS = {"content": str, "id": int, "special": bool, "lstrip": bool, "rstrip": bool, "normalized": bool}
 MAX_ADDED_TOKENS = 65_536
 MAX_CONTENT_BYTES = 512
@@ -15,7 +17,7 @@ class AddedTokens:
     """The added tokens of a tokenizer.
 
     Where several begin at one place the longest counts, and what comes first in the text is taken first. Tokens that
-    are `normalized` are looked for in what the others leave.
+    are `normalized` are looked for in what the others leave, in a tokenizer's normal form if it has one.
 
     Args:
         entries: list of dicts of `content`, `id`, and `special` (never shown, never sampled), `lstrip` and `rstrip` (take
@@ -37,6 +39,7 @@ class AddedTokens:
             entry["id"]: b"" if entry["special"] else entry["content"].encode("utf-8") for entry in self.entries
         }
         self.longest = max((len(entry["content"].encode("utf-8")) for entry in self.entries), default=0)  # in bytes
+        self.normal = None
         # The first phase, then the second.
         self.phases = [[e for e in self.entries if e["normalized"] == late] for late in (False, True)]
         self.phases = [phase for phase in self.phases if phase]
@@ -51,12 +54,57 @@ class AddedTokens:
     def __bool__(self):
         return bool(self.entries)
 
+    def seek_in_normal_form(self, normal):
+        """Looks for the tokens that are `normalized` in normal form, their own and the text's, and shows them so.
+
+        Args:
+            normal: has `normalize(str)`, a str, and `with_sources(str)`, that str and for each of its characters the place
+                of the one that it comes of. The normal form of a part of a normal form is that part.
+
+        Raises:
+            ValueError: nothing is left of a token, or two of them are the same then.
+        """
+        if not any(entry["normalized"] for entry in self.entries):
+            return
+        self.normal = normal
+        late = [{**entry, "content": normal.normalize(entry["content"])} for entry in self.phases[-1]]
+        for entry, given in zip(late, self.phases[-1], strict=True):
+            if not entry["content"] or sum(other["content"] == entry["content"] for other in late) > 1:
+                raise ValueError(
+                    f"added_tokens: {given['content']!r} is normalized, and its normal form {entry['content']!r} is "
+                    f"{'that of another one' if entry['content'] else 'empty'}, which is not supported."
+                )
+            if not entry["special"]:
+                self.shown[entry["id"]] = entry["content"].encode("utf-8")
+        self.phases[-1], self._searches[-1] = late, _Search(late)
+        self.longest = max(self.longest, *(len(entry["content"].encode("utf-8")) for entry in late))
+
     def split(self, data):
         """`data` (bytes) as a list of `(bytes, id)`, the id of an added token or None for text between them."""
         pieces = [(data, None)] if data else []
-        for search in self._searches:
+        for number, search in enumerate(self._searches, 1):
+            if self.normal is not None and number == len(self._searches):
+                pieces = [(self._normal_form(piece), i) if i is None else (piece, i) for piece, i in pieces]
             pieces = [found for piece, i in pieces for found in (search.split(piece) if i is None else ((piece, i),))]
         return pieces
+
+    def split_with_sources(self, data):
+        """As `split`, with the places of the characters of each piece: `(bytes, id, sources)`, code points of `data`."""
+        if self.normal is None:
+            return _placed(self.split(data), np.arange(len(data)))
+        first = self._searches[0].split(data) if len(self._searches) == 2 else [(data, None)]
+        found = []
+        for piece, i, sources in _placed(first, np.arange(len(data))):
+            if i is not None:
+                found.append((piece, i, sources))
+                continue
+            text, places = self.normal.with_sources(piece.decode("utf-8"))
+            pieces = self._searches[-1].split(text.encode("utf-8"))
+            found += _placed(pieces, sources[np.asarray(places, np.int64)])
+        return found
+
+    def _normal_form(self, data):
+        return self.normal.normalize(data.decode("utf-8")).encode("utf-8")
 
 
 class _Search:
@@ -80,6 +128,16 @@ class _Search:
             done = end
         if done < len(data):
             yield data[done:], None
+
+
+def _placed(pieces, sources):
+    """`pieces`, `(bytes, id)`, one after the other, each with the part of `sources` that belongs to its characters."""
+    placed, place = [], 0
+    for piece, i in pieces:
+        end = place + len(piece.decode("utf-8", "replace"))
+        placed.append((piece, i, sources[place:end]))
+        place = end
+    return placed
 
 
 def _stripped(data, strip):

@@ -51,7 +51,7 @@ class ByteTokenizer(Tokenizer):
         characters = byte_characters(data)
         return self.encode_plain(data), np.stack([characters, characters + 1], axis=1)
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, after_text=False):
         """The bytes of `ids` (time,), exactly those that were encoded."""
         ids = self.checked_ids(ids)
         if self.added_tokens:

@@ -59,8 +59,7 @@ class BytePairTokenizer(Tokenizer):
         self.nfc = NormalFormC(self.config["nfc_apart"]) if "nfc_apart" in self.config else None
         if self.nfc is not None:
             self.keeps_bytes = False  # a text comes back in normal form
-            if any(entry["normalized"] for entry in self.added_tokens.entries):
-                raise ValueError("added_tokens: normalized ones are not supported with a normal form.")
+            self.added_tokens.seek_in_normal_form(self.nfc)
         self.classes = parse_classes(self.files[CLASSES_NAME])
         vocabulary = self._parse_vocabulary()
         self._ids = {token: i for i, token in enumerate(vocabulary) if token}
@@ -75,7 +74,7 @@ class BytePairTokenizer(Tokenizer):
         self._sizes = [len(token) for token in self.tokens]
         longest = max(map(len, self.tokens))
         # What normal form C composes may have had three times the bytes.
-        self.max_token_bytes = max(longest if self.nfc is None else 3 * longest, self.added_tokens.longest)
+        self.max_token_bytes = max(longest, self.added_tokens.longest) * (1 if self.nfc is None else 3)
         self._cache = {}
 
     def encode_plain(self, text):
@@ -127,7 +126,7 @@ class BytePairTokenizer(Tokenizer):
         before = [len(token) - len(token.lstrip(spaces)) for token, spaces in pairs]
         return np.array(before), np.array([len(token) - len(token.rstrip(spaces)) for token, spaces in pairs])
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, after_text=False):
         """The bytes of `ids` (time,), exactly those that were encoded; special ids produce nothing."""
         return b"".join([self.tokens[i] for i in self.checked_ids(ids).tolist()])
 

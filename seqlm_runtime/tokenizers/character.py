@@ -70,6 +70,6 @@ class CharacterTokenizer(Tokenizer):
         places = np.arange(len(ids))
         return ids, np.stack([places, places + 1], axis=1)
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, after_text=False):
         """The UTF-8 bytes of `ids` (time,); `unk` becomes U+FFFD, the other special ids nothing."""
         return b"".join([self.tokens[i] for i in self.checked_ids(ids).tolist()])

@@ -122,12 +122,12 @@ class SentencePieceTokenizer(Tokenizer):
                 offsets += [(starts[start], ends[end - 1])] * len(some)
         return ids, offsets
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, after_text=False):
         """The bytes of `ids` (time,); special ids produce nothing."""
         data = b"".join([self.shown[i] for i in self.checked_ids(ids).tolist()])
         if self.chunks:  # a mark that was written in bytes, for want of a piece
             data = data.replace(SPACE_MARK.encode("utf-8"), b" ")
-        return data.removeprefix(b" ") if self.drops_first_space else data
+        return data.removeprefix(b" ") if self.drops_first_space and not after_text else data
 
     def _own_words_with_sources(self, text):
         """The whole text as one word, normalised as `normalize` does it, with the places of its characters."""

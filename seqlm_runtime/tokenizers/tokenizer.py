@@ -98,17 +98,18 @@ class Tokenizer:
             offsets: (time, 2) int32, the first code point and the one after the last. Ids of one character (its
                 bytes) have the same offsets.
         """
-        pieces = self.added_tokens.split(self._data(text)) if added_tokens and self.added_tokens else [(text, None)]
-        all_ids, all_offsets, before = [], [], 0
-        for number, (piece, i) in enumerate(pieces):
-            size = len(as_text(piece))
-            ids, offsets = self._part(self.spans_plain, piece, number == 0) if i is None else ([i], [(0, size)])
+        if added_tokens and self.added_tokens:
+            pieces = self.added_tokens.split_with_sources(self._data(text))
+        else:
+            pieces = [(text, None, np.arange(len(as_text(text))))]
+        all_ids, all_offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+        for number, (piece, i, sources) in enumerate(pieces):
+            whole = ([i], [(0, len(sources))])
+            ids, offsets = self._part(self.spans_plain, piece, number == 0) if i is None else whole
+            offsets = np.asarray(offsets, np.int64).reshape(-1, 2)
             all_ids.append(np.asarray(ids, np.int32))
-            all_offsets.append(np.asarray(offsets, np.int32).reshape(-1, 2) + np.int32(before))
-            before += size
-        return np.concatenate(all_ids or [np.zeros(0, np.int32)]), np.concatenate(
-            all_offsets or [np.zeros((0, 2), np.int32)]
-        )
+            all_offsets.append(np.stack([sources[offsets[:, 0]], sources[offsets[:, 1] - 1] + 1], axis=1))
+        return np.concatenate(all_ids), np.concatenate(all_offsets).astype(np.int32)
 
     def _more_ids(self, count):
         """The files that change where there are `count` more ids, which only `added_tokens` name."""
@@ -135,16 +136,18 @@ class Tokenizer:
             digest.update(self.files[name])
         return digest.hexdigest()[:16]
 
-    def decode(self, ids):
+    def decode(self, ids, after_text=False):
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD.
 
         Args:
             ids: (time,) integers from 0 to `vocabulary_size` - 1; special ids produce nothing.
+            after_text: whether they go on with a text. Then the space before their first word stays, which some
+                tokenizers leave out at the beginning of a text.
 
         Raises:
             ValueError: an id is out of range.
         """
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        return self.decode_bytes(ids, after_text).decode("utf-8", "replace")
 
     def checked_ids(self, ids):
         """`ids` as a (time,) int64 array, or ValueError."""

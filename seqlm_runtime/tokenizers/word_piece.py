@@ -58,12 +58,17 @@ class WordPieceTokenizer(Tokenizer):
         self.clean_up = flag(self.config, "clean_up")
         self._sizes = [len(token.removeprefix(CONTINUATION)) for token in self.lines]
         self.shown = [b"" if i in specials else _shown(token, self.clean_up) for i, token in enumerate(self.lines)]
-        for entry in self.added_tokens.entries:
-            self.shown[entry["id"]] = b"" if entry["special"] else _shown(entry["content"], self.clean_up)
+        self._normal = _Normal(self.form_table, self.forms)
+        self.added_tokens.seek_in_normal_form(_SoughtForm(self.form_table, self.forms))
+        if any(entry["content"].strip(" ") != entry["content"] for entry in self._late()):
+            raise ValueError(
+                "added_tokens: one that is normalized begins or ends with a space, which is not supported."
+            )
+        for i, content in self.added_tokens.shown.items():
+            self.shown[i] = content and _shown(content.decode("utf-8"), self.clean_up)
         self.max_token_bytes = max(
             [32, *(len(token.encode("utf-8")) + 1 for token, _ in plain), self.added_tokens.longest]
         )  # and a space before it
-        self._normal = _Normal(self.form_table, self.forms)
         self._words = {}
 
     def normalize(self, text):
@@ -95,12 +100,16 @@ class WordPieceTokenizer(Tokenizer):
             place += len(word) + 1
         return ids, spans
 
+    def _late(self):
+        return self.added_tokens.phases[-1] if self.added_tokens.normal is not None else []
+
     def _more_ids(self, count):
         return {VOCABULARY_NAME: self.files[VOCABULARY_NAME] + b"\n" * count}
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, after_text=False):
         """The UTF-8 bytes of `ids` (time,): words with a space between them; special ids produce nothing."""
-        return b"".join([self.shown[i] for i in self.checked_ids(ids).tolist()]).removeprefix(b" ")
+        data = b"".join([self.shown[i] for i in self.checked_ids(ids).tolist()])
+        return data if after_text else data.removeprefix(b" ")
 
     def is_unknown(self, word):
         """Whether a word of `normalize` is `unk`."""
@@ -154,6 +163,24 @@ class _Normal(dict):
         form = {SAME: same, SPACE: " ", APART: f" {same} ", NOTHING: ""}.get(value)
         self[point] = form if form is not None else self._forms[value - FIRST_FORM]
         return self[point]
+
+
+class _SoughtForm(_Normal):
+    """What added tokens are looked for in: each form without the spaces around it, so that a token may hold signs."""
+
+    def __missing__(self, point):
+        form = super().__missing__(point)
+        self[point] = form.strip(" ") or form[:1]
+        return self[point]
+
+    def normalize(self, text):
+        """`text` (str) as it is searched."""
+        return text.translate(self)
+
+    def with_sources(self, text):
+        """`normalize`, and for each character of it the place of the one in `text` that it comes of."""
+        forms = [self[ord(character)] for character in text]
+        return "".join(forms), np.repeat(np.arange(len(forms)), [len(form) for form in forms])
 
 
 def _shown(token, clean_up):

@@ -98,11 +98,13 @@ def test_logits_of_what_the_model_does_not_read_are_refused(saved_model, in_pyth
     requests += [
         ("logits", {"token_ids": [[5, -7, 999]], "lengths": [1]}),
         ("logits", {"token_ids": [[5]], "lengths": [1]}),
+        ("logits", {"token_ids": [[]], "lengths": [0]}),
     ]
-    *said, padded, plain = refusals(in_python, saved_model(name), requests)
+    *said, padded, plain, none = refusals(in_python, saved_model(name), requests)
     for found, (_, _, message) in zip(said, cases, strict=True):
         assert isinstance(found, str) and message in found, found
     np.testing.assert_allclose(padded["logits"][0][0], plain["logits"][0][0], atol=1e-5)  # padding may hold any number
+    assert none["logits"] == [[]]
 
 
 def test_options_may_be_left_out_or_given_once_for_all_rows(saved_model, trained, serve):

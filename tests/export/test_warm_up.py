@@ -38,11 +38,11 @@ def pairs(once, fast_exports):
 
 def test_a_request_of_every_signature_for_every_bucket(saved_model):
     requests = read_warm_up(saved_model("transformer"))
-    assert [name for name, _ in requests] == SIGNATURES * 3 + ["logits"] * 3
+    assert [name for name, _ in requests] == SIGNATURES * 3 + ["logits"] * 7
     lengths = [len(read_ids(ByteTokenizer(), inputs["text"][0])[0]) for name, inputs in requests if name == "score"]
     assert [16, 32, CONTEXT - 1] == [bucket for bucket in (16, 32, 63) for n in lengths if bucket // 2 < n <= bucket]
     assert [inputs["token_ids"].shape for name, inputs in requests if name == "logits"] == [
-        (1, n) for n in (16, 32, 64)
+        (1, n) for n in (16, 32, 64, 8, 4, 2, 1)
     ]
     given = {name: inputs for name, inputs in requests if name == "generate"}["generate"]
     assert (

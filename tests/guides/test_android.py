@@ -284,6 +284,32 @@ def test_tokens_of_a_user(java, trained_tokenizers, tmp_path, name):
         assert java.ask("decode", ids=ids) == {"text": tokenizer.decode(ids), "hex": tokenizer.decode_bytes(ids).hex()}
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_tokens_that_are_looked_for_in_the_form_of_a_text(java, trained_tokenizers, tmp_path, lowercase):
+    """A BERT of Hugging Face's, with what its file says of the template around a text."""
+    base, _ = trained_tokenizers["word_piece" if lowercase else "word_piece_cased"]
+    base.to_huggingface(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"]["strip_accents"] = True
+    names = ["LOW", "d'\u00e9", "<X>", "秦川", "lowzz"]
+    for number, name in enumerate(names[: None if lowercase is False else -1]):
+        added = {"content": name, "id": base.vocabulary_size + number, "special": False, "lstrip": name == "LOW"}
+        content["added_tokens"].append({**added, "rstrip": False, "single_word": False, "normalized": name != "<X>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = kinds.from_huggingface(tmp_path)
+    assert tokenizer.config["post_processor"] and tokenizer.config["strip_accents"]
+    tokenizer.save(tmp_path / "tokenizer")
+    load(java, tokenizer, tmp_path / "tokenizer")
+    assert java.ask("vectors", vectors=tokenizer_vectors(tokenizer)) == {"wrong": []}
+    choose = random.Random(6)
+    pieces = [*FRAGMENTS, *[*names, "l\u00f3w", "D'E", "lowz\x07z", "<x>", "\x07", "lo\u0301\x00w"] * 4]
+    texts = ["".join(choose.choices(pieces, k=choose.randint(1, 9))).encode() for _ in range(500)]
+    assert_same_ids(java, tokenizer, texts)
+    for text in texts[:50]:
+        ids = tokenizer.encode(text).tolist()
+        assert java.ask("decode", ids=ids) == {"text": tokenizer.decode(ids), "hex": tokenizer.decode_bytes(ids).hex()}
+
+
 @pytest.mark.shared_data
 @pytest.mark.parametrize("model", ["t5_sentencepiece", "test_oss_model"])
 def test_a_sentence_piece_model_of_others(java, tmp_path, model):

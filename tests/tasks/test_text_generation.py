@@ -9,11 +9,13 @@ from helpers import array, randomize
 from sentences import CONTEXT
 
 from keras_seqlm import tokenizers
+from keras_seqlm.export.signatures import serving_module
 from keras_seqlm.generation import stream
 from keras_seqlm.models import RecurrentLM, TransformerLM
 from keras_seqlm.tasks import TextGeneration
 from keras_seqlm.tasks.text_generation import _sure
 from keras_seqlm.tokenizers import ByteTokenizer
+from seqlm_runtime import LiteRTModel
 
 SAMPLED = {"temperature": 0.9, "top_k": 30, "seed": 5}
 
@@ -161,6 +163,52 @@ def test_what_is_sure_stays_whatever_follows(kind):
         whole = tokenizer.decode(ids)
         for count in range(len(ids) + 1):
             assert whole.startswith(_sure(tokenizer.decode(ids[:count]), ())), (ids, count)
+
+
+def test_prompt_and_new_text_are_the_whole_text():
+    """Of a tokenizer that writes the space between words when it decodes: in Python, in the served graph, on the phone."""
+    tokenizer = tokenizers.WordPieceTokenizer.train(texts=["the cat sat on the mat, on a hat " * 8], vocabulary_size=60)
+    model = RecurrentLM(tokenizer.vocabulary_size, cell="gru", size="nano", hidden_dim=8)
+    model.build()
+    randomize(model)
+    task, prompts = TextGeneration(model, tokenizer), ["the cat", "", "sat on a"]
+    options = {"temperature": [1.0] * 3, "seed": [3, 4, 8]}
+    written = task.write(prompts, 9, **options)
+    for prompt, found in zip(prompts, written, strict=True):
+        ids = tokenizer.encode(prompt).tolist()
+        assert prompt + found.text == tokenizer.decode(ids + found.token_ids)
+    assert written[0].text.startswith(" ") and not written[1].text.startswith(" ")
+    pieces, last = streamed(task, "the cat", 9, temperature=1.0, seed=3)
+    assert "".join(pieces) == last.text == written[0].text
+    _, signatures = serving_module(model, tokenizer, 16)
+    columns = {name: np.array(values, "int32" if name == "seed" else "float32") for name, values in options.items()}
+    served = signatures["generate"](text=prompts, max_new_tokens=[9], **columns)["generated_text"]
+    assert [text.decode() for text in served.numpy()] == [found.text for found in written]
+    phone = OnThePhone(model, tokenizer)
+    assert [phone.generate(p, 9, temperature=1.0, seed=s)["text"] for p, s in zip(prompts, (3, 4, 8), strict=True)] == [
+        found.text for found in written
+    ]
+    # A text of `stop` that begins with that space, where only one of the prompts has a text.
+    stop = written[0].text[:2]
+    first, second, _ = task.write(prompts, 9, stop=[stop], **options)
+    assert (first.text, first.token_ids, first.stop_reason) == ("", [], "stop")
+    assert second.text == written[1].text.split(stop)[0]
+
+
+class OnThePhone(LiteRTModel):
+    """The loop of the phone around a model that runs here."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer, self.vocabulary_size = model, tokenizer, tokenizer.vocabulary_size
+        self.max_prompt_tokens, self.max_length = 100, None
+        self.sidecar = {"suppressed_ids": tokenizer.suppressed_ids, "eos_id": tokenizer.eos_id}
+
+    def initial_state(self):
+        return self.model.initial_state(1)
+
+    def step(self, token_ids, state):
+        logits, state = self.model(np.array([token_ids], "int32"), state=state)
+        return array(logits)[0, -1], state
 
 
 def test_a_text_ends_where_the_model_says_so(trained):

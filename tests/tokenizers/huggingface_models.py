@@ -93,6 +93,17 @@ def qwen2(text, nfc=False):
     return tokenizer
 
 
+def gpt_neox(text):
+    """Normal form C, in which added tokens are looked for: runs of spaces and a word with an accent."""
+    tokenizer = byte_level(text, 500)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens([special("<|endoftext|>"), special("<|padding|>")])
+    tokenizer.add_tokens([AddedToken(" " * size, normalized=True) for size in (4, 3, 2)])
+    tokenizer.add_tokens([AddedToken("Ça va", normalized=True), AddedToken("of", normalized=True, lstrip=True)])
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)
+    return tokenizer
+
+
 def sentence_model(text, kind, size=500, byte_fallback=True):
     """A SentencePiece model that its own library trained, as pieces."""
     data = io.BytesIO()
@@ -183,4 +194,13 @@ def bert(text, lowercase=True, cleanup=True):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    return tokenizer
+
+
+def bert_added(text, **more):
+    """With tokens that are looked for in what BERT's normaliser makes of a text."""
+    tokenizer = bert(text, **more)
+    names = ["Lowest", "ÇA", "<X>", "Don't", "low\u0301er"]
+    tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
+    tokenizer.add_tokens([AddedToken("Times", normalized=True), AddedToken("of", normalized=False)])
     return tokenizer

@@ -50,6 +50,21 @@ def test_decodes_as_python(tokenizers, graphs, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_goes_on_with_a_text_keeps_the_space_of_its_first_word(tokenizers, graphs, kind):
+    tokenizer = tokenizers[kind]
+    ids = tokenizer.encode("the lowest road, the low bridge").tolist()
+    rows = [ids[cut:] for cut in range(len(ids) + 1)]
+    for cut, rest in enumerate(rows):
+        assert tokenizer.decode(ids[:cut]) + tokenizer.decode(rest, after_text=cut > 0) == tokenizer.decode(ids)
+    lengths = np.array([len(row) for row in rows], np.int32)
+    padded = np.array([row + [0] * (len(ids) - len(row)) for row in rows], np.int32)
+    after_text = np.arange(len(rows)) % 2 == 1
+    texts = graphs[kind].detokenize_after(padded, lengths, after_text).numpy()
+    for row, after, text in zip(rows, after_text, texts, strict=True):
+        assert text.decode() == tokenizer.decode(row, bool(after))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_ids_out_of_range_produce_nothing_in_the_graph(tokenizers, graphs, kind):
     size = tokenizers[kind].vocabulary_size
     known = tokenizers[kind].encode("low").tolist()

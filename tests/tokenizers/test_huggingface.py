@@ -7,7 +7,7 @@ import huggingface_models
 import numpy as np
 import pytest
 from conftest import FRAGMENTS, TEXT
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from keras_seqlm.tokenizers import (
     BytePairTokenizer,
@@ -27,6 +27,9 @@ MODELS = {
     "qwen2_nfc": lambda text: huggingface_models.qwen2(text, nfc=True),
     "bert": huggingface_models.bert,
     "bert_cased": lambda text: huggingface_models.bert(text, lowercase=False, cleanup=False),
+    "bert_added": huggingface_models.bert_added,
+    "bert_cased_added": lambda text: huggingface_models.bert_added(text, lowercase=False),
+    "gpt_neox": huggingface_models.gpt_neox,
 }
 MODELS.update(
     llama2=huggingface_models.llama2,
@@ -62,7 +65,8 @@ def texts(adversarial_strings, hypothesis_strings):
     """Valid texts, some of them with the names of added tokens."""
     choose = random.Random(3)
     names = ["<|endoftext|>", "<mask>", " <mask>", "<s>", "</s>", "<|im_start|>", "<think>", "<|eot_id|>", "lowest", "of",
-             "of times", "of  \n", "[CLS]", "[MASK]", "<extra_id_0>", "<start_of_turn>", "▁", "\n\n"]  # fmt: skip
+             "of times", "of  \n", "[CLS]", "[MASK]", "<extra_id_0>", "<start_of_turn>", "▁", "\n\n", "LOWEST", "low\u00e9st", "ca", "C\u0327a va",
+             "<x\x00>", "[user]", "[USER]", " TIMES", "DON'T"]  # fmt: skip
     mixed = ["".join(choose.choices(FRAGMENTS + 4 * names, k=choose.randint(1, 9))) for _ in range(600)]
     adversarial = [string.decode("utf-8", "replace") for string in adversarial_strings if len(string) < 2000]
     return [TEXT, *TEXT.split("\n")[:8], *mixed, *adversarial[:400], *hypothesis_strings[:500]]
@@ -270,6 +274,38 @@ def test_what_word_piece_cannot_take_is_named(tmp_path, changes, message):
     huggingface_models.bert(TEXT).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=message):
         from_huggingface(changed(tmp_path / "tokenizer.json", **changes))
+
+
+def test_an_added_token_is_found_between_the_spaces_that_bert_puts_around_chinese(tmp_path, graph_equals_python):
+    theirs = huggingface_models.bert(TEXT)
+    theirs.add_tokens([AddedToken("秦", normalized=True), AddedToken("low秦", normalized=True)])
+    theirs.add_special_tokens([AddedToken("[User]", normalized=True)])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = from_huggingface(tmp_path)
+    texts = ["秦川秦秦", "x秦y LOW秦", "low 秦", "秦", "low秦.", "the秦.", "[USER]the[user]"]
+    for text in texts:
+        ids, offsets = ours.encode_with_offsets(text)
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert (ids.tolist(), [tuple(pair) for pair in offsets.tolist()]) == (expected.ids, expected.offsets)
+    # Theirs keeps the spaces of its normal form, and shows a special token that has another content in it.
+    assert [ours.decode(ours.encode(text)) for text in ("the秦.", "[USER]the")] == ["the 秦.", "the"]
+    graph_equals_python(ours, ours.in_graph(), texts)
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        (["\u0301"], "is empty"),
+        (["Low", "low"], "that of another one"),
+        (["low\t"], "begins or ends with a space"),
+    ],
+)
+def test_added_tokens_of_which_nothing_is_left_are_refused(tmp_path, contents, message):
+    theirs = huggingface_models.bert(TEXT)
+    theirs.add_tokens([AddedToken(content, normalized=True) for content in contents])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=message):
+        from_huggingface(tmp_path)
 
 
 @pytest.mark.shared_data

@@ -25,6 +25,11 @@ final class AddedTokens {
         }
     }
 
+    /** What a text is brought into before the tokens that are "normalized" are looked for. */
+    interface Form {
+        byte[] of(byte[] text);
+    }
+
     private static final class Entry {
         byte[] content;
         int id;
@@ -36,6 +41,7 @@ final class AddedTokens {
     /** Bytes that an id is decoded to; none for a special one. */
     final Map<Integer, byte[]> shown = new HashMap<>();
     private final List<Entry> entries = new ArrayList<>();
+    private Form form;
 
     @SuppressWarnings("unchecked")
     AddedTokens(List<Object> given) {
@@ -50,6 +56,24 @@ final class AddedTokens {
             entries.add(entry);
             shown.put(entry.id, Boolean.TRUE.equals(fields.get("special")) ? new byte[0] : entry.content);
         }
+        sortByLength();
+    }
+
+    /** Looks for the tokens that are "normalized" in a form, theirs and the text's, and shows them so. */
+    void seekIn(Form form) {
+        for (Entry entry : entries) {
+            if (entry.late) {
+                this.form = form;
+                entry.content = form.of(entry.content);
+                if (shown.get(entry.id).length > 0) {
+                    shown.put(entry.id, entry.content);
+                }
+            }
+        }
+        sortByLength();
+    }
+
+    private void sortByLength() {
         Collections.sort(entries, (left, right) -> Integer.compare(right.content.length, left.content.length));
     }
 
@@ -65,7 +89,7 @@ final class AddedTokens {
                 if (piece.id >= 0) {
                     found.add(piece);
                 } else {
-                    split(piece.text, late, found);
+                    split(late && form != null ? form.of(piece.text) : piece.text, late, found);
                 }
             }
             pieces = found;

@@ -132,6 +132,7 @@ public final class LanguageModel implements Closeable {
         int[] ids = promptIds(prompt, truncated);
         int room = maxLength == null ? options.maxNewTokens : Math.max(1, maxLength - ids.length);
         room = Math.min(room, options.maxNewTokens);
+        boolean afterText = truncated[0] || ids.length > beforePrompt.length;
         boolean[] seen = new boolean[vocabularySize];
         for (int id : ids) {
             seen[id] = true;
@@ -155,7 +156,7 @@ public final class LanguageModel implements Closeable {
             }
         }
         int[] tokenIds = written.toArray();
-        return new Answer(tokenizer.decode(tokenIds), tokenIds, stopReason, truncated[0]);
+        return new Answer(tokenizer.decode(tokenIds, afterText), tokenIds, stopReason, truncated[0]);
     }
 
     /** The ids that are read for a prompt: its last ones. No text costs more than the part of it that is read. */

@@ -86,12 +86,12 @@ final class SentencePieceTokenizer extends Tokenizer {
     }
 
     @Override
-    public byte[] decodeBytes(int[] ids) {
-        byte[] data = super.decodeBytes(ids);
+    byte[] decodeBytes(int[] ids, boolean afterText) {
+        byte[] data = super.decodeBytes(ids, afterText);
         if (chunks) {  // a mark that was written in bytes, for want of a piece
             data = withSpaces(data);
         }
-        return model.addDummyPrefix ? withoutLeadingSpace(data) : data;
+        return model.addDummyPrefix && !afterText ? withoutLeadingSpace(data) : data;
     }
 
     /** Bytes with a space for each mark. */

@@ -19,8 +19,9 @@ import java.util.TreeMap;
 
 /** Text to ids and back, from the files of a tokenizer's folder. One object may be used by one thread at a time. */
 public abstract class Tokenizer {
+    /** The last one says what stands around a text elsewhere, and changes no id of it. */
     private static final Set<String> KNOWN =
-        new HashSet<>(Arrays.asList("format", "type", "vocabulary_size", "special_ids", "added_tokens"));
+        new HashSet<>(Arrays.asList("format", "type", "vocabulary_size", "special_ids", "added_tokens", "post_processor"));
 
     final int vocabularySize;
     final Map<String, Integer> specialIds = new HashMap<>();
@@ -63,7 +64,8 @@ public abstract class Tokenizer {
                 files.knows("max_word_bytes", "split", "add_prefix_space", "ignore_merges", "trim_offsets");
                 return new BytePairTokenizer(files);
             case "word_piece":
-                files.knows("lowercase", "max_word_characters", "clean_up");
+                // What the first four say stands in the table of forms.
+                files.knows("lowercase", "strip_accents", "clean_text", "handle_chinese_chars", "max_word_characters", "clean_up");
                 return new WordPieceTokenizer(files);
             case "sentence_piece":
                 files.knows("chunks");
@@ -106,8 +108,18 @@ public abstract class Tokenizer {
         return Utf8.decode(decodeBytes(ids));
     }
 
+    /** The text of some ids; where they go on with a text, the space before their first word stays. */
+    public final String decode(int[] ids, boolean afterText) {
+        return Utf8.decode(decodeBytes(ids, afterText));
+    }
+
     /** The bytes of some ids. */
-    public byte[] decodeBytes(int[] ids) {
+    public final byte[] decodeBytes(int[] ids) {
+        return decodeBytes(ids, false);
+    }
+
+    /** The bytes of some ids, which go on with a text or begin one. */
+    byte[] decodeBytes(int[] ids, boolean afterText) {
         ByteArrayOutputStream out = new ByteArrayOutputStream();
         for (int id : ids) {
             if (id < 0 || id >= vocabularySize) {

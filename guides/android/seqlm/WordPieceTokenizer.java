@@ -25,11 +25,12 @@ final class WordPieceTokenizer extends Tokenizer {
         unknown = specialIds.get("unk");
         maxWordCharacters = Json.integer(files.config, "max_word_characters");
         boolean cleanUp = Boolean.TRUE.equals(files.config.get("clean_up"));
+        table = new CodePointTable(files.bytes("forms.bin"), 2, "forms.bin");
+        forms = files.lines("forms.txt");
+        added.seekIn(text -> Utf8.encode(normal(text, false)));
         for (Map.Entry<Integer, byte[]> token : added.shown.entrySet()) {
             token.setValue(token.getValue().length == 0 ? token.getValue() : shown(Utf8.decode(token.getValue()), cleanUp));
         }
-        table = new CodePointTable(files.bytes("forms.bin"), 2, "forms.bin");
-        forms = files.lines("forms.txt");
         String[] lines = files.lines("vocabulary.txt");
         if (lines.length != vocabularySize) {
             throw new IllegalArgumentException("vocabulary.txt must hold " + vocabularySize + " lines");
@@ -46,14 +47,14 @@ final class WordPieceTokenizer extends Tokenizer {
         }
     }
 
-    @Override
-    int[] encodePlain(byte[] text) {
+    /** The form of a text: with the spaces that set a sign apart, or, to look for an added token in, without. */
+    private String normal(byte[] text, boolean apart) {
         StringBuilder normal = new StringBuilder();
         for (int point : Utf8.codePoints(text)) {
             int form = table.get(point);
             if (form >= FIRST_FORM) {
-                normal.append(forms[form - FIRST_FORM]);
-            } else if (form == 0) {
+                normal.append(apart ? forms[form - FIRST_FORM] : withoutSpaces(forms[form - FIRST_FORM]));
+            } else if (form == 0 || form == APART && !apart) {
                 normal.appendCodePoint(point);
             } else if (form == 1) {
                 normal.append(' ');
@@ -61,6 +62,24 @@ final class WordPieceTokenizer extends Tokenizer {
                 normal.append(' ').appendCodePoint(point).append(' ');
             }  // else nothing
         }
+        return normal.toString();
+    }
+
+    private static String withoutSpaces(String form) {
+        int start = 0;
+        int end = form.length();
+        while (start < end && form.charAt(start) == ' ') {
+            start++;
+        }
+        while (end > start && form.charAt(end - 1) == ' ') {
+            end--;
+        }
+        return form.substring(start, end);
+    }
+
+    @Override
+    int[] encodePlain(byte[] text) {
+        String normal = normal(text, true);
         Ints ids = new Ints();
         for (int start = 0; start < normal.length(); ) {
             int end = normal.indexOf(" ", start);
@@ -79,8 +98,9 @@ final class WordPieceTokenizer extends Tokenizer {
     }
 
     @Override
-    public byte[] decodeBytes(int[] ids) {
-        return withoutLeadingSpace(super.decodeBytes(ids));
+    byte[] decodeBytes(int[] ids, boolean afterText) {
+        byte[] data = super.decodeBytes(ids, afterText);
+        return afterText ? data : withoutLeadingSpace(data);
     }
 
     private static byte[] shown(String token, boolean cleanUp) {
