@@ -32,9 +32,9 @@ def graph_module(tokenizer, encode, detokenize):
 
     module = tf.Module()
     text = [tf.TensorSpec([None], tf.string, name="text")]
-    module.tokenize_flat = tf.function(tokenize_flat, input_signature=text)
+    module.tokenize_flat = tf.function(tokenize_flat, input_signature=text, autograph=False)
     module.tokenize = tf.function(
-        lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text
+        lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text, autograph=False
     )
     module.detokenize = tf.function(
         detokenize,
@@ -42,6 +42,7 @@ def graph_module(tokenizer, encode, detokenize):
             tf.TensorSpec([None, None], tf.int32, name="ids"),
             tf.TensorSpec([None], tf.int32, name="lengths"),
         ],
+        autograph=False,
     )
     return module
 

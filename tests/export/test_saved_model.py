@@ -227,6 +227,16 @@ def test_xla_is_in_the_compiled_signature_alone(saved_model, name):
     assert forbidden_ops(saved_model(name)) == []
 
 
+def test_signatures_that_write_alike_call_one_function(saved_model):
+    """Each held the whole of it, which was traced six times for them."""
+    graph = read_graph(saved_model("lstm"))
+    called = []
+    for signature in ("serving_default", "generate_text", "generate"):
+        outputs = graph.signatures[signature].outputs.values()
+        called.append(graph.called(graph.upstream([info.tensor for info in outputs])))
+    assert [name for name in set.intersection(*called) if name.startswith("__inference_answer")]
+
+
 def test_what_lies_in_the_folder(saved_model):
     folder = pathlib.Path(saved_model("lstm"))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["1", "batching.txt", "models.config"]
