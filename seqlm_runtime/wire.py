@@ -98,12 +98,11 @@ class Message:
 
     def blocks(self, number):
         """The values of a repeated field of strings or messages: a list of memoryviews."""
-        found = []
-        for kind, value in self._values.get(number, ()):
+        values = self._values.get(number, ())
+        for kind, _ in values:
             if kind != BLOCK:
                 raise ValueError(f"field {number} is no block of bytes")
-            found.append(value)
-        return found
+        return [value for _, value in values]
 
     def block(self, number):
         """The value of a string or message field that may stand there once; empty where it does not."""
