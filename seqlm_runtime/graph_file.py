@@ -220,7 +220,8 @@ def _functions_in(attribute, depth=0):
     if depth > _DEEPEST:
         raise ValueError(f"attributes lie in each other more than {_DEEPEST} deep")
     found = set()
-    for called in (*attribute.blocks(10), *Message(attribute.block(1)).blocks(9)):
+    in_list = attribute.block(1)
+    for called in (*attribute.blocks(10), *(Message(in_list).blocks(9) if in_list else ())):
         function = Message(called)
         found.add(function.text(1))
         for value in function.map(2).values():

@@ -7,8 +7,10 @@ import gc
 import json
 import os
 import pathlib
+import select
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -31,6 +33,13 @@ SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="leave out what is slow, exports or starts other processes")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A run of one mark does not import the files in which no test has it."""
+    wanted = config.option.markexpr.partition(" ")[0]
+    if wanted in ("alone", "backends", "soak") and collection_path.suffix == ".py":
+        return f"mark.{wanted}" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -56,9 +65,16 @@ def _place(item):
 
 @pytest.fixture(autouse=True)
 def same_random_numbers():
-    """Every test starts from one seed, so that none depends on those before it; keras is seeded where it is loaded."""
+    """Every test starts from one seed, so that none depends on those before it; keras is seeded where it is loaded.
+
+    TensorFlow would also forget every operation and graph that it has made ready for running, and make them ready again in
+    each test: a tenth of the time. It does so after each module, and where a test seeds by itself.
+    """
     if "keras" in sys.modules:
-        sys.modules["keras"].utils.set_random_seed(20)
+        with pytest.MonkeyPatch.context() as patch:
+            if context := sys.modules.get("tensorflow.python.eager.context"):
+                patch.setattr(context.pywrap_tfe, "TFE_ContextClearCaches", lambda handle: None)
+            sys.modules["keras"].utils.set_random_seed(20)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,6 +85,7 @@ def small_heap():
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
+        sys.modules["keras"].utils.set_random_seed(20)
     gc.collect()
     gc.freeze()
 
@@ -226,34 +243,85 @@ def litert(once, run_folder, fast_exports):
     return get
 
 
-@pytest.fixture(scope="session")
-def serve(in_python):
-    """`serve(path, requests)`: what a SavedModel answers in a process without XLA, one dict for each (signature, inputs)."""
+class Served:
+    """A process without XLA, or with it, that holds a SavedModel and answers requests until it is closed."""
 
-    def run(path, requests, xla=False):
-        return in_python(_SERVE, path, json.dumps(requests), int(xla))
+    def __init__(self, path, xla):
+        self._said = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, path, str(int(xla))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
 
-    return run
+    def answers(self, requests, seconds=300):
+        self._process.stdin.write(json.dumps(requests) + "\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            self.close()
+            self._said.seek(0)
+            pytest.fail(f"no answer, and the process said {self._said.read()[-3000:]}")
+        return json.loads(line)
 
+    def close(self):
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def serve():
+    """`serve(path, requests)`: what a SavedModel answers in a process without XLA, one dict for each (signature, inputs).
+
+    The process answers what else the module's tests ask. With `refused=True` an answer may be an error's text.
+    """
+    started = {}
+
+    def run(path, requests, xla=False, refused=False):
+        served = started.pop((path, xla), None) or Served(path, xla)
+        started[path, xla] = served
+        if len(started) > _SERVED_AT_ONCE:
+            started.pop(next(iter(started))).close()
+        answers = served.answers(requests)
+        errors = [answer for answer in answers if isinstance(answer, str)]
+        assert refused or not errors, errors
+        return answers
+
+    yield run
+    for served in started.values():
+        served.close()
+
+
+_SERVED_AT_ONCE = 3  # each takes most of a gigabyte
 
 # Strings travel as Latin-1, so that any bytes do; numbers that JSON lacks, such as NaN, are written by Python's json.
-_SERVE = """
+_SERVE = """if True:
     import json, sys
     import numpy as np
     from seqlm_runtime import SavedModel
-    model = SavedModel(sys.argv[1], xla=bool(int(sys.argv[3])))
-    answers = []
-    for signature, inputs in json.loads(sys.argv[2]):
+    model = SavedModel(sys.argv[1], xla=bool(int(sys.argv[2])))
+
+    def answer(signature, inputs):
         wanted = model.signatures[signature].inputs
         values = {}
         for name, value in inputs.items():
             texts = wanted[name].dtype is object
             values[name] = [v.encode("latin-1") for v in value] if texts else np.asarray(value, wanted[name].dtype)
-        answers.append({
+        try:
+            found = model.run(signature, **values)
+        except RuntimeError as error:
+            return str(error)
+        return {
             name: [v.decode("latin-1") for v in value] if value.dtype == object else value.tolist()
-            for name, value in model.run(signature, **values).items()
-        })
-    loaded = [name for name in ("tensorflow", "keras", "keras_seqlm") if name in sys.modules]
-    assert not loaded, loaded
-    print(json.dumps(answers))
+            for name, value in found.items()
+        }
+
+    for line in sys.stdin:
+        answers = [answer(*request) for request in json.loads(line)]
+        loaded = [name for name in ("tensorflow", "keras", "keras_seqlm") if name in sys.modules]
+        assert not loaded, loaded
+        print(json.dumps(answers), flush=True)
 """

@@ -3,6 +3,8 @@
 TensorFlow is imported in the functions: only the clean process of an export runs them.
 """
 
+import functools
+
 from keras import ops
 
 from keras_seqlm.export.reading import InGroups, InParts, read_rows, served_prompt_room
@@ -58,7 +60,8 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
         autograph=False,
     )
 
-    def answer(text, max_new_tokens, options, xla=False):
+    def answer(text, max_new_tokens, *values, xla=False):
+        options = dict(zip(OPTIONS, values, strict=True))
         ids, kept, truncated = read_rows(module.tokenizer, tokenizer, text, most)
         rows = tf.shape(text)
         options = clamp({name: tf.broadcast_to(value, rows) for name, value in options.items()})
@@ -81,7 +84,7 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
             "truncated": truncated,
         }
 
-    def score(text):
+    def text_scores(text):
         # What a model reads predicts one id more. A score is of a text's beginning, as Python's is of the whole.
         longest = (most if context is None else context) + 1
         ids, lengths, truncated = read_rows(module.tokenizer, tokenizer, text, longest, end=False)
@@ -90,7 +93,7 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
         sums = reader.log_probabilities()
         return {"log_probability": sums, "num_tokens": lengths, "truncated": truncated}
 
-    def logits(token_ids, lengths):
+    def text_logits(token_ids, lengths):
         longest = most + max_new_tokens_limit if context is None else context
         token_ids = checked_ids(token_ids, lengths, longest, model.vocabulary_size)
         time = tf.shape(token_ids)[1]
@@ -98,10 +101,20 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
         real = tf.sequence_mask(lengths, time)
         return {"logits": tf.where(real[:, :, None], model({"token_ids": some})[:, :time], 0.0)}
 
-    def generate_text(text):
-        return answer(text, new_tokens, off)
+    text = [tf.TensorSpec([None], tf.string, "text")]
+    options = [tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()]
+    wish = [*text, tf.TensorSpec([None], tf.int32, "max_new_tokens"), *options]
+    ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
 
-    def asking(name, xla):
+    def traced(function, specs):
+        """Traced here, once: what saves a signature and what describes it each trace it anew, and find a call of this."""
+        return tf.function(function, input_signature=specs, autograph=False).get_concrete_function()
+
+    write_texts = traced(answer, wish)
+    write_texts_xla = traced(functools.partial(answer, xla=True), wish)
+    score_texts, logits_of_ids = traced(text_scores, text), traced(text_logits, ids)
+
+    def asking(name, write_texts):
         # A signature keeps the defaults that are tensors, and a request may leave such an input out.
         def generate(
             text,
@@ -113,20 +126,24 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
             repetition_penalty=off["repetition_penalty"],
             seed=off["seed"],
         ):
-            options = (temperature, top_k, top_p, min_p, repetition_penalty, seed)
-            return answer(text, max_new_tokens, dict(zip(OPTIONS, options, strict=True)), xla)
+            return write_texts(text, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
 
         generate.__name__ = name  # by which the graph's functions are called, too
         return generate
 
-    text = [tf.TensorSpec([None], tf.string, "text")]
-    options = [tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()]
-    wish = [*text, tf.TensorSpec([None], tf.int32, "max_new_tokens"), *options]
-    ids = [tf.TensorSpec([None, None], tf.int32, "token_ids"), tf.TensorSpec([None], tf.int32, "lengths")]
+    def generate_text(text):
+        return write_texts(text, new_tokens, *off.values())
+
+    def score(text):
+        return score_texts(text)
+
+    def logits(token_ids, lengths):
+        return logits_of_ids(token_ids, lengths)
+
     functions = {
         generate_text: text,
-        asking("generate", xla=False): wish,
-        asking("generate_xla", xla=True): wish,
+        asking("generate", write_texts): wish,
+        asking("generate_xla", write_texts_xla): wish,
         score: text,
         logits: ids,
     }

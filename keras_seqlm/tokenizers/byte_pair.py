@@ -158,7 +158,7 @@ def _without(merges, wrong):
 
 def _spaced_words(blocks, max_word_bytes):
     """Yields each block's words in GPT-2's characters with a space between them."""
-    classes = parse_classes(word_classes())
+    classes = parse_classes(word_classes("gpt2"))
     for block in blocks:
         written = {}
         words = split_words(block, classes)

@@ -34,16 +34,17 @@ def graph_module(tokenizer, encode, detokenize, normal_form=None):
 
     module = tf.Module()
     text = [tf.TensorSpec([None], tf.string, name="text")]
-    module.tokenize_flat = tf.function(tokenize_flat, input_signature=text)
+    module.tokenize_flat = tf.function(tokenize_flat, input_signature=text, autograph=False)
     module.tokenize = tf.function(
-        lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text
+        lambda text: padded(*module.tokenize_flat(text), tokenizer.pad_id), input_signature=text, autograph=False
     )
     ids = [tf.TensorSpec([None, None], tf.int32, name="ids"), tf.TensorSpec([None], tf.int32, name="lengths")]
     after_text = tf.TensorSpec([None], tf.bool, name="after_text")
-    module.detokenize_after = tf.function(detokenize, input_signature=[*ids, after_text])
+    module.detokenize_after = tf.function(detokenize, input_signature=[*ids, after_text], autograph=False)
     module.detokenize = tf.function(
         lambda ids, lengths: module.detokenize_after(ids, lengths, tf.fill(tf.shape(lengths), False)),
         input_signature=ids,
+        autograph=False,
     )
     return module
 

@@ -25,6 +25,18 @@ from seqlm_runtime.tokenizers.words import (
 )
 
 SURROGATES = range(0xD800, 0xE000)
+_PLANE = 0x10000
+# Nothing is ever assigned in planes 4 to 13, and 15 and 16 are for private use: a plane's first code point and its last
+# two, which are no characters, say what all of it is.
+_ALIKE = [range(plane * _PLANE, (plane + 1) * _PLANE) for plane in (*range(4, 14), 15, 16)]
+
+
+def asked_points():
+    """The code points, an array, that the library is asked for: all but surrogates and those that are as others are."""
+    asked = np.ones(NUM_CODE_POINTS, bool)
+    for points in (SURROGATES, *(plane[1:-2] for plane in _ALIKE)):
+        asked[points] = False
+    return np.flatnonzero(asked)
 
 
 @functools.cache
@@ -34,16 +46,7 @@ def word_classes(split="gpt2"):
     Args:
         split: Llama 3's and Qwen's patterns set line ends apart, and take capitals in contractions ("'S") too.
     """
-    from tokenizers import Regex, pre_tokenizers
-
-    points = np.array([point for point in range(NUM_CODE_POINTS) if point not in SURROGATES])
-    text = "".join(map(chr, points.tolist()))
-    values = np.full(NUM_CODE_POINTS, OTHER, np.uint8)
-    for pattern, value in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", OTHER_SPACE)):
-        # "removed" takes out what matches once the pattern is inverted: what is left are the matches.
-        splitter = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
-        for _, (start, end) in splitter.pre_tokenize_str(text):
-            values[points[start:end]] = value
+    values = _categories().copy()
     values[ord(" ")] = SPACE
     values[ord("'")] = APOSTROPHE
     values[list(CONTRACTION_LETTERS)] = list(CONTRACTION_LETTERS)
@@ -51,6 +54,28 @@ def word_classes(split="gpt2"):
         values[[ord("\r"), ord("\n")]] = LINE_END
         values[list(CONTRACTION_LETTERS.upper())] = list(CONTRACTION_LETTERS)
     return table_bytes(two_level(values))
+
+
+@functools.cache
+def _categories():
+    """For each code point whether it is a letter, a number, a space or something else: once for all patterns."""
+    from tokenizers import Regex, pre_tokenizers
+
+    points = asked_points()
+    text = "".join(map(chr, points.tolist()))
+    values = np.full(NUM_CODE_POINTS, OTHER, np.uint8)
+    for pattern, value in ((r"\p{L}+", LETTER), (r"\p{N}+", NUMBER), (r"\s+", OTHER_SPACE)):
+        # "removed" takes out what matches once the pattern is inverted: what is left are the matches.
+        splitter = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+        for _, (start, end) in splitter.pre_tokenize_str(text):
+            values[points[start:end]] = value
+    return _as_their_planes(values)
+
+
+def _as_their_planes(values):
+    for plane in _ALIKE:
+        values[plane[1:-2]] = values[plane[0]]
+    return values
 
 
 @functools.cache
@@ -91,7 +116,7 @@ def bert_forms(lowercase, strip_accents=None, clean_text=True, handle_chinese_ch
     normalizer = normalizers.BertNormalizer(clean_text, handle_chinese_chars, strip_accents, lowercase)
     splitter = pre_tokenizers.BertPreTokenizer()
     mark = "\u3131"  # a Korean letter without a decomposition
-    points = [point for point in range(NUM_CODE_POINTS) if point not in SURROGATES and point != ord(mark)]
+    points = [point for point in asked_points().tolist() if point != ord(mark)]
     values = np.full(NUM_CODE_POINTS, NOTHING, np.uint16)
     values[ord(mark)] = SAME
     numbers = {}
@@ -104,4 +129,5 @@ def bert_forms(lowercase, strip_accents=None, clean_text=True, handle_chinese_ch
             value = {same: SAME, " ": FORM_SPACE, f" {same} ": APART, "": NOTHING}.get(form)
             values[point] = numbers.setdefault(form, FIRST_FORM + len(numbers)) if value is None else value
     values[list(SURROGATES)] = values[0xFFFD]
+    values = _as_their_planes(values)
     return table_bytes(two_level(values)), "".join(form + "\n" for form in numbers).encode("utf-8")

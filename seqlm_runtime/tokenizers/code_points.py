@@ -39,10 +39,16 @@ def two_level(values):
     Returns:
         (4352 + 256 * blocks,) array of the same dtype: the number of the block for each 256 code points, then the blocks.
     """
-    blocks, numbers = np.unique(values.reshape(NUM_BLOCKS, BLOCK), axis=0, return_inverse=True)
+    rows, places = values.reshape(NUM_BLOCKS, BLOCK), {}
+    found = [
+        places.setdefault(row.tobytes(), len(places)) for row in rows
+    ]  # most rows are equal, and sorting them is slow
+    firsts = np.unique(found, return_index=True)[1]
+    blocks, numbers = np.unique(rows[firsts], axis=0, return_inverse=True)
+    numbers = numbers.reshape(-1)[found]
     if len(blocks) > np.iinfo(values.dtype).max + 1:
         raise ValueError(f"{len(blocks)} different blocks of code points do not fit {values.dtype}.")
-    return np.concatenate([numbers.reshape(-1).astype(values.dtype), blocks.reshape(-1)])
+    return np.concatenate([numbers.astype(values.dtype), blocks.reshape(-1)])
 
 
 def look_up(table, points):

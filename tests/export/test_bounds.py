@@ -1,6 +1,5 @@
 """No request to a SavedModel costs more than its bounds, and what is beyond them is said or refused."""
 
-import json
 import sys
 
 import numpy as np
@@ -74,23 +73,8 @@ LOGITS = {
 }
 
 
-def refusals(in_python, path, requests):
-    script = """
-        import json, sys
-        from seqlm_runtime import SavedModel
-        model, said = SavedModel(sys.argv[1]), []
-        for signature, inputs in json.loads(sys.argv[2]):
-            try:
-                said.append({name: value.tolist() for name, value in model.run(signature, **inputs).items()})
-            except RuntimeError as error:
-                said.append(str(error))
-        print(json.dumps(said))
-    """
-    return in_python(script, path, json.dumps(requests))
-
-
 @pytest.mark.parametrize(("name", "longest"), [("lstm", 4096 + 80), ("transformer", CONTEXT)])
-def test_logits_of_what_the_model_does_not_read_are_refused(saved_model, in_python, name, longest):
+def test_logits_of_what_the_model_does_not_read_are_refused(saved_model, serve, name, longest):
     """They were wrong numbers: the last row of a table for an id or a position beyond it."""
     beyond = ([[5] * (longest + 1)], [1], f"this model reads {longest} tokens at most")
     cases = [*LOGITS.values(), beyond]
@@ -100,7 +84,7 @@ def test_logits_of_what_the_model_does_not_read_are_refused(saved_model, in_pyth
         ("logits", {"token_ids": [[5]], "lengths": [1]}),
         ("logits", {"token_ids": [[]], "lengths": [0]}),
     ]
-    *said, padded, plain, none = refusals(in_python, saved_model(name), requests)
+    *said, padded, plain, none = serve(saved_model(name), requests, refused=True)
     for found, (_, _, message) in zip(said, cases, strict=True):
         assert isinstance(found, str) and message in found, found
     np.testing.assert_allclose(padded["logits"][0][0], plain["logits"][0][0], atol=1e-5)  # padding may hold any number

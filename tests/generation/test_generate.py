@@ -178,6 +178,15 @@ def test_a_seed_is_a_text_and_another_seed_another():
     assert write[0] == write[1] != write[2]
 
 
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_what_was_compiled_outlives_a_new_random_seed(name):
+    """Seeding clears TensorFlow's caches, and with them whatever an eager operation owns."""
+    model = tiny(name)
+    before = texts(generate(model, PROMPTS, 10, eos_id=None, **OPTIONS))
+    keras.utils.set_random_seed(5)
+    assert texts(generate(model, PROMPTS, 10, eos_id=None, **OPTIONS)) == before
+
+
 def test_a_model_writes_one_text_or_a_list():
     model = tiny("learned")
     several = model.generate(PROMPTS, max_new_tokens=4, suppressed_ids=SUPPRESSED)

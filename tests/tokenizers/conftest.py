@@ -1,5 +1,6 @@
 """Tokenizers of each kind on a small text of many scripts, and strings that are hard on tokenizers."""
 
+import json
 import pathlib
 import random
 
@@ -66,8 +67,13 @@ def graphs(tokenizers):
 
 
 @pytest.fixture(scope="session")
-def hypothesis_strings():
+def hypothesis_strings(once):
     """Ten thousand strings of Hypothesis, the same in each run."""
+    path = once("hypothesis_strings.json", lambda path: path.write_text(json.dumps(_hypothesis_strings())))
+    return json.loads(path.read_text())
+
+
+def _hypothesis_strings():
     strings = []
     text = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" '\nsaA1é中😀")), max_size=24)
 
