@@ -272,6 +272,12 @@ def contradictions(found, facts):
     wrong += [
         f"its sidecar has {name!r}, which no export of ours writes" for name in said if name not in (*held, *others)
     ]
+    context, most = said.get("context"), said.get("max_prompt_tokens")
+    if isinstance(context, dict) and context.get("max_prompt_tokens") != most:
+        wrong.append(
+            f"its sidecar says max_prompt_tokens {most!r}, and in context {context.get('max_prompt_tokens')!r}"
+        )
+        del said["context"]
     vectors = said.get("test_vectors")
     if isinstance(vectors, dict):  # those are held to the answers
         said["test_vectors"] = {name: vectors[name] for name in vectors if name != "written"}

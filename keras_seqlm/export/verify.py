@@ -36,7 +36,7 @@ MAX_LOSS_INCREASE = 0.05  # nats a token
 EXACT = ("saved-model", "litert")  # kinds whose weights are the model's own
 # How far the logits of other weights may be from the model's, as a part of the spread of these: three times what the worst
 # of our models has, rounded up.
-MOST_APART = {"litert-float16": 0.05, "litert-int8": 1.0}
+MOST_APART = {"litert-float16": 0.02, "litert-int8": 0.3}
 _QUICK_XLA = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # known to TensorFlow 2.21
 _SECONDS = 3600  # for one artifact
 _ERROR = re.compile(r"[\w.]*(Error|Exception|RefusedOps): ")

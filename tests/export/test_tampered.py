@@ -19,6 +19,9 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C 
 SHOWN_BY_ANSWERS = {
     *("another_compiled_text", "constant_score", "constant_count", "swapped_options", "another_limit"),
     *("foreign_weights", "zero_weights", "weights_that_are_none", "foreign lite weights", "zero lite weights"),
+    *("another_compiled_text_to_one_row", "another_text_to_one_row", "other_cuts", "one_token_less", "other_vectors"),
+    *("no_vectors", "reads_less_than_it_says", "hot", "lukewarm", "other_lite_vectors"),
+    *("long prompts of litert", "long prompts of litert-int8"),
     *("random int8 weights", "zero int8 weights", "turned int8 weights", "foreign_weights_that_are_called_int8"),
 }
 SHOWN_BY_FACTS = {name for name in TAMPERINGS if "sidecar's" in name} - {"a lite sidecar's state"}
