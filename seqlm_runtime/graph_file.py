@@ -24,6 +24,7 @@ DTYPES = {
 }
 MAIN = "main"
 XLA_MARK = "_XlaMustCompile"
+NO_SAVING = "exports_cannot_be_saved:0"  # stands where TensorFlow wants the name of a node that writes the variables
 _DEEPEST = 8
 _OWN_SIGNATURES = "__saved_model"  # of TensorFlow: what it runs after loading, and in training
 
@@ -57,10 +58,12 @@ class Node(NamedTuple):
 
 
 class Function(NamedTuple):
-    """A function of the graph's library."""
+    """A function of the graph's library: `arguments` are their names in order, `attributes` the names of its own."""
 
     nodes: list
     marks: set
+    arguments: list
+    attributes: set
 
 
 class Graph(NamedTuple):
@@ -68,7 +71,7 @@ class Graph(NamedTuple):
 
     `nodes`: of the graph itself, name -> Node. `functions`: name -> Function. `signatures`: name -> Signature.
     `assets`: the names of the files that it reads when it is loaded. `saver`: the nodes that write and read the
-    variables, as `(file name, save, restore)`. `at_start`: the nodes that run after loading.
+    variables, as `(file name, save, restore)`. `at_start`: the nodes that run after loading. `content`: the file's bytes.
     """
 
     nodes: dict
@@ -77,6 +80,7 @@ class Graph(NamedTuple):
     assets: list
     saver: tuple
     at_start: list
+    content: bytes
 
     def called(self, nodes):
         """The names of all functions that nodes may call, through others too."""
@@ -138,14 +142,15 @@ def parse_graph(content):
     meta = Message(Message(content).block(2))
     graph = Message(meta.block(2))
     nodes, functions = {}, {}
-    for node in map(_node, graph.blocks(1)):
+    known = {}
+    for node in (_node(block, known) for block in graph.blocks(1)):
         if node.name in nodes:
             raise ValueError(f"two nodes are called {node.name!r}")
         nodes[node.name] = node
     if not nodes:
         raise ValueError("it holds no graph")
     for block in Message(graph.block(2)).blocks(1):
-        name, function = _function(block)
+        name, function = _function(block, known)
         if name in functions:
             raise ValueError(f"two functions are called {name!r}")
         functions[name] = function
@@ -157,6 +162,7 @@ def parse_graph(content):
         [Message(block).text(2) for block in meta.blocks(6)],
         tuple(saver.text(number) for number in (1, 2, 3)),
         _at_start(meta),
+        content,
     )
 
 
@@ -191,14 +197,20 @@ def _tensor_info(block):
     return TensorInfo(tensor, DTYPES.get(info.whole(2)), None if shape.whole(3) else tuple(sizes))
 
 
-def _node(block):
+def _node(block, known):
+    """`known`: what was found in attributes before, for thousands of nodes have the same."""
     node = Message(block)
-    op, calls, marks, attributes = node.text(2), set(), set(), node.map(5)
-    for key, value in attributes.items():
-        attribute = Message(value)
-        calls |= _functions_in(attribute)
-        if key == XLA_MARK and attribute.whole(5):
-            marks.add(XLA_MARK)
+    op, calls, marks, attributes = node.text(2), set(), set(), {}
+    for entry in map(bytes, node.blocks(5)):
+        if entry not in known:
+            key, value = Message(entry).text(1), Message(entry).block(2)
+            known[entry] = key, value, _functions_in(Message(value)), key == XLA_MARK and Message(value).whole(5)
+        key, value, functions, marked = known[entry]
+        if key in attributes:
+            raise ValueError(f"the key {key!r} stands there twice")
+        attributes[key] = value
+        calls |= functions
+        marks |= {XLA_MARK} if marked else set()
     # A function can be called by an op of its own name.
     return Node(node.text(1), op, node.texts(3), node.text(4), calls | {op}, marks, attributes)
 
@@ -216,10 +228,14 @@ def _functions_in(attribute, depth=0):
     return found
 
 
-def _function(block):
+def _function(block, known):
     function = Message(block)
-    marks = {key for key, value in function.map(5).items() if key == XLA_MARK and Message(value).whole(5)}
-    return Message(function.block(1)).text(1), Function([_node(node) for node in function.blocks(3)], marks)
+    signature, attributes = Message(function.block(1)), function.map(5)
+    marks = {key for key, value in attributes.items() if key == XLA_MARK and Message(value).whole(5)}
+    arguments = [Message(argument).text(1) for argument in signature.blocks(2)]
+    of_arguments = {key for entry in function.blocks(7) for key in Message(Message(entry).block(2)).map(1)}
+    nodes = [_node(node, known) for node in function.blocks(3)]
+    return signature.text(1), Function(nodes, marks, arguments, attributes.keys() | of_arguments)
 
 
 def graph_file(path):

@@ -1,13 +1,13 @@
 """What stands in a .tflite file: its operations, tensors and signatures, read from its bytes without LiteRT.
 
-The format is FlatBuffers: https://flatbuffers.dev/internals, with the tables of LiteRT's `schema.fbs`. Every offset is
-checked before it is followed.
+The format is FlatBuffers: https://flatbuffers.dev/internals, with the tables of LiteRT's `schema.fbs`.
 """
 
-import struct
 from typing import NamedTuple
 
 import numpy as np
+
+from seqlm_runtime.lite_fields import OPTIONS, Tables
 
 IDENTIFIER = b"TFL3"
 # The operations of the format by their codes.
@@ -58,7 +58,8 @@ TYPES = {
     15: np.uint32,
     16: np.uint16,
 }
-_MOST = 1_000_000  # entries of one list
+METADATA = ("min_runtime_version", "CONVERSION_METADATA")  # of the converter, for tools; LiteRT acts on others
+_LEFT_OUT = -1  # in the place of an input
 
 
 class LiteTensor(NamedTuple):
@@ -85,12 +86,13 @@ class LiteSignature(NamedTuple):
 
 class LiteFile(NamedTuple):
     """`operations`: list of (builtin code, name of a custom one); `graphs`: the tensors of each subgraph;
-    `signatures`: name -> LiteSignature; `unknown`: what the file has that no export of ours writes."""
+    `signatures`: name -> LiteSignature; `unknown`: what the file has that no export of ours writes; `content`: its bytes."""
 
     operations: list
     graphs: list
     signatures: dict
     unknown: list
+    content: bytes
 
 
 def parse_lite_file(content):
@@ -99,117 +101,104 @@ def parse_lite_file(content):
     Raises:
         ValueError: it is cut, damaged, or none.
     """
-    content = memoryview(content)
     if bytes(content[4:8]) != IDENTIFIER:
         raise ValueError("it is no .tflite file: it does not begin as one")
+    tables = Tables(content)
     try:
-        return _file(_Table(content, _offset(content, 0)))
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        return _file(tables, tables.root(), content)
+    except ValueError as error:
         raise ValueError(f"it is a damaged .tflite file: {error}") from error
 
 
-def _file(model):
-    operations = []
-    for code in model.tables(1):
-        # Older files have the first field alone, which ends at 127.
-        number = max(code.number(3, "<i"), code.number(0, "<b"))
-        operations.append((number, code.text(1)))
-    buffers = [buffer.bytes(0) for buffer in model.tables(4)]
-    graphs = [[_tensor(tensor, buffers) for tensor in graph.tables(0)] for graph in model.tables(2)]
-    unknown = [name for field, name in ((8, "external buffer groups"), (9, "external buffers")) if model.has(field)]
-    unknown += [f"field {field}" for field in range(10, model.count) if model.has(field)]
-    unknown += ["a buffer outside of its table"] * any(
-        buffer.number(1, "<Q") or buffer.number(2, "<Q") for buffer in model.tables(4)
-    )
+def operation_name(code, custom):
+    """The name of an operation, "CUSTOM:NAME" of one that is none of LiteRT's."""
+    if code == CUSTOM or custom:
+        return f"CUSTOM:{custom}"
+    return BUILTINS[code] if 0 <= code < len(BUILTINS) else f"BUILTIN_{code}"
+
+
+def _file(tables, model, content):
+    # Older files have the first field alone, which ends at 127.
+    operations = [(max(code.get(3, 0), code.get(0, 0)), code.get(1, "")) for code in model.get(1, ())]
+    buffers = [buffer.get(0, memoryview(b"")) for buffer in model.get(4, ())]
+    subgraphs = model.get(2, ())
+    graphs = [[_tensor(tensor, buffers) for tensor in graph.get(0, ())] for graph in subgraphs]
+    unknown, run = set(), set()
+    for number, graph in enumerate(subgraphs):
+        unknown |= _check_graph(tables, graph, graphs[number], [operation_name(*code) for code in operations])
+        run |= _called(tables, graph, number, operations, len(graphs))
     signatures = {}
-    for signature in model.tables(7):
-        name, graph = signature.text(2), signature.number(4, "<I")
-        if name in signatures:
-            raise ValueError(f"two signatures are called {name!r}")
-        if graph >= len(graphs):
+    for signature in model.get(7, ()):
+        name, number = signature.get(2, ""), signature.get(4, 0)
+        if name in signatures or number in run:
+            raise ValueError(f"two signatures are called {name!r}, or it runs what another one does")
+        if number >= len(graphs):
             raise ValueError(f"the signature {name!r} is of a graph that is not there")
-        sides = [_named(signature.tables(side), graphs[graph]) for side in (0, 1)]
+        run.add(number)
+        sides = [
+            _named(signature.get(side, ()), subgraphs[number].get(1 + side, ()), graphs[number]) for side in (0, 1)
+        ]
         signatures[name] = LiteSignature(*sides)
-    return LiteFile(operations, graphs, signatures, unknown)
+    unknown |= {f"the metadata {entry.get(0)!r}" for entry in model.get(6, ()) if entry.get(0) not in METADATA}
+    if len(run) < len(graphs):
+        unknown.add("a graph that no signature runs")
+    return LiteFile(operations, graphs, signatures, sorted(unknown | tables.strange), content)
 
 
-def _tensor(table, buffers):
-    number, code = table.number(2, "<I"), table.number(1, "<b")
-    if number >= len(buffers):
-        raise ValueError("a tensor is in a buffer that is not there")
-    shape = tuple(int(size) for size in table.numbers(0, "<i4"))
-    quantization = table.table(4)
-    scales = quantization.numbers(2, "<f4") if quantization else np.zeros(0, "float32")
-    return LiteTensor(table.text(3), TYPES.get(code), code, shape, buffers[number], scales)
+def _check_graph(tables, graph, tensors, names):
+    """Raise ValueError where an operation reads what nothing has written; return what it has that no export of ours has."""
+    unknown = set()
+    inputs = [int(number) for number in graph.get(1, ())]
+    written = {number for number, tensor in enumerate(tensors) if len(tensor.content) or 0 in tensor.shape}
+    if not written.isdisjoint(inputs) or not set(inputs) <= set(range(len(tensors))):
+        raise ValueError("a graph's input is a constant, or not there")
+    written.update(inputs)
+    for operator in graph.get(3, ()):
+        number = operator.get(0, 0)
+        if number >= len(names):
+            raise ValueError("an operation is not there")
+        reads, gives = ([int(i) for i in operator.get(side, ())] for side in (1, 2))
+        if not set(reads) <= written | {_LEFT_OUT} or not set(gives) <= set(range(len(tensors))) - written:
+            raise ValueError(f"{names[number]} reads what nothing has written, or writes what has been")
+        written.update(gives)
+        if names[number] in OPTIONS:
+            kind, fields = OPTIONS[names[number]]
+            if operator.get(3, 0) not in (0, kind) or 5 in operator or (4 in operator) != (operator.get(3, 0) > 0):
+                unknown.add(f"options of {names[number]}")
+            elif 4 in operator:
+                tables.table(operator[4], f"the options of {names[number]}", fields)
+    if not {int(number) for number in graph.get(2, ())} <= written:
+        raise ValueError("a graph gives what nothing has written")
+    return unknown
 
 
-def _named(maps, tensors):
-    found = {}
-    for entry in maps:
-        name, index = entry.text(0), entry.number(1, "<I")
-        if name in found or index >= len(tensors):
-            raise ValueError(f"a signature has {name!r} twice, or of a tensor that is not there")
-        found[name] = tensors[index]
+def _called(tables, graph, number, operations, count):
+    """The graphs that the loops of a graph run, which come after it, so that none runs itself."""
+    found = set()
+    for operator in graph.get(3, ()):
+        if operation_name(*operations[operator.get(0, 0)]) == "WHILE" and 4 in operator:
+            options = tables.table(operator[4], "the options of WHILE", OPTIONS["WHILE"][1])
+            found |= {options.get(0, 0), options.get(1, 0)}
+    if not all(number < called < count for called in found):
+        raise ValueError("a loop runs a graph that is not there, or itself")
     return found
 
 
-def _offset(content, at, layout="<I"):
-    if at < 0 or at + struct.calcsize(layout) > len(content):
-        raise ValueError("an offset leads out of the file")
-    return struct.unpack_from(layout, content, at)[0]
+def _tensor(table, buffers):
+    number, code = table.get(2, 0), table.get(1, 0)
+    if number >= len(buffers):
+        raise ValueError("a tensor is in a buffer that is not there")
+    shape = tuple(int(size) for size in table.get(0, ()))
+    scales = table.get(4, {}).get(2, np.zeros(0, "float32"))
+    return LiteTensor(table.get(3, ""), TYPES.get(code), code, shape, buffers[number], scales)
 
 
-class _Table:
-    """A table at a place of the file; fields are numbered as in the schema."""
-
-    def __init__(self, content, at):
-        self.content, self.at = content, at
-        self._fields = at - _offset(content, at, "<i")
-        size = _offset(content, self._fields, "<H")
-        self.count = max(0, (size - 4) // 2)
-
-    def has(self, field):
-        return bool(self._place(field))
-
-    def _place(self, field):
-        if field >= self.count:
-            return 0
-        distance = _offset(self.content, self._fields + 4 + 2 * field, "<H")
-        return self.at + distance if distance else 0
-
-    def number(self, field, layout):
-        place = self._place(field)
-        return _offset(self.content, place, layout) if place else 0
-
-    def _list(self, field, size):
-        """Where the entries of a list begin, and how many there are."""
-        place = self._place(field)
-        if not place:
-            return 0, 0
-        start = place + _offset(self.content, place)
-        count = _offset(self.content, start)
-        if start + 4 + count * size > len(self.content):
-            raise ValueError("a list leads out of the file")
-        return start + 4, count
-
-    def bytes(self, field):
-        start, count = self._list(field, 1)
-        return self.content[start : start + count]
-
-    def text(self, field):
-        return bytes(self.bytes(field)).decode()
-
-    def numbers(self, field, dtype):
-        start, count = self._list(field, np.dtype(dtype).itemsize)
-        return np.frombuffer(self.content, dtype, count, start)
-
-    def table(self, field):
-        place = self._place(field)
-        return _Table(self.content, place + _offset(self.content, place)) if place else None
-
-    def tables(self, field):
-        start, count = self._list(field, 4)
-        if count > _MOST:
-            raise ValueError(f"a list has {count} entries")
-        places = range(start, start + 4 * count, 4)
-        return [_Table(self.content, place + _offset(self.content, place)) for place in places]
+def _named(maps, places, tensors):
+    """One side of a signature: every input, or output, of its graph by a name."""
+    numbers = [entry.get(1, 0) for entry in maps]
+    found = {
+        entry.get(0, ""): tensors[number] for entry, number in zip(maps, numbers, strict=True) if number < len(tensors)
+    }
+    if len(found) < len(numbers) or sorted(numbers) != sorted(int(place) for place in places):
+        raise ValueError(f"a signature has other tensors than its graph, or one twice: {sorted(found)}")
+    return found

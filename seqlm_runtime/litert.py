@@ -70,11 +70,8 @@ class LiteRTModel:
         self.max_prompt_tokens = self.sidecar["max_prompt_tokens"]  # `read_sidecar` checks it
         self.vocabulary_size = self.sidecar["vocabulary_size"]
         self.prefill_lengths = sorted(self.sidecar["prefill_lengths"])
-        self._runners = _signature_runners(path, num_threads, self._signature_names())
+        self._runners = _signature_runners(self.file, num_threads)
         self._one_call = threading.Lock()  # the signatures share the memory of one interpreter
-
-    def _signature_names(self):
-        return [f"prefill_{length}" for length in self.prefill_lengths] + ["decode"]
 
     def initial_state(self):
         """The state before the first token: a dict of leaf name -> array of zeros."""
@@ -225,20 +222,31 @@ def read_sidecar(path):
     wrong = [name for name, kind in _SIDECAR.items() if name not in sidecar or not isinstance(sidecar[name], kind)]
     if wrong:
         raise ValueError(f"{file} is damaged: {wrong} are missing or of another type.")
-    context = sidecar["max_length"]
+    context, vocabulary = sidecar["max_length"], sidecar["vocabulary_size"]
     # A sidecar of an earlier version names no number.
     most = sidecar.setdefault("max_prompt_tokens", MAX_PROMPT_TOKENS if context is None else max(1, context - 1))
-    if not isinstance(most, int) or most < 1 or (context is not None and most > max(1, context - 1)):
+    wrong = [name for name in ("vocabulary_size", "max_prompt_tokens") if not _is_whole(sidecar[name], 1)]
+    wrong += ["max_length"] * (context is not None and not _is_whole(context, 1))
+    wrong += [name for name in ("bos_id", "eos_id") if sidecar[name] is not None and not _is_whole(sidecar[name])]
+    wrong += ["suppressed_ids"] * (not all(map(_is_whole, sidecar["suppressed_ids"])))
+    lengths = sidecar["prefill_lengths"]
+    wrong += ["prefill_lengths"] * (
+        not all(_is_whole(length, 1) for length in lengths) or len(set(lengths)) < len(lengths)
+    )
+    if wrong:
+        raise ValueError(f"{file} is damaged: {wrong} are no whole numbers, too small, or there twice.")
+    ids = [
+        number for number in (sidecar["bos_id"], sidecar["eos_id"], *sidecar["suppressed_ids"]) if number is not None
+    ]
+    if any(number >= vocabulary for number in ids):
+        raise ValueError(f"{file} is damaged: it names ids beyond its vocabulary_size of {vocabulary}.")
+    if context is not None and most > max(1, context - 1):
         raise ValueError(f"{file} is damaged: max_prompt_tokens is {most!r}, with a max_length of {context}.")
     if "position" not in sidecar["state"]:
         raise ValueError(f"{file} names no leaf 'position' in the state; it has {sorted(sidecar['state'])}.")
     for name, leaf in sidecar["state"].items():
         if not _is_leaf(leaf):
             raise ValueError(f"{file} is damaged: the leaf {name!r} has no usable shape and dtype: {leaf!r}.")
-    if not all(_is_whole(length) and length for length in sidecar["prefill_lengths"]):
-        raise ValueError(
-            f"{file} is damaged: prefill_lengths are no whole numbers above 0: {sidecar['prefill_lengths']!r}."
-        )
     return sidecar
 
 
@@ -248,8 +256,8 @@ def _is_leaf(leaf):
     return sizes and leaf.get("dtype") in ("float32", "int32")
 
 
-def _is_whole(number):
-    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**31
+def _is_whole(number, least=0):
+    return isinstance(number, int) and not isinstance(number, bool) and least <= number < 2**31
 
 
 def tokenizer_folder(path):
@@ -283,14 +291,11 @@ def read_tokenizer(path, sidecar):
     return tokenizer
 
 
-def _signature_runners(path, num_threads, names):
+def _signature_runners(file, num_threads):
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise ImportError("A .tflite model runs in LiteRT, which is missing: pip install ai-edge-litert.") from error
-    interpreter = Interpreter(model_path=str(path), num_threads=num_threads)
-    found = interpreter.get_signature_list()
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(f"{path} lacks the signatures {missing}; it has {sorted(found)}.")
-    return {name: interpreter.get_signature_runner(name) for name in names}
+    # The bytes that were checked, which are in memory anyway: whatever becomes of the file.
+    interpreter = Interpreter(model_content=file.content, num_threads=num_threads)
+    return {name: interpreter.get_signature_runner(name) for name in file.signatures}

@@ -9,15 +9,22 @@ but for those that read the model's own variables when it is loaded; `Assert` en
 import hashlib
 import os
 import pathlib
+import re
 
+import numpy as np
+
+from seqlm_runtime.graph_fields import SAVED_MODEL, strange_fields
 from seqlm_runtime.graph_file import MAIN, graph_file, parse_graph
-from seqlm_runtime.lite_file import BUILTINS, CUSTOM, parse_lite_file
+from seqlm_runtime.lite_fields import OPTIONS
+from seqlm_runtime.lite_file import operation_name, parse_lite_file
 from seqlm_runtime.seals import AGAIN, check_files, read_sealed
 from seqlm_runtime.tokenizers.model_proto import parse_model
+from seqlm_runtime.warm_up import read_defaults
 from seqlm_runtime.wire import Message
 
 SIDECAR = "assets.extra/seqlm.json"
-_FILES = ("saved_model.pb", "fingerprint.pb", "variables/", "assets/", "assets.extra/")
+_FILES = {"saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"}
+_FOLDERS = ("assets.extra/",)
 
 OPS = frozenset(
     """
@@ -35,21 +42,27 @@ OPS = frozenset(
     Unique UnsortedSegmentJoin UnsortedSegmentMax UnsortedSegmentSum UpperBound VarHandleOp Where While ZerosLike
     """.split()
 )
-# TensorFlow's own functions that write and read the variables' files hold these, and no other function may.
-SAVE_OPS = frozenset(
-    "DisableCopyOnRead MergeV2Checkpoints SaveV2 Select ShardedFilename StaticRegexFullMatch StringJoin".split()
-)
+# TensorFlow's own function that reads the variables' files holds these, and no other function may.
 RESTORE_OPS = frozenset("AssignVariableOp RestoreV2".split())
-DEVICES = ("", "/device:CPU:0", "/device:CPU:*")
-
-LITE_OPS = frozenset(
+# Attributes of nodes, functions and arguments. Others choose a function or a kernel in the place of another, or tell
+# TensorFlow how to change the graph.
+ATTRIBUTES = frozenset(
     """
-    ADD BATCH_MATMUL BROADCAST_TO CAST CONCATENATION COS DEQUANTIZE DYNAMIC_UPDATE_SLICE EMBEDDING_LOOKUP FILL
-    FULLY_CONNECTED GATHER GELU GREATER GREATER_EQUAL LESS LOGICAL_AND LOGICAL_NOT LOGISTIC MAXIMUM MEAN MINIMUM MUL
-    NEG PACK RESHAPE RSQRT SELECT SELECT_V2 SIN SLICE SOFTMAX SPLIT SPLIT_V SQUARE SQUARED_DIFFERENCE STRIDED_SLICE
-    SUB TANH TRANSPOSE WHILE
+    DstT Index N SrcT T Taxis Tcond Tin Tindex Tindices Tout Tparams Tshape Tsplits _XlaMustCompile
+    _collective_manager_ids _construction_context _has_manual_control_dependencies _input_shapes
+    _lower_using_switch_merge _noinline _num_original_outputs _output_shapes _read_only_resource_inputs
+    _user_specified_name _xla_propagate_compile_time_consts axis batch_dims begin_mask body cond debug_name dtype dtypes
+    element_dtype ellipsis_mask else_branch end_mask exclusive f incompatible_shape_error input_encoding keep_dims model
+    new_axis_mask num_row_partition_tensors num_split out_type output_encoding output_shapes parallel_iterations pattern
+    row_partition_types shape shape_type shared_name shrink_axis_mask squeeze_dims summarize then_branch value
     """.split()
 )
+# Other encodings are looked up in files.
+TEXTS = {"input_encoding": b"UTF-8", "output_encoding": b"UTF-8"}
+DEVICES = ("", "/device:CPU:0", "/device:CPU:*")
+
+LITE_OPS = frozenset(OPTIONS)
+_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9_.\\/>-]*")  # of a node, as TensorFlow reads it
 _ADVICE = (
     "Load nothing of it unless you know who made it. If it is an export of a model of your own with layers of your own, "
     "name what it needs: allow_ops=[...], --allow-op on the command line."
@@ -86,7 +99,7 @@ def check_saved_model(path, allow_ops=()):
     if not isinstance(sidecar.get("files"), dict):
         raise ValueError(f"{os.path.join(path, SIDECAR)} is damaged: it has no list of files.")
     check_files(path, sidecar["files"], leave_out=(SIDECAR,))
-    strangers = [name for name in sidecar["files"] if not name.startswith(_FILES)]
+    strangers = [name for name in sidecar["files"] if name not in _FILES and not name.startswith(_FOLDERS)]
     if strangers:
         raise ValueError(f"{path} is refused and was not loaded: no SavedModel of ours has the files {strangers}.")
     graph = check_graph(path, pathlib.Path(file).read_bytes(), allow_ops)
@@ -97,6 +110,8 @@ def check_graph(path, content, allow_ops=()):
     """The `Graph` in the bytes of a `saved_model.pb`; ValueError and RefusedOps as in `check_saved_model`."""
     try:
         graph = parse_graph(content)
+        _check_names(graph)
+        read_defaults(Message(Message(content).block(2)))
     except ValueError as error:
         raise ValueError(f"{os.path.join(path, 'saved_model.pb')} is cut or is no SavedModel: {error}.") from error
     found = refused_in(graph, allow_ops)
@@ -105,56 +120,94 @@ def check_graph(path, content, allow_ops=()):
     return graph
 
 
+def _check_names(graph):
+    """Raise ValueError where TensorFlow could take a name for another one than we do."""
+    for place, nodes, arguments in _places(graph):
+        names = [node.name for node in nodes] + arguments
+        wrong = [name for name in names if not _NAME.fullmatch(name)]
+        if wrong or len(set(names)) < len(names):
+            raise ValueError(f"names of nodes in {place!r} stand there twice, or are none: {wrong[:3]}")
+    for name, signature in graph.signatures.items():
+        for info in (*signature.inputs.values(), *signature.outputs.values()):
+            node, colon, number = info.tensor.rpartition(":")
+            if node not in graph.nodes or not number.isdecimal():
+                raise ValueError(f"the signature {name!r} has the tensor {info.tensor!r}, which no node gives")
+
+
+def _places(graph):
+    """The graph itself and its functions: triples of a name, the nodes and the names of the arguments."""
+    yield MAIN, list(graph.nodes.values()), []
+    for name, function in graph.functions.items():
+        yield name, function.nodes, function.arguments
+
+
 def refused_in(graph, allow_ops=()):
     """What a graph holds that is on no list: dict of its name to the functions that it stands in."""
-    found, allowed = {}, OPS | set(allow_ops)
-    saving, restoring = _own_functions(graph)
-    places = {MAIN: graph.nodes.values(), **{name: function.nodes for name, function in graph.functions.items()}}
-    for place, nodes in places.items():
-        here = allowed | (SAVE_OPS if place in saving else RESTORE_OPS if place in restoring else frozenset())
+    found, allowed, reading = {}, OPS | set(allow_ops), _reading_function(graph)
+
+    def refuse(place, *names):
+        for name in names:
+            found.setdefault(name, []).append("the graph itself" if place == MAIN else f"the function {place!r}")
+
+    for place, nodes, _ in _places(graph):
+        here = allowed | RESTORE_OPS if place == reading else allowed
         for node in nodes:
-            names = {node.op} - here - set(graph.functions)
-            # A device that is not this one; a function that is no function of the graph; a tokenizer that crashes.
-            names |= {f"the device {node.device!r}"} if node.device not in DEVICES else set()
-            names |= {f"the unknown function {name!r}" for name in node.calls - {node.op} - set(graph.functions)}
-            names |= {"a hostile SentencePiece model"} if _is_hostile(node) else set()
-            for name in names:
-                found.setdefault(name, []).append("the graph itself" if place == MAIN else f"the function {place!r}")
-    started = {node.op for node in graph.upstream(graph.at_start)} - {"NoOp"}
-    for name in started | {f"the asset {name!r}" for name in graph.assets}:
-        found.setdefault(name, []).append("what runs when it is loaded")
+            refuse(place, *{node.op} - here)
+            refuse(place, *(f"the attribute {name!r}" for name in node.attributes if not _known(name, node.op)))
+            refuse(place, *(f"the {name} {text!r}" for name, text in _texts(node) if text != TEXTS[name]))
+            refuse(place, *(f"the unknown function {name!r}" for name in node.calls - {node.op} - set(graph.functions)))
+            if node.device not in DEVICES:
+                refuse(place, f"the device {node.device!r}")
+            if _is_hostile(node):  # a tokenizer that crashes
+                refuse(place, "a hostile SentencePiece model")
+    for name, function in graph.functions.items():
+        refuse(name, *(f"the attribute {attribute!r}" for attribute in function.attributes - ATTRIBUTES))
+        if name in allowed | RESTORE_OPS:  # TensorFlow would run it in the operation's place
+            refuse(name, f"a function called as the operation {name}")
+    for name in (*graph.at_start, *(f"the asset {name!r}" for name in graph.assets)):
+        found[name] = ["what runs when it is loaded"]
+    for name in strange_fields(graph.content, SAVED_MODEL, "SavedModel"):
+        found[name] = ["saved_model.pb"]
     return {name: list(dict.fromkeys(places)) for name, places in found.items()}
 
 
-def _own_functions(graph):
-    """The functions that TensorFlow's saver alone calls: those that write the variables' files, and those that read them."""
-    name_node, save, restore = (name.split(":")[0] for name in graph.saver)
-    callers = {}
-    for place, nodes in ((MAIN, graph.nodes.values()), *((name, part.nodes) for name, part in graph.functions.items())):
-        for node in nodes:
-            for name in node.calls & set(graph.functions):
-                callers.setdefault(name, set()).add((place, node.name))
-    # Who waits for one of the two would run it.
-    awaited = {name for node in graph.nodes.values() for name in node.inputs} | set(graph.at_start)
-    awaited |= {info.tensor for signature in graph.signatures.values() for info in signature.outputs.values()}
-    awaited = {name.lstrip("^").split(":")[0] for name in awaited}
+def _known(attribute, op):
+    """Whether a node may have an attribute; those without `_` are of the operation, and of yours you know what they do."""
+    return attribute in ATTRIBUTES or (op not in OPS | RESTORE_OPS and not attribute.startswith("_"))
 
-    def called_by(node):
-        if node in awaited or save == restore:
-            return set()
-        return {name for name, by in callers.items() if by == {(MAIN, node)}}
 
-    reading = called_by(restore)
-    if reading:
-        # A function's own argument is the one input without a colon: the path that the loader gives.
-        prefixes = [
-            node.inputs[:1] for name in reading for node in graph.functions[name].nodes if node.op == "RestoreV2"
-        ]
-        named = graph.nodes.get(name_node)
-        given = named and named.op == "Placeholder" and graph.nodes[restore].inputs[:1] == [name_node]
-        if not given or any(":" in name for prefix in prefixes for name in prefix):
-            reading = set()
-    return called_by(save), reading
+def _texts(node):
+    """The values of the attributes in `TEXTS` that a node has."""
+    return [(name, bytes(Message(node.attributes[name]).block(2))) for name in TEXTS if name in node.attributes]
+
+
+def _reading_function(graph):
+    """The name of the function that TensorFlow's saver alone calls, to read the variables; None where there is none.
+
+    It reads what the loader names and nothing else, and nobody else can call it.
+    """
+    file_name, _, restore = graph.saver
+    given, node = graph.nodes.get(file_name.removesuffix(":0")), graph.nodes.get(restore)
+    if not given or not node or (given.op, node.op) != ("Placeholder", "StatefulPartitionedCall"):
+        return None
+    names = sorted(node.calls & set(graph.functions))
+    if len(names) != 1 or node.inputs[:1] != [given.name] or not graph.functions[names[0]].arguments:
+        return None
+    # Its name stands in the file where it is defined and where the saver's node calls it: not in the objects that
+    # Python makes, either.
+    if graph.content.count(names[0].encode()) != 2:
+        return None
+    # The first input of that node is its first argument: the path that the loader gives.
+    function = graph.functions[names[0]]
+    prefixes = [inner.inputs[:1] for inner in function.nodes if inner.op == "RestoreV2"]
+    if any(prefix != function.arguments[:1] for prefix in prefixes):
+        return None
+    # Who waits for the saver's node would run it; who takes the placeholder for an input would choose the path.
+    used = [name for other in graph.nodes.values() if other != node for name in other.inputs]
+    for signature in graph.signatures.values():
+        used += [info.tensor for info in (*signature.inputs.values(), *signature.outputs.values())]
+    alone = {node.name, given.name}.isdisjoint(name.lstrip("^").split(":")[0] for name in (*used, *graph.at_start))
+    return names[0] if alone else None
 
 
 def _is_hostile(node):
@@ -173,14 +226,14 @@ def check_lite_file(path, sidecar, allow_ops=()):
 
     Args:
         path: the file.
-        sidecar: what `read_sealed` gave of `NAME.json`.
+        sidecar: what `litert.read_sidecar` gave of `NAME.json`.
         allow_ops: names of operations that are allowed beside those of `LITE_OPS`, a custom one as `CUSTOM:NAME`.
 
     Returns:
-        `LiteFile`.
+        `LiteFile`, with the bytes that were checked: those are to be loaded, whatever the file holds by then.
 
     Raises:
-        ValueError: it is not the file that the sidecar names, or is damaged.
+        ValueError: it is not the file that the sidecar names, has other signatures, or is damaged.
         RefusedOps: it holds an operation that is on no list.
     """
     content = pathlib.Path(path).read_bytes()
@@ -190,7 +243,31 @@ def check_lite_file(path, sidecar, allow_ops=()):
             f"{path} is not the file that its sidecar describes: sha256 {found}, expected {sidecar['sha256']}. It is "
             f"damaged or was replaced. Copy it, or {AGAIN}."
         )
-    return check_lite_content(path, content, allow_ops)
+    file = check_lite_content(path, content, allow_ops)
+    wrong = _wrong_signatures(file, sidecar)
+    if wrong:
+        raise ValueError(f"{path} is not the model that its sidecar describes: {'; '.join(wrong)}.")
+    return file
+
+
+def _wrong_signatures(file, sidecar):
+    """Where the signatures of a .tflite file are others than its sidecar says: a list of sentences."""
+    lengths = {"decode": 1, **{f"prefill_{length}": length for length in sidecar["prefill_lengths"]}}
+    wrong = [f"the signature {name!r} is none of ours" for name in sorted(file.signatures.keys() - lengths)]
+    wrong += [f"the signature {name!r} is missing" for name in sorted(lengths.keys() - file.signatures)]
+    state = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in sidecar["state"].items()}
+    for name in sorted(lengths.keys() & file.signatures):
+        signature = file.signatures[name]
+        takes = {"token_ids": ((1, lengths[name]), "int32"), "lengths": ((1,), "int32"), **state}
+        gives = {"logits": ((1, sidecar["vocabulary_size"]), "float32"), **state}
+        for verb, wanted, tensors in (("takes", takes, signature.inputs), ("gives", gives, signature.outputs)):
+            found = {
+                key: (tensor.shape, np.dtype(tensor.dtype).name if tensor.dtype else tensor.type_code)
+                for key, tensor in tensors.items()
+            }
+            if found != wanted:
+                wrong.append(f"the signature {name!r} {verb} {found}, and not {wanted}")
+    return wrong
 
 
 def check_lite_content(path, content, allow_ops=()):
@@ -207,11 +284,5 @@ def check_lite_content(path, content, allow_ops=()):
 
 def refused_lite(file, allow_ops=()):
     """What a `LiteFile` holds that is on no list: dict of its name to where it stands."""
-    names = {_lite_name(*operation) for operation in file.operations} - LITE_OPS - set(allow_ops)
+    names = {operation_name(*operation) for operation in file.operations} - LITE_OPS - set(allow_ops)
     return {name: ["its list of operations"] for name in names} | {name: ["the file"] for name in file.unknown}
-
-
-def _lite_name(code, custom):
-    if code == CUSTOM or custom:
-        return f"CUSTOM:{custom}"
-    return BUILTINS[code] if 0 <= code < len(BUILTINS) else f"BUILTIN_{code}"

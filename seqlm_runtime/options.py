@@ -12,15 +12,27 @@ OPTIONS = {
     "seed": ("int32", 0),
 }
 DEFAULTS = {name: value for name, (_, value) in OPTIONS.items()}
-# Strict comparisons throughout, so that NaN is outside every range.
-_RANGES = {
-    "temperature": (lambda x: (x >= 0) & (x < np.inf), "a finite number of 0 (greedy) or more"),
-    "top_k": (lambda x: (x >= 0) & (x < 2**31), "an integer of 0 (off) or more, below 2**31"),
-    "top_p": (lambda x: (x > 0) & (x <= 1), "above 0 and at most 1 (off)"),
-    "min_p": (lambda x: (x >= 0) & (x <= 1), "between 0 (off) and 1"),
-    "repetition_penalty": (lambda x: (x > 0) & (x < np.inf), "a finite number above 0; 1 is off"),
-    "seed": (lambda x: (x >= 0) & (x < 2**31), "an integer from 0 to 2**31 - 1"),
+# Every option is a finite number within these: `minimum` and `maximum` are allowed themselves, `above` is not.
+RANGES = {
+    "temperature": {"minimum": 0},
+    "top_k": {"minimum": 0, "maximum": 2**31 - 1},
+    "top_p": {"above": 0, "maximum": 1},
+    "min_p": {"minimum": 0, "maximum": 1},
+    "repetition_penalty": {"above": 0},
+    "seed": {"minimum": 0, "maximum": 2**31 - 1},
 }
+# What each does, and the value that does nothing.
+MEANINGS = {
+    "temperature": "0 takes the best logit, else the logits are divided by it; above 1e6 it is 1e6",
+    "top_k": "keeps that many of the best ids; 0 keeps all",
+    "top_p": "keeps the fewest of the best ids that hold this part; 1 keeps all",
+    "min_p": "keeps ids at least this part as probable as the best; 0 keeps all",
+    "repetition_penalty": "above 1 makes ids that were read less likely; 1 is off, above 1e6 it is 1e6",
+    "seed": "the stream of random numbers; greedy rows ask for none",
+}
+
+
+_WORDS = {"minimum": "at least", "above": "above", "maximum": "at most"}
 
 
 def check_option(name, value):
@@ -29,7 +41,14 @@ def check_option(name, value):
     Raises:
         ValueError: it is.
     """
-    values, (inside, wanted) = np.asarray(value), _RANGES[name]
-    kinds = "iu" if OPTIONS[name][0] == "int32" else "iuf"
-    if values.size and (values.dtype.kind not in kinds or not np.all(inside(values))):
-        raise ValueError(f"{name} must be {wanted}; got {value!r}.")
+    values, integer = np.asarray(value), OPTIONS[name][0] == "int32"
+    if values.size and not (values.dtype.kind in ("iu" if integer else "iuf") and _inside(values, RANGES[name])):
+        bounds = " and ".join(f"{word} {RANGES[name][key]}" for key, word in _WORDS.items() if key in RANGES[name])
+        kind = "an integer" if integer else "a finite number"
+        raise ValueError(f"{name} must be {kind}, {bounds} ({MEANINGS[name]}); got {value!r}.")
+
+
+def _inside(values, bounds):
+    """Strict comparisons throughout, so that NaN is outside."""
+    large_enough = values > bounds["above"] if "above" in bounds else values >= bounds["minimum"]
+    return np.all(large_enough & (values <= bounds.get("maximum", np.finfo("float32").max)))

@@ -1,17 +1,22 @@
 """Tensors that lie beside a SavedModel's graph: the requests of a warm-up, and the defaults of a signature's inputs."""
 
 import functools
+import math
 import os
 import struct
 
 import numpy as np
 
+from seqlm_runtime.graph_fields import WARM_UP as WARM_UP_FIELDS
+from seqlm_runtime.graph_fields import strange_fields
 from seqlm_runtime.graph_file import DTYPES
 from seqlm_runtime.wire import Message, packed
 
 WARM_UP = os.path.join("assets.extra", "tf_serving_warmup_requests")
 _MOST_BYTES = 2**24  # of the file
 _CASTAGNOLI = 0x82F63B78  # the polynomial of CRC-32C, its bits in reverse
+
+_MOST_ENTRIES = 2**24  # of a tensor
 
 
 def read_warm_up(path):
@@ -76,6 +81,9 @@ def _table():
 
 
 def _request(record):
+    strange = strange_fields(record, WARM_UP_FIELDS, "PredictionLog")
+    if strange:
+        raise ValueError(f"a request has {', '.join(sorted(strange))}")
     predict = Message(Message(Message(record).block(6)).block(1))
     inputs = {name: _array(Message(block)) for name, block in predict.map(2).items()}
     return Message(predict.block(1)).text(3), inputs
@@ -105,6 +113,8 @@ def read_defaults(meta):
 def _array(tensor):
     dtype = DTYPES[tensor.whole(1)]
     shape = [Message(size).whole(1) for size in Message(tensor.block(2)).blocks(2)]
+    if math.prod(shape) > _MOST_ENTRIES:  # -1 comes as a number of 64 bits
+        raise ValueError(f"a tensor of the shape {shape}")
     content = tensor.block(4)
     if dtype is object:
         texts = [bytes(text) for text in tensor.blocks(8)]

@@ -50,6 +50,8 @@ def fields(message):
 
 
 def _varint(message, at):
+    if at < len(message) and message[at] < 128:  # as most are
+        return message[at], at + 1
     value = 0
     for i in range(_MOST_BYTES_OF_A_NUMBER):
         if at + i >= len(message):
@@ -97,8 +99,9 @@ class Message:
     def blocks(self, number):
         """The values of a repeated field of strings or messages: a list of memoryviews."""
         values = self._values.get(number, ())
-        if any(kind != BLOCK for kind, _ in values):
-            raise ValueError(f"field {number} is no block of bytes")
+        for kind, _ in values:
+            if kind != BLOCK:
+                raise ValueError(f"field {number} is no block of bytes")
         return [value for _, value in values]
 
     def block(self, number):

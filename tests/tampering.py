@@ -1,6 +1,7 @@
 """Artifacts with something wrong: what an accident or an attacker does to what was exported."""
 
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -11,10 +12,12 @@ import numpy as np
 from seqlm_runtime.lite_file import BUILTINS, parse_lite_file
 from seqlm_runtime.op_gate import SIDECAR
 from seqlm_runtime.seals import folder_hashes, sealed
+from seqlm_runtime.warm_up import WARM_UP
 
 FLOAT, INT, STRING = 1, 3, 7  # numbers of types
 LUKEWARM = 1.15
 SAVED_MODEL, LITE, SMALL = "saved-model", "litert", "litert-int8"
+ROWS = 4  # of the prompts that are asked in one request
 TAMPERINGS = {}  # name -> (what is tampered with, the function that does it, what the refusal says)
 
 
@@ -122,7 +125,7 @@ def seal(artifact, **changes):
     (artifact / SIDECAR).write_text(json.dumps(sealed(content)))
 
 
-def graph_tampering(said):
+def graph_tampering(said, name=None):
     """For `function(meta, graph, functions, marker)`, which changes the protocol buffers of a SavedModel."""
 
     def register(function):
@@ -136,7 +139,7 @@ def graph_tampering(said):
             (artifact / "saved_model.pb").write_bytes(message.SerializeToString())
             seal(artifact)
 
-        tampering(SAVED_MODEL, said, function.__name__)(change)
+        tampering(SAVED_MODEL, said, name or function.__name__)(change)
         return function
 
     return register
@@ -151,8 +154,11 @@ def constant(nodes, name, value):
     node.attr["dtype"].type = tensor.dtype
 
 
-def start_node(graph):
-    return next(node for node in graph.node if node.op == "NoOp")
+def run_at_start(meta):
+    """The node "evil", by the signature that TensorFlow runs after loading."""
+    meta.graph_def.node.add(name="evil_start", op="NoOp", input=["^evil"])
+    start = "__saved_model_init_op"
+    meta.signature_def[start].outputs[start].name = "evil_start"
 
 
 def of(functions, part):
@@ -184,13 +190,13 @@ def put_into(function, add, marker):
 @graph_tampering("PrintV2 in the graph itself")
 def print_at_start(meta, graph, functions, marker):
     add_print(graph.node, marker)
-    start_node(graph).input.append("^evil")
+    run_at_start(meta)
 
 
 @graph_tampering("WriteFile in the graph itself")
 def write_at_start(meta, graph, functions, marker):
     add_write(graph.node, marker)
-    start_node(graph).input.append("^evil")
+    run_at_start(meta)
 
 
 @graph_tampering("WriteFile in the function 'initialise'")
@@ -203,7 +209,7 @@ def write_in_an_initialiser(meta, graph, functions, marker):
     node.attr["f"].func.name = "initialise"
     for name in ("Tin", "Tout"):
         node.attr[name].list.SetInParent()
-    start_node(graph).input.append("^evil")
+    run_at_start(meta)
 
 
 @graph_tampering("PrintV2 in the function '__inference_score")
@@ -226,28 +232,297 @@ def data_that_nobody_reads(meta, graph, functions, marker):
     graph.node.add(name="evil", op="TextLineDataset")
 
 
-@graph_tampering("SaveV2 in the function")
+def text_function(name):
+    """A function that gives the text that it takes."""
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+
+    function = FunctionDef()
+    function.signature.name = name
+    function.signature.is_stateful = True
+    function.signature.input_arg.add(name="text", type=7)
+    function.signature.output_arg.add(name="y", type=7)
+    function.node_def.add(name="given", op="Identity", input=["text"]).attr["T"].type = 7
+    function.ret["y"] = "given:output:0"
+    return function
+
+
+def saving_function(marker):
+    """One that also writes a file, in TensorFlow's own format for variables."""
+    function = text_function("saving")
+    constants = {"path": marker, "names": ["text"], "slices": [""], "payload": "written"}
+    for name, value in constants.items():
+        constant(function.node_def, name, value)
+    inputs = [f"{name}:output:0" for name in constants]
+    function.node_def.add(name="save", op="SaveV2", input=inputs).attr["dtypes"].list.type.append(7)
+    function.node_def[0].input.append("^save")
+    function.signature.control_output.append("save")
+    function.control_ret["save"] = "save"
+    return function
+
+
+def add_call(nodes, name, function, inputs):
+    """A node that calls a function from texts to a text."""
+    node = nodes.add(name=name, op="StatefulPartitionedCall", input=inputs)
+    node.attr["f"].func.name = function
+    node.attr["Tin"].list.type.extend([7] * len(inputs))
+    node.attr["Tout"].list.type.append(7)
+    return node
+
+
+def answer_after(meta, graph, name):
+    """`score` waits for a node before it answers."""
+    info = meta.signature_def["score"].outputs["num_tokens"]
+    graph.node.add(name="after", op="Identity", input=[info.name, f"^{name}"]).attr["T"].type = 3
+    info.name = "after:0"
+
+
+def restore_node(meta, graph):
+    return next(node for node in graph.node if node.name == meta.saver_def.restore_op_name)
+
+
+@graph_tampering("SaveV2 in the function 'saving'")
 def save_when_loaded(meta, graph, functions, marker):
-    meta.saver_def.restore_op_name = meta.saver_def.save_tensor_name.split(":")[0]
+    graph.library.function.append(saving_function(marker))
+    meta.saver_def.restore_op_name = add_call(graph.node, "evil", "saving", ["saver_filename"]).name
+
+
+@graph_tampering("SaveV2 in the function 'saving'")
+def save_by_tensorflows_own_node(meta, graph, functions, marker):
+    """As it writes the variables, were the model saved anew."""
+    graph.library.function.append(saving_function(marker))
+    meta.saver_def.save_tensor_name = f"{add_call(graph.node, 'evil', 'saving', ['saver_filename']).name}:0"
 
 
 @graph_tampering("SaveV2 in the graph itself")
 def save_beside(meta, graph, functions, marker):
     constant(graph.node, "evil_name", marker)
     graph.node.add(name="evil", op="SaveV2", input=["evil_name"])
-    start_node(graph).input.append("^evil")
+    run_at_start(meta)
+
+
+@graph_tampering("the attribute 'api_implements' in the function 'saving', the function 'decoy'")
+def save_in_the_place_of_another_function(meta, graph, functions, marker):
+    """TensorFlow puts one function in the place of another that says that it implements the same."""
+    for function, device in ((saving_function(marker), b"CPU"), (text_function("decoy"), b"GPU")):
+        function.attr["api_implements"].s, function.attr["api_preferred_device"].s = b"evil", device
+        graph.library.function.append(function)
+    constant(graph.node, "decoy_text", "x")
+    add_call(graph.node, "decoy_call", "decoy", ["decoy_text"]).device = "/device:CPU:0"
+    add_call(graph.node, "saving_call", "saving", ["decoy_text"]).device = "/device:CPU:0"  # which nobody asks for
+    answer_after(meta, graph, "decoy_call")
+
+
+@graph_tampering("the field 10 of SavedObject")
+def save_when_python_loads(meta, graph, functions, marker):
+    """As a lookup table is made, whose object names a function."""
+    import tensorflow as tf
+    from tensorflow.python.saved_model.nested_structure_coder import encode_structure
+
+    function, objects = saving_function(marker), meta.object_graph_def
+    constant(function.node_def, "text", "x")
+    del function.signature.input_arg[:]
+    function.node_def[0].input[0] = "text:output:0"
+    graph.library.function.append(function)
+    called = objects.concrete_functions["saving"]
+    called.canonicalized_input_signature.CopyFrom(encode_structure(((), {})))
+    called.output_signature.CopyFrom(encode_structure(tf.TensorSpec([], tf.string)))
+    made, table = objects.nodes.add(), objects.nodes.add()
+    made.function.concrete_functions.append("saving")
+    specification, nothing = made.function.function_spec, inspect.FullArgSpec([], None, None, (), [], None, {})
+    specification.fullargspec.CopyFrom(encode_structure(nothing))
+    specification.input_signature.CopyFrom(encode_structure(()))
+    table.resource.device = ""
+    place = len(objects.nodes) - 2
+    for name in ("_create_resource", "_initialize", "_destroy_resource"):
+        table.children.add(node_id=place, local_name=name)
+    objects.nodes[0].children.add(node_id=place + 1, local_name="evil")
 
 
 @graph_tampering("RestoreV2 in the function")
 def weights_from_elsewhere(meta, graph, functions, marker):
     function = of(functions, "traced_restore")
-    constant(function.node_def, "evil", [f"{marker}-weights"])
+    constant(function.node_def, "evil", f"{marker}-weights")
     next(node for node in function.node_def if node.op == "RestoreV2").input[0] = "evil:output:0"
+
+
+@graph_tampering("RestoreV2 in the function")
+def weights_by_a_second_argument(meta, graph, functions, marker):
+    function, node = of(functions, "traced_restore"), restore_node(meta, graph)
+    constant(graph.node, "evil_path", f"{marker}-weights")
+    function.signature.input_arg.insert(1, type(function.signature.input_arg[0])(name="evil_path", type=7))
+    types = list(node.attr["Tin"].list.type)
+    node.attr["Tin"].list.type[:] = [types[0], 7, *types[1:]]
+    node.input.insert(1, "evil_path")
+    for name in ("_read_only_resource_inputs", "_input_shapes"):
+        node.attr.pop(name, None)
+    function.arg_attr.clear()
+    function.attr.pop("_input_shapes", None)
+    next(node for node in function.node_def if node.op == "RestoreV2").input[0] = "evil_path"
+
+
+@graph_tampering("RestoreV2 in the function")
+def another_node_that_reads_weights(meta, graph, functions, marker):
+    constant(graph.node, "evil_path", f"{marker}-weights")
+    node = graph.node.add()
+    node.CopyFrom(restore_node(meta, graph))
+    node.name, node.input[0] = "evil", "evil_path"
+    answer_after(meta, graph, "evil")
+
+
+@graph_tampering("RestoreV2 in the function")
+def another_function_that_reads_weights(meta, graph, functions, marker):
+    node = of(functions, "__inference_score").node_def.add(name="evil", op="StatefulPartitionedCall")
+    node.attr["f"].func.name = of(functions, "traced_restore").signature.name
+
+
+@graph_tampering("RestoreV2 in the function")
+def weights_for_an_answer(meta, graph, functions, marker):
+    answer_after(meta, graph, restore_node(meta, graph).name)
+
+
+@graph_tampering("RestoreV2 in the function")
+def weights_from_where_a_request_says(meta, graph, functions, marker):
+    meta.signature_def["score"].inputs["text"].name = meta.saver_def.filename_tensor_name
+
+
+@graph_tampering("RestoreV2 in the function")
+def weights_by_python(meta, graph, functions, marker):
+    name, objects = of(functions, "traced_restore").signature.name, meta.object_graph_def
+    next(node for node in objects.nodes if node.WhichOneof("kind") == "function").function.concrete_functions.append(
+        name
+    )
+    objects.concrete_functions[name].SetInParent()
+
+
+@graph_tampering("RestoreV2 in the function")
+def weights_by_a_loop(meta, graph, functions, marker):
+    """Whose first input is no argument of the function."""
+    node = restore_node(meta, graph)
+    node.op = "If"
+    node.attr["then_branch"].CopyFrom(node.attr["f"])
+    del node.attr["f"]
+
+
+@graph_tampering("stand there twice")
+def weights_by_a_namesake(meta, graph, functions, marker):
+    function = of(functions, "traced_restore")
+    constant(function.node_def, function.signature.input_arg[0].name, f"{marker}-weights")
 
 
 @graph_tampering("the asset '../../../etc/passwd'")
 def an_asset_elsewhere(meta, graph, functions, marker):
-    meta.asset_file_def.add(filename="../../../etc/passwd").tensor_info.name = f"{start_node(graph).name}:0"
+    meta.asset_file_def.add(filename="../../../etc/passwd").tensor_info.name = f"{graph.node[0].name}:0"
+
+
+@graph_tampering("evil_start in what runs when it is loaded")
+def a_start_that_does_nothing(meta, graph, functions, marker):
+    graph.node.add(name="evil", op="NoOp")
+    run_at_start(meta)
+
+
+@graph_tampering("WriteFile in the function '__inference_score")
+def an_operation_with_the_name_of_a_function(meta, graph, functions, marker):
+    function = graph.library.function.add()
+    function.signature.name = "WriteFile"
+    for name in ("filename", "contents"):
+        function.signature.input_arg.add(name=name, type=7)
+    add_write(of(functions, "__inference_score").node_def, marker, in_function=True)
+
+
+@graph_tampering("a function called as the operation AddV2")
+def a_function_with_the_name_of_an_operation(meta, graph, functions, marker):
+    graph.library.function.append(text_function("AddV2"))
+
+
+def _call(functions):
+    return next(node for node in of(functions, "__inference_score").node_def if "f" in node.attr or "body" in node.attr)
+
+
+# What TensorFlow acts on in a node, and no export of ours has.
+for _name in ("config_proto", "executor_type", "_class", "_kernel", "container", "_tpu_replicate", "_XlaCompile"):
+
+    @graph_tampering(f"the attribute '{_name}' in the function '__inference_score", f"the attribute {_name}")
+    def an_attribute_more(meta, graph, functions, marker, name=_name):
+        _call(functions).attr[name].s = b"evil"
+
+
+@graph_tampering("the attribute 'forward_function_name' in the function '__inference_score")
+def an_attribute_of_a_function(meta, graph, functions, marker):
+    of(functions, "__inference_score").attr["forward_function_name"].s = b"evil"
+
+
+@graph_tampering("the attribute '_composite_device' in the function '__inference_score")
+def an_attribute_of_an_argument(meta, graph, functions, marker):
+    of(functions, "__inference_score").arg_attr[0].attr["_composite_device"].s = b"evil"
+
+
+@graph_tampering("the input_encoding b'../../evil'")
+def an_encoding_in_a_file(meta, graph, functions, marker):
+    nodes = (node for function in functions.values() for node in function.node_def)
+    next(node for node in nodes if "input_encoding" in node.attr).attr["input_encoding"].s = b"../../evil"
+
+
+@graph_tampering("stand there twice")
+def a_name_that_stands_there_twice(meta, graph, functions, marker):
+    nodes = of(functions, "__inference_score").node_def
+    nodes[1].name = nodes[0].name
+
+
+@graph_tampering("names of nodes in 'main' stand there twice, or are none: ['^evil']")
+def a_name_that_is_none(meta, graph, functions, marker):
+    graph.node.add(name="^evil", op="NoOp")
+
+
+@graph_tampering("has the tensor 'StatefulPartitionedCall_1:0:1', which no node gives")
+def a_tensor_that_is_none(meta, graph, functions, marker):
+    for name in ("serving_default", "generate_text"):
+        meta.signature_def[name].outputs["truncated"].name = "StatefulPartitionedCall_1:0:1"
+
+
+@graph_tampering("the defaults of a signature cannot be read")
+def a_default_of_no_shape(meta, graph, functions, marker):
+    meta.signature_def["generate"].defaults["top_k"].tensor_shape.dim[0].size = -1
+
+
+def _user_object(meta):
+    return meta.object_graph_def.nodes[0]
+
+
+# Field by field, what stands in the file for other readers of it than ours: functions that take the place of others, files,
+# objects of Python's that are made when it is loaded.
+for _said, _change in {
+    "the field 4 of MetaGraphDef": lambda meta, graph: meta.collection_def[
+        "saved_model_main_op"
+    ].node_list.value.append(graph.node[0].name),
+    "the field 3 of MetaInfoDef": lambda meta, graph: meta.meta_info_def.any_info.SetInParent(),
+    "the field 8 of MetaInfoDef": lambda meta, graph: meta.meta_info_def.function_aliases.update({"a": "b"}),
+    "the field 5 of GraphDef": lambda meta, graph: graph.debug_info.SetInParent(),
+    "the field 2 of FunctionDefLibrary": lambda meta, graph: graph.library.gradient.add(function_name="f"),
+    "the field 3 of FunctionDefLibrary": lambda meta, graph: graph.library.registered_gradients.add(gradient_func="f"),
+    "the field 4 of OpDef": lambda meta, graph: graph.library.function[0].signature.attr.add(name="T"),
+    "the field 6 of ArgDef": lambda meta, graph: graph.library.function[0].signature.input_arg.add(
+        name="x", type_list_attr="T"
+    ),
+    "the field 9 of AttrValue": lambda meta, graph: setattr(graph.node[0].attr["shape"], "placeholder", "f"),
+    "the field 9 of ListValue": lambda meta, graph: graph.node[0].attr["shape"].list.func.add(),
+    "the field 2 of NameAttrList": lambda meta, graph: graph.node[0].attr["f"].func.attr["f"].SetInParent(),
+    "the field 14 of TensorProto": lambda meta, graph: graph.node[0].attr["value"].tensor.resource_handle_val.add(),
+    "the field 15 of TensorProto": lambda meta, graph: graph.node[0].attr["value"].tensor.variant_val.add(),
+    "the field 6 of NodeDef": lambda meta, graph: graph.node[0].experimental_debug_info.original_node_names.append("f"),
+    "the field 5 of SavedObject": lambda meta, graph: _user_object(meta).asset.SetInParent(),
+    "the field 11 of SavedObject": lambda meta, graph: _user_object(meta).saveable_objects["f"].SetInParent(),
+    "the field 14 of SavedObject": lambda meta, graph: _user_object(meta).serialized_user_proto.SetInParent(),
+    "the field 16 of SavedObject": lambda meta, graph: setattr(_user_object(meta), "registered_saver", "f"),
+    "the registered_name 'f' of SavedObject": lambda meta, graph: setattr(_user_object(meta), "registered_name", "f"),
+    "the field 3 of SavedUserObject": lambda meta, graph: setattr(_user_object(meta).user_object, "metadata", "{}"),
+    "the identifier '_tf_keras_model' of SavedUserObject": lambda meta, graph: setattr(
+        _user_object(meta).user_object, "identifier", "_tf_keras_model"
+    ),
+}.items():
+
+    @graph_tampering(_said, _said.removeprefix("the ").replace("'", ""))
+    def a_field_more(meta, graph, functions, marker, change=_change):
+        change(meta, graph)
 
 
 @graph_tampering("the device '/job:worker/task:1'")
@@ -385,7 +660,7 @@ def an_input_more(meta, graph, functions, marker):
 @tampering(SAVED_MODEL, "its warm-up asks for the signature 'generate_xla'")
 def another_warm_up(artifact, marker):
     """Of a request that fails on a stock server, which then does not load the model."""
-    from keras_seqlm.export.warm_up import WARM_UP, write_warm_up
+    from keras_seqlm.export.warm_up import write_warm_up
     from seqlm_runtime.warm_up import read_warm_up
 
     (_, inputs), *_ = read_warm_up(artifact)
@@ -393,9 +668,36 @@ def another_warm_up(artifact, marker):
     seal(artifact)
 
 
+def _length_prefixed(number, content):
+    from tensorflow.core.framework import attr_value_pb2  # any message whose first field is bytes writes the length
+
+    return bytes([number << 3 | 2]) + attr_value_pb2.AttrValue.ListValue(s=[content]).SerializeToString()[1:]
+
+
+def write_record(artifact, record):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(artifact / WARM_UP)) as writer:
+        writer.write(record)
+    seal(artifact)
+
+
+@tampering(SAVED_MODEL, "holds no warm-up requests, or is cut: a tensor of the shape")
+def a_warm_up_of_no_shape(artifact, marker):
+    part = _length_prefixed
+    tensor = b"\x08\x07" + part(2, part(2, b"\x08" + b"\xff" * 9 + b"\x01")) + part(8, b"The")
+    request = part(1, part(3, b"score")) + part(2, part(1, b"text") + part(2, tensor))
+    write_record(artifact, part(6, part(1, request)))
+
+
+@tampering(SAVED_MODEL, "the field 5 of PredictionLog")
+def a_warm_up_of_another_kind(artifact, marker):
+    write_record(artifact, _length_prefixed(5, b""))
+
+
 @tampering(SAVED_MODEL, "its warm-up gives score text (int32), and it takes text (object)")
 def a_warm_up_of_numbers(artifact, marker):
-    from keras_seqlm.export.warm_up import WARM_UP, write_warm_up
+    from keras_seqlm.export.warm_up import write_warm_up
 
     write_warm_up(artifact / WARM_UP, [("score", {"text": np.zeros(1, "int32")})])
     seal(artifact)
@@ -403,8 +705,6 @@ def a_warm_up_of_numbers(artifact, marker):
 
 @tampering(SAVED_MODEL, "the checksum of the record at byte 0 is wrong")
 def a_warm_up_with_a_wrong_checksum(artifact, marker):
-    from keras_seqlm.export.warm_up import WARM_UP
-
     content = bytearray((artifact / WARM_UP).read_bytes())
     content[8] ^= 1
     (artifact / WARM_UP).write_bytes(content)
@@ -535,10 +835,11 @@ def another_limit(artifact, marker):
 
 
 def seal_lite(artifact, **changes):
-    content = json.loads(artifact.with_suffix(".json").read_text()) | changes
-    content["sha256"] = hashlib.sha256(artifact.read_bytes()).hexdigest()
     (tokenizer,) = artifact.parent.glob("*.tokenizer")
-    content["tokenizer_files"] = folder_hashes(tokenizer)
+    content = (
+        json.loads(artifact.with_suffix(".json").read_text()) | {"tokenizer_files": folder_hashes(tokenizer)} | changes
+    )
+    content["sha256"] = hashlib.sha256(artifact.read_bytes()).hexdigest()
     artifact.with_suffix(".json").write_text(json.dumps(sealed(content)))
 
 
@@ -611,6 +912,104 @@ for _op in ("CUSTOM", "CALL_ONCE", "VAR_HANDLE"):
         content[old], content[new : new + 4] = min(code, 127), code.to_bytes(4, "little")
         artifact.write_bytes(content)
         seal_lite(artifact)
+
+
+def lite_tampering(said, name=None):
+    """For `function(model, schema)`, which changes the objects of a .tflite file."""
+
+    def register(function):
+        def change(artifact, marker):
+            import flatbuffers
+            from ai_edge_litert import schema_py_generated as schema
+
+            model = schema.ModelT.InitFromPackedBuf(artifact.read_bytes(), 0)
+            function(model, schema)
+            builder = flatbuffers.Builder()
+            builder.Finish(model.Pack(builder), b"TFL3")
+            artifact.write_bytes(bytes(builder.Output()))
+            seal_lite(artifact)
+
+        tampering(LITE, said, name or function.__name__)(change)
+        return function
+
+    return register
+
+
+def _set(**values):
+    """What sets attributes of an object."""
+    return lambda part, schema: [setattr(part, name, value) for name, value in values.items()]
+
+
+# Field by field, what LiteRT acts on and no export of ours has: (where, what is set).
+for _said, _place, _change in (
+    ("the field 1 of Buffer", lambda model: model.buffers[1], _set(offset=2**40, size=100)),
+    ("the field 8 of Model", lambda model: model, lambda model, schema: _external(model, schema)),
+    ("the field 5 of Model", lambda model: model, _set(metadataBuffer=[1])),
+    ("the field 5 of Tensor", lambda model: model.subgraphs[0].tensors[0], _set(isVariable=True)),
+    (
+        "the field 6 of Tensor",
+        lambda model: model.subgraphs[0].tensors[0],
+        lambda tensor, schema: _sparse(tensor, schema),
+    ),
+    ("the field 10 of Tensor", lambda model: model.subgraphs[0].tensors[0], _set(externalBuffer=1)),
+    ("the field 7 of Operator", lambda model: model.subgraphs[0].operators[0], _set(mutatingVariableInputs=[True])),
+    ("the field 8 of Operator", lambda model: model.subgraphs[0].operators[0], _set(intermediates=[0])),
+    ("the field 9 of Operator", lambda model: model.subgraphs[0].operators[0], _set(largeCustomOptionsOffset=100)),
+    ("the field 11 of Operator", lambda model: model.subgraphs[0].operators[0], _set(builtinOptions2Type=1)),
+    ("options of ", lambda model: model.subgraphs[0].operators[0], _set(customOptions=[1, 2, 3])),
+    ("options of ", lambda model: model.subgraphs[0].operators[0], lambda part, schema: _other_options(part, schema)),
+    (
+        "the metadata 'model_control_dependencies'",
+        lambda model: model.metadata[0],
+        _set(name="model_control_dependencies"),
+    ),
+    ("a graph that no signature runs", lambda model: model, lambda model, schema: model.signatureDefs.pop()),
+    ("or it runs what another one does", lambda model: model.signatureDefs[0], _set(subgraphIndex=1)),
+    ("is of a graph that is not there", lambda model: model.signatureDefs[0], _set(subgraphIndex=99)),
+    ("a loop runs a graph that is not there, or itself", lambda model: _loop(model), _set(bodySubgraphIndex=0)),
+    ("a loop runs a graph that is not there, or itself", lambda model: _loop(model), _set(condSubgraphIndex=99)),
+    (
+        "reads what nothing has written",
+        lambda model: model.subgraphs[0],
+        lambda graph, schema: graph.operators.reverse(),
+    ),
+    (
+        "a graph gives what nothing has written",
+        lambda model: model.subgraphs[0],
+        lambda graph, schema: graph.operators.pop(),
+    ),
+    ("other tensors than its graph", lambda model: model.signatureDefs[0].outputs[0], _set(tensorIndex=0)),
+    ("an operation is not there", lambda model: model.subgraphs[0].operators[0], _set(opcodeIndex=99)),
+    ("a tensor is in a buffer that is not there", lambda model: model.subgraphs[0].tensors[0], _set(buffer=9999)),
+    ("takes", lambda model: model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]], _set(shape=[1, 2**30])),
+):
+
+    @lite_tampering(_said, f"lite {len(TAMPERINGS)}: {_said}")
+    def a_lite_field_more(model, schema, place=_place, change=_change):
+        change(place(model), schema)
+
+
+def _external(model, schema):
+    group = schema.ExternalBufferGroupT()
+    group.name = "/etc/passwd"
+    model.externalBufferGroups = [group]
+
+
+def _sparse(tensor, schema):
+    tensor.sparsity = schema.SparsityParametersT()
+
+
+def _other_options(operator, schema):
+    operator.builtinOptionsType, operator.builtinOptions = schema.BuiltinOptions.CallOptions, schema.CallOptionsT()
+
+
+def _loop(model):
+    return next(
+        operator.builtinOptions
+        for graph in model.subgraphs
+        for operator in graph.operators
+        if type(operator.builtinOptions).__name__ == "WhileOptionsT"
+    )
 
 
 def new_constants(artifact, dtype, change):
@@ -743,4 +1142,34 @@ for _name, _value in (
 
     @tampering(LITE, _said, f"a lite sidecar's {_name}", changes={_name: _value})
     def lite_told_otherwise(artifact, marker, changes):
+        seal_lite(artifact, **changes)
+
+
+for _name, _value in (
+    ("quantize", []),
+    ("max_prompt_tokens", True),
+    ("prefill_lengths", [16, 16, 64, 256]),
+    ("prefill_lengths", [2**40]),
+    ("vocabulary_size", 0),
+    ("max_length", -1),
+    ("eos_id", 2**31),
+    ("bos_id", 2**32),
+    ("suppressed_ids", ["0"]),
+    ("suppressed_ids", [-1]),
+    ("tokenizer_files", {"../seqlm_tokenizer.json": "0"}),
+    ("tokenizer_hash", ""),
+):
+    _said = {
+        "quantize": "its sidecar calls it []",
+        "tokenizer_files": "is missing",
+        "tokenizer_hash": "The tokenizer in",
+    }
+
+    @tampering(
+        LITE,
+        _said.get(_name, f"{_name}'] are no whole numbers"),
+        f"lite sidecar {len(TAMPERINGS)}: {_name}",
+        changes={_name: _value},
+    )
+    def a_lite_sidecar_of_nonsense(artifact, marker, changes):
         seal_lite(artifact, **changes)

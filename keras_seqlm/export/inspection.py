@@ -210,14 +210,10 @@ def _inspect_lite(path, allow_ops, found):
     file = check_lite_file(path, found.sidecar, allow_ops)
     read_tokenizer(pathlib.Path(path), found.sidecar)
     found.tokenizer = tokenizer_folder(pathlib.Path(path)).name
-    found.kind, told = kind_of(file), _KIND_OF.get(found.sidecar.get("quantize"))
+    said = found.sidecar.get("quantize")
+    found.kind, told = kind_of(file), _KIND_OF.get(said) if isinstance(said, str) else None
     if told is None or KINDS.index(told) < KINDS.index(found.kind):
-        found.reasons.append(
-            f"its sidecar calls it {found.sidecar.get('quantize')!r}, and its tensors make it {found.kind}"
-        )
-    wanted = {"decode", *(f"prefill_{length}" for length in found.sidecar["prefill_lengths"])}
-    found.reasons += [f"the signature {name!r} is none of ours" for name in sorted(set(file.signatures) - wanted)]
-    found.reasons += [f"the signature {name!r} is missing" for name in sorted(wanted - set(file.signatures))]
+        found.reasons.append(f"its sidecar calls it {said!r}, and its tensors make it {found.kind}")
     found.reasons += _not_finite(file)
 
 

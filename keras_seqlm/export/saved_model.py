@@ -7,6 +7,7 @@ from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.served_part import save_served_part
 from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
 from keras_seqlm.export.stages import tell
@@ -83,14 +84,12 @@ def next_version(folder):
 
 def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=None, allow_ops=()):
     """Trace and save, in the clean process."""
-    import tensorflow as tf
-
     tell("reading the model")
     task = load_at_float32(run_folder)
     tell("tracing what it answers")
     module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit, max_prompt_tokens)
     tell("writing it")
-    tf.saved_model.save(module, path, signatures=signatures)
+    save_served_part(module, path, signatures)
     sidecar = pathlib.Path(path) / SIDECAR
     sidecar.parent.mkdir(parents=True, exist_ok=True)
     most = served_prompt_room(task.model, max_prompt_tokens)

@@ -9,7 +9,7 @@ import json
 import pathlib
 
 from keras_seqlm.export.signatures import DEFAULT_NEW_TOKENS
-from keras_seqlm.generation.samplers import OPTIONS
+from seqlm_runtime.options import MEANINGS, OPTIONS, RANGES
 from seqlm_runtime.prompts import byte_limits
 
 WIDTH = 160  # of a line of the file
@@ -38,14 +38,6 @@ _SIGNATURES = {
     "logits": "one pass over ids that are given, from the beginning of a text: nothing is put before them",
     "decode": "reads one token",
 }
-_OPTIONS = {
-    "temperature": {"minimum": 0, "maximum": 1e6, "meaning": "0 takes the best logit, else the logits are divided by it"},
-    "top_k": {"minimum": 0, "maximum": 2**31 - 1, "meaning": "keeps that many of the best ids; 0 keeps all"},
-    "top_p": {"above": 0, "maximum": 1, "meaning": "keeps the fewest of the best ids that hold this part; 1 keeps all"},
-    "min_p": {"minimum": 0, "maximum": 1, "meaning": "keeps ids at least this part as probable as the best; 0 keeps all"},
-    "repetition_penalty": {"above": 0, "maximum": 1e6, "meaning": "above 1 makes ids that were read less likely; 1 is off"},
-    "seed": {"minimum": 0, "maximum": 2**31 - 1, "meaning": "the stream of random numbers; greedy rows ask for none"},
-}  # fmt: skip
 
 
 def description(model, tokenizer, signatures, folder, most):
@@ -89,7 +81,8 @@ def description(model, tokenizer, signatures, folder, most):
             "suppressed_ids": list(tokenizer.suppressed_ids),
             "random": "Threefry-2x32-20, key (seed, 0), counter (tokens read so far, 0), the first word's upper 24 bits",
             "options": {
-                name: {"dtype": dtype, "default": value, **_OPTIONS[name]} for name, (dtype, value) in OPTIONS.items()
+                name: {"dtype": dtype, "default": value, **RANGES[name], "meaning": MEANINGS[name]}
+                for name, (dtype, value) in OPTIONS.items()
             },
         },
     }
@@ -165,7 +158,7 @@ def _as_json(spec):
 
 
 def _tensor(name, dtype, shape, meanings):
-    meaning = meanings.get(name) or (_OPTIONS[name]["meaning"] if name in _OPTIONS else None)
+    meaning = meanings.get(name) or MEANINGS.get(name)
     if meaning is None:
         raise ValueError(f"the tensor {name!r} has no words in {__name__}: say there what it means.")
     return {"dtype": dtype, "shape": shape, "meaning": meaning}

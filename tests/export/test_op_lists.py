@@ -17,7 +17,7 @@ from keras_seqlm.tokenizers import (
 )
 from seqlm_runtime.graph_file import read_graph
 from seqlm_runtime.lite_file import BUILTINS, parse_lite_file
-from seqlm_runtime.op_gate import LITE_OPS, OPS, RESTORE_OPS, SAVE_OPS
+from seqlm_runtime.op_gate import ATTRIBUTES, LITE_OPS, OPS, RESTORE_OPS
 
 RECURRENT = {"size": "nano", "num_layers": 2, "hidden_dim": 16}
 TRANSFORMER = {"size": "nano", "num_layers": 2, "hidden_dim": 16, "num_heads": 4, "max_length": 32}
@@ -55,13 +55,14 @@ MODELS = [
 ]
 # Of tokenizers that are read from Hugging Face's files: a prefix space, Llama-3's words, Qwen's normal form C.
 OF_HUGGINGFACE = {"Add", "UnsortedSegmentMax", "DenseBincount", "NormalizeUTF8"}
+ATTRIBUTES_OF_HUGGINGFACE = {"Tidx", "binary_output", "normalization_form"}
 OF_LONG_TOKENS = {"If"}  # of over eight bytes: a text is tokenized once more where its end gave too few ids
 
 
 @pytest.mark.soak
 def test_the_lists_are_as_short_as_can_be(tmp_path):
     texts = ["the cat sat on the mat. " * 5, "a dog ran over the hill. " * 5, "Zoë paid 12 € for two cafés"]
-    served, saver, lite = set(), set(), set()
+    served, saver, lite, attributes = set(), set(), set(), set()
     for number, (name, kind, options) in enumerate(MODELS):
         tokenizer = TOKENIZERS[name]() if name == "byte" else TOKENIZERS[name](texts)
         if number == 0:
@@ -73,10 +74,12 @@ def test_the_lists_are_as_short_as_can_be(tmp_path):
         # What the gate refuses raises here already, with its name.
         write_saved_model(folder / "run", str(folder / "1"), 20)
         graph = read_graph(folder / "1")
-        own = graph.called(graph.nodes[node.split(":")[0]] for node in graph.saver)
+        own = graph.called([graph.nodes[graph.saver[2]]])
         served |= {node.op for node in graph.nodes.values()}
+        attributes |= {name for node in graph.nodes.values() for name in node.attributes}
         for place, function in graph.functions.items():
             ops = {node.op for node in function.nodes}
+            attributes |= function.attributes | {name for node in function.nodes for name in node.attributes}
             if place in own:
                 saver |= ops
             else:
@@ -88,4 +91,6 @@ def test_the_lists_are_as_short_as_can_be(tmp_path):
     known = served | OF_HUGGINGFACE | OF_LONG_TOKENS
     assert known == OPS, f"more than the exports hold: {sorted(OPS - known)}"
     assert lite == LITE_OPS, f"more than the exports hold: {sorted(LITE_OPS - lite)}"
-    assert saver - OPS == SAVE_OPS | RESTORE_OPS
+    assert saver - OPS == RESTORE_OPS
+    known = attributes | ATTRIBUTES_OF_HUGGINGFACE
+    assert known == ATTRIBUTES, f"more than the exports hold: {sorted(ATTRIBUTES - known)}"
