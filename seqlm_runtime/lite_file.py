@@ -58,7 +58,8 @@ TYPES = {
     15: np.uint32,
     16: np.uint16,
 }
-METADATA = ("min_runtime_version", "CONVERSION_METADATA")  # of the converter, for tools; LiteRT acts on others
+# Of the converter: two for tools, and that float16 is precise enough. LiteRT acts on others.
+METADATA = ("min_runtime_version", "CONVERSION_METADATA", "reduced_precision_support")
 _LEFT_OUT = -1  # in the place of an input
 
 

@@ -1,9 +1,13 @@
 """The gate before an artifact: what it may do is read from its bytes, before anything of it is loaded or run.
 
-A graph is a program. These lists hold the operations that exports of this package are made of, and nothing else passes,
-in the graph itself and in every function, whoever calls it or not. None of them opens, writes, sends or prints anything,
-but for those that read the model's own variables when it is loaded; `Assert` ends a request with an error.
+A graph is a program. These lists hold the operations and attributes that exports of this package are made of, those in
+`graph_fields` and `lite_fields` the fields of the files, and nothing else passes, in the graph itself and in every function,
+whoever calls it or not. None of them opens, writes, sends or prints anything, but for those that read the model's own
+variables when it is loaded, in one function that nobody else can call; `Assert` ends a request with an error.
 `tests/export/test_op_lists.py` makes the lists anew from exports of every kind.
+
+TensorFlow reads a folder again after it was checked: while a SavedModel is loaded, nobody who is not trusted may be able to
+write there. A .tflite file is loaded from the bytes that were checked.
 """
 
 import hashlib
@@ -48,18 +52,19 @@ RESTORE_OPS = frozenset("AssignVariableOp RestoreV2".split())
 # TensorFlow how to change the graph.
 ATTRIBUTES = frozenset(
     """
-    DstT Index N SrcT T Taxis Tcond Tin Tindex Tindices Tout Tparams Tshape Tsplits _XlaMustCompile
-    _collective_manager_ids _construction_context _has_manual_control_dependencies _input_shapes
-    _lower_using_switch_merge _noinline _num_original_outputs _output_shapes _read_only_resource_inputs
-    _user_specified_name _xla_propagate_compile_time_consts axis batch_dims begin_mask body cond debug_name dtype dtypes
-    element_dtype ellipsis_mask else_branch end_mask exclusive f incompatible_shape_error input_encoding keep_dims model
-    new_axis_mask num_row_partition_tensors num_split out_type output_encoding output_shapes parallel_iterations pattern
+    DstT Index N OUTPUT_RAGGED_RANK PARAMS_RAGGED_RANK SrcT T Taxis Tcond Tidx Tin Tindex Tindices Tlen Tout Tparams
+    Tshape Tsplits Tvalues _XlaMustCompile _collective_manager_ids _construction_context
+    _has_manual_control_dependencies _input_shapes _lower_using_switch_merge _noinline _num_original_outputs
+    _output_shapes _read_only_resource_inputs _user_specified_name _xla_propagate_compile_time_consts axis batch_dims
+    begin_mask body cond debug_name dtype dtypes element_dtype ellipsis_mask else_branch end_mask exclusive f
+    incompatible_shape_error input_encoding keep_dims model new_axis_mask normalization_form num_buckets
+    num_row_partition_tensors num_split out_type output_encoding output_shapes parallel_iterations pattern rewrite
     row_partition_types shape shape_type shared_name shrink_axis_mask squeeze_dims summarize then_branch value
     """.split()
 )
 # Other encodings are looked up in files.
 TEXTS = {"input_encoding": b"UTF-8", "output_encoding": b"UTF-8"}
-DEVICES = ("", "/device:CPU:0", "/device:CPU:*")
+DEVICES = ("", "/device:CPU:0")
 
 LITE_OPS = frozenset(OPTIONS)
 _NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9_.\\/>-]*")  # of a node, as TensorFlow reads it
@@ -69,13 +74,22 @@ _ADVICE = (
 )
 
 
+def printable(text):
+    """A text with what is no letter or sign written as its number: a name must not tell the terminal what to show.
+
+    >>> printable("Tanh\\x1b[2J in é")
+    'Tanh\\\\x1b[2J in é'
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 class RefusedOps(ValueError):
     """An artifact that holds what no export of ours holds; `ops` are the names, sorted."""
 
     def __init__(self, path, found):
-        self.ops = sorted(found)
+        self.ops = sorted(map(printable, found))
         named = [f"{op} in {', '.join(places[:3])}" for op, places in sorted(found.items())]
-        super().__init__(f"{path} is refused and was not loaded: {'; '.join(named)}. {_ADVICE}")
+        super().__init__(printable(f"{path} is refused and was not loaded: {'; '.join(named)}. {_ADVICE}"))
 
 
 def check_saved_model(path, allow_ops=()):

@@ -18,7 +18,8 @@ class SavedModel:
     """A SavedModel that answers requests.
 
     Before anything of it is loaded, its files are held to the checksums in `assets.extra/seqlm.json`, and its operations
-    to the list of those that our exports hold (`seqlm_runtime.op_gate`).
+    to the list of those that our exports hold (`seqlm_runtime.op_gate`). TensorFlow then reads the files again: whoever can
+    write to the folder in between can load what he likes.
 
     XLA is switched off as the stock server does at its start, for the whole process and for good: a Keras or
     TensorFlow program in the same process can no longer compile, so run this in a process of its own.

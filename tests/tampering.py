@@ -479,6 +479,11 @@ def a_tensor_that_is_none(meta, graph, functions, marker):
         meta.signature_def[name].outputs["truncated"].name = "StatefulPartitionedCall_1:0:1"
 
 
+@graph_tampering("Evil\\x1b[2Jok in the graph itself")
+def a_name_that_clears_the_screen(meta, graph, functions, marker):
+    graph.node.add(name="evil", op="Evil\x1b[2Jok")
+
+
 @graph_tampering("the defaults of a signature cannot be read")
 def a_default_of_no_shape(meta, graph, functions, marker):
     meta.signature_def["generate"].defaults["top_k"].tensor_shape.dim[0].size = -1

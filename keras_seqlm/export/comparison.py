@@ -295,5 +295,5 @@ def _alike(said, wanted):
 
 
 def _short(value):
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value)
     return text if len(text) < 160 else text[:160] + " ..."

@@ -12,7 +12,7 @@ from keras_seqlm.generation.samplers import OPTIONS
 from seqlm_runtime.graph_file import graph_file, read_graph
 from seqlm_runtime.lite_file import parse_lite_file
 from seqlm_runtime.litert import read_sidecar, read_tokenizer, tokenizer_folder
-from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, refused_in, refused_lite
+from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, printable, refused_in, refused_lite
 from seqlm_runtime.seals import SEAL
 from seqlm_runtime.warm_up import read_defaults, read_warm_up
 from seqlm_runtime.wire import Message
@@ -83,6 +83,7 @@ def inspect(artifact, allow_ops=()):
         found.reasons.append(str(error))
     except (ValueError, OSError) as error:
         found.reasons.append(str(error))
+    found.reasons = list(map(printable, found.reasons))
     return found
 
 
@@ -285,7 +286,7 @@ def contradictions(found, facts):
         files = {name.removeprefix(_TOKENIZER): files[name] for name in files if name.startswith(_TOKENIZER)}
         if files != facts["tokenizer_files"]:
             wrong.append("the tokenizer beside its sidecar is not the model's")
-    return wrong
+    return [printable(sentence) for sentence in wrong]
 
 
 def _differences(path, said, wanted):

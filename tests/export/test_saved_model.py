@@ -245,6 +245,45 @@ def test_what_lies_in_the_folder(saved_model):
     assert sidecar["max_prompt_tokens"] == 4096
 
 
+def test_nothing_of_it_writes_and_every_loader_of_tensorflow_reads_it(saved_model, in_fork, tmp_path):
+    path = saved_model("lstm")
+    graph = read_graph(path)
+    functions = [node for function in graph.functions.values() for node in function.nodes]
+    ops = {node.op for node in (*graph.nodes.values(), *functions)}
+    assert "RestoreV2" in ops and not ops & {"SaveV2", "MergeV2Checkpoints", "ShardedFilename"} and graph.at_start == []
+    script = """
+        import json, os, shutil, sys
+        import tensorflow as tf
+        from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
+        path, copy = sys.argv[1:]
+        texts = [tf.saved_model.load(path).signatures["generate_text"](text=tf.constant(["The"]))["generated_text"].numpy()[0]]
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            signature = tf.compat.v1.saved_model.load(session, ["serve"], path).signature_def["generate_text"]
+            inputs, outputs = signature.inputs["text"].name, signature.outputs["generated_text"].name
+            texts += session.run(outputs, {inputs: ["The"]}).tolist()
+        shutil.copytree(path, copy)
+        write_fingerprint(copy)
+        read = [open(os.path.join(folder, "fingerprint.pb"), "rb").read() for folder in (path, copy)]
+        print(json.dumps([texts[0].decode() == texts[1].decode() != "", read[0] == read[1]]))
+    """
+    assert in_fork(script, path, str(tmp_path / "copy"), backend="tensorflow") == [True, True]
+
+
+def test_a_model_that_has_to_run_something_after_loading_is_refused(tmp_path):
+    import tensorflow as tf
+
+    from keras_seqlm.export.served_part import save_served_part
+
+    module = tf.Module()
+    pairs = tf.lookup.KeyValueTensorInitializer(["a"], [1])
+    module.table = tf.lookup.StaticHashTable(pairs, 0)
+    module.f = tf.function(
+        lambda text: {"y": module.table.lookup(text)}, input_signature=[tf.TensorSpec([None], tf.string)]
+    )
+    with pytest.raises(ValueError, match="has to run something after it is loaded .* in a variable or a constant"):
+        save_served_part(module, str(tmp_path / "1"), {"f": module.f})
+
+
 def test_an_existing_version_is_kept_unless_told(saved_model, run_folder, monkeypatch, tmp_path):
     module = importlib.import_module("keras_seqlm.export.saved_model")  # `export.saved_model` is the function
     monkeypatch.setattr(module, "run_clean", lambda *_, path, **__: pathlib.Path(path).mkdir())

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
+from keras_seqlm.export.served_part import save_served_part
 from seqlm_runtime import op_gate, saved_model
+from seqlm_runtime.graph_fields import SAVED_MODEL
 from seqlm_runtime.op_gate import LITE_OPS, OPS, RefusedOps, check_graph, check_lite_content, check_saved_model
 from seqlm_runtime.seals import folder_hashes, sealed
 from seqlm_runtime.tokenizers.model_proto import NORMAL, UNKNOWN, Model, serialize_model
@@ -25,7 +27,7 @@ def exported(tmp_path_factory):
 
     module.score = score
     path = tmp_path_factory.mktemp("gate") / "1"
-    tf.saved_model.save(module, str(path), signatures={"score": score})
+    save_served_part(module, str(path), {"score": score})
     seal(path)
     return path
 
@@ -72,13 +74,13 @@ def test_what_an_export_holds_passes(exported):
 def test_an_operation_is_refused_wherever_it_stands(changed, op, where):
     def change(meta, main, functions):
         if where == "main":
-            main.node.add(name="x", op=op)
+            main.node.add(name="evil", op=op)
         elif where == "nobody":
             main.library.function.add().signature.name = "uncalled"
-            main.library.function[-1].node_def.add(name="x", op=op)
+            main.library.function[-1].node_def.add(name="evil", op=op)
         else:
             named(functions, {"while": "while_body", "signature": "signature_wrapper"}[where]).node_def.add(
-                name="x", op=op
+                name="evil", op=op
             )
 
     found = refusal(changed(change))
@@ -94,30 +96,87 @@ def test_what_is_allowed_by_name_passes(changed):
     assert refusal(content, ["Conv3D"]).ops == ["Conv2D"]
 
 
-def init_node(main):
-    return next(node for node in main.node if node.op == "NoOp")
-
-
 def run_at_start(meta, main, functions):
-    main.node.add(name="x", op="Placeholder")
-    init_node(main).input.append("^x")
+    main.node.add(name="x", op="NoOp")
+    meta.signature_def["__saved_model_init_op"].outputs["x"].name = "x"
 
 
-def save_at_start(meta, main, functions):
-    init_node(main).input.append("^" + meta.saver_def.save_tensor_name.split(":")[0])
+def add_save(functions, main):
+    function = main.library.function.add()
+    function.signature.name = "saving"
+    function.signature.input_arg.add(name="prefix", type=7)
+    function.node_def.add(name="x", op="SaveV2", input=["prefix"])
+    node = main.node.add(name="save", op="StatefulPartitionedCall", input=["saver_filename"])
+    node.attr["f"].func.name = "saving"
+
+
+def save_beside(meta, main, functions):
+    add_save(functions, main)
+
+
+def save_as_tensorflow_does(meta, main, functions):
+    add_save(functions, main)
+    meta.saver_def.save_tensor_name = "save:0"
 
 
 def save_as_restore(meta, main, functions):
-    meta.saver_def.restore_op_name = meta.saver_def.save_tensor_name.split(":")[0]
+    add_save(functions, main)
+    meta.saver_def.restore_op_name = "save"
 
 
 def restore_that_saves(meta, main, functions):
+    add_save(functions, main)
     node = named(functions, "traced_restore").node_def.add(name="x", op="StatefulPartitionedCall")
-    node.attr["f"].func.name = next(name for name in functions if "traced_save" in name)
+    node.attr["f"].func.name = "saving"
 
 
-def save_for_an_answer(meta, main, functions):
-    meta.signature_def["score"].outputs["y"].name = meta.saver_def.save_tensor_name
+def restore(meta, main):
+    return next(node for node in main.node if node.name == meta.saver_def.restore_op_name)
+
+
+def restore_for_an_answer(meta, main, functions):
+    meta.signature_def["score"].outputs["y"].name = f"{restore(meta, main).name}:0"
+
+
+def restore_before_another_node(meta, main, functions):
+    main.node.add(name="x", op="NoOp", input=["^" + restore(meta, main).name])
+
+
+def restore_by_another_node(meta, main, functions):
+    main.node.add(name="x", op="StatefulPartitionedCall").attr["f"].CopyFrom(restore(meta, main).attr["f"])
+
+
+def restore_by_an_object(meta, main, functions):
+    meta.object_graph_def.concrete_functions[named(functions, "traced_restore").signature.name].SetInParent()
+
+
+def restore_by_an_alias(meta, main, functions):
+    """Of the node that calls it, too."""
+    restore(meta, main).attr["g"].list.s.append(named(functions, "traced_restore").signature.name.encode())
+
+
+def restore_with_a_second_path(meta, main, functions):
+    function = named(functions, "traced_restore")
+    function.signature.input_arg.insert(1, type(function.signature.input_arg[0])(name="elsewhere", type=7))
+    next(node for node in function.node_def if node.op == "RestoreV2").input[0] = "elsewhere"
+
+
+def restore_from_a_constant_placeholder(meta, main, functions):
+    node = next(node for node in main.node if node.name == "saver_filename")
+    node.op = "Const"
+
+
+def restore_from_a_requests_path(meta, main, functions):
+    meta.signature_def["score"].inputs["x"].name = "saver_filename:0"
+
+
+def restore_by_a_branch(meta, main, functions):
+    restore(meta, main).op = "If"
+
+
+def restore_by_two_functions(meta, main, functions):
+    main.library.function.add().signature.name = "other"
+    restore(meta, main).attr["g"].func.name = "other"
 
 
 def restore_from_elsewhere(meta, main, functions):
@@ -134,7 +193,7 @@ def restore_with_a_prefix_of_its_own(meta, main, functions):
 
 
 def asset_outside(meta, main, functions):
-    meta.asset_file_def.add(filename="../../etc/passwd").tensor_info.name = init_node(main).name
+    meta.asset_file_def.add(filename="../../etc/passwd").tensor_info.name = main.node[0].name
 
 
 def on_another_machine(meta, main, functions):
@@ -151,21 +210,50 @@ def function_in_an_attribute(meta, main, functions):
     value.attr["g"].list.func.add(name="elsewhere")
 
 
+def a_function_that_is_an_operation(meta, main, functions):
+    main.library.function.add().signature.name = "Tanh"
+
+
+def called_by_its_own_name(meta, main, functions):
+    main.library.function.add().signature.name = "WriteFile"
+    main.node.add(name="x", op="WriteFile")
+
+
+def an_encoding(meta, main, functions):
+    main.node.add(name="x", op="UnicodeTranscode").attr["input_encoding"].s = b"../../evil"
+
+
 def long_piece(meta, main, functions):
     model = Model([("<unk>", 0.0, UNKNOWN), ("a" * 500_000, 0.0, NORMAL)])
     main.node.add(name="x", op="SentencepieceOp").attr["model"].s = serialize_model(model)
 
 
+READING = ["AssignVariableOp", "RestoreV2"]
+
+
 @pytest.mark.parametrize(
     ("change", "ops"),
     [
-        (run_at_start, ["Placeholder"]),
-        (save_at_start, ["DisableCopyOnRead", "MergeV2Checkpoints", "SaveV2"]),
-        (save_as_restore, ["MergeV2Checkpoints", "RestoreV2", "SaveV2"]),
-        (restore_that_saves, ["MergeV2Checkpoints", "SaveV2"]),
-        (save_for_an_answer, ["MergeV2Checkpoints", "SaveV2"]),
-        (restore_from_elsewhere, ["AssignVariableOp", "RestoreV2"]),
-        (restore_with_a_prefix_of_its_own, ["AssignVariableOp", "RestoreV2"]),
+        (run_at_start, ["x"]),
+        (save_beside, ["SaveV2"]),
+        (save_as_tensorflow_does, ["SaveV2"]),
+        (save_as_restore, ["RestoreV2", "SaveV2"]),
+        (restore_that_saves, ["SaveV2"]),
+        (restore_for_an_answer, READING),
+        (restore_before_another_node, READING),
+        (restore_by_another_node, READING),
+        (restore_by_an_object, READING),
+        (restore_by_an_alias, READING),
+        (restore_with_a_second_path, READING),
+        (restore_from_a_constant_placeholder, READING),
+        (restore_from_a_requests_path, READING),
+        (restore_by_a_branch, READING),
+        (restore_by_two_functions, READING),
+        (restore_from_elsewhere, READING),
+        (restore_with_a_prefix_of_its_own, READING),
+        (a_function_that_is_an_operation, ["a function called as the operation Tanh"]),
+        (called_by_its_own_name, ["WriteFile"]),
+        (an_encoding, ["the input_encoding b'../../evil'"]),
         (asset_outside, ["the asset '../../etc/passwd'"]),
         (on_another_machine, ["the device '/job:worker/task:0'"]),
         (unknown_function, ["the unknown function 'elsewhere'"]),
@@ -176,6 +264,43 @@ def long_piece(meta, main, functions):
 )
 def test_what_operations_of_the_list_could_do(changed, change, ops):
     assert set(ops) <= set(refusal(changed(change)).ops)
+
+
+@pytest.mark.parametrize("name", ["api_implements", "config_proto", "_class", "_kernel", "anything"])
+@pytest.mark.parametrize("where", ["node", "function", "argument"])
+def test_an_attribute_that_no_export_has_is_refused(changed, name, where):
+    def change(meta, main, functions):
+        function = named(functions, "while_body")
+        node = next(node for node in main.node if node.op == "Placeholder")
+        {"node": node, "function": function, "argument": function.arg_attr[0]}[where].attr[name].s = b"evil"
+
+    assert refusal(changed(change)).ops == [f"the attribute {name!r}"]
+
+
+def test_what_an_operation_of_yours_has_beside_it_is_its_own(changed):
+    def change(meta, main, functions):
+        node = main.node.add(name="x", op="Conv2D")
+        node.attr["strides"].list.i.append(1)
+        node.attr["_evil"].s = b"evil"
+
+    assert refusal(changed(change), ["Conv2D"]).ops == ["the attribute '_evil'"]
+
+
+def test_the_fields_are_those_of_tensorflow():
+    """Number by number and name by name."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    seen, pending = set(), [("SavedModel", saved_model_pb2.SavedModel.DESCRIPTOR)]
+    while pending:
+        message, descriptor = pending.pop()
+        seen.add(message)
+        for number, field in SAVED_MODEL[message].items():
+            name, _, inner = field.partition(":")
+            found = descriptor.fields_by_number[number]
+            assert found.name == name
+            if inner and inner not in seen:
+                pending.append((inner, found.message_type))
+    assert seen == set(SAVED_MODEL)
 
 
 @pytest.mark.parametrize("part", ["graph", "meta", "node", "library"])
@@ -259,8 +384,10 @@ def test_a_lite_file_of_other_operations(tmp_path):
     import tensorflow as tf
 
     def convert(function):
-        function = tf.function(function, input_signature=[tf.TensorSpec([2, 3], tf.float32, "x")])
-        return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], None).convert()
+        module = tf.Module()
+        module.f = tf.function(lambda x: {"y": function(x)}, input_signature=[tf.TensorSpec([2, 3], tf.float32, "x")])
+        tf.saved_model.save(module, str(tmp_path / "1"), signatures={"f": module.f})
+        return tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "1")).convert()
 
     content = convert(lambda x: tf.tanh(x) + 1.0)
     file = check_lite_content("here", content)
