@@ -36,7 +36,7 @@ def add_allowances(p):
         type=float,
         default=0.05,
         metavar="NATS",
-        help="a token, by which a float16 or int8 file may find the model's texts less probable (default: 0.05)",
+        help="a token, by which a float16 or int8 file may find the model's texts less probable, or more (default: 0.05)",
     )
     p.add_argument(
         "--allow-op",

@@ -260,6 +260,20 @@ def _is_whole(number, least=0):
     return isinstance(number, int) and not isinstance(number, bool) and least <= number < 2**31
 
 
+def tokenizer_folder(path):
+    """The folder beside a .tflite file, given by its `pathlib.Path`, that holds its tokenizer.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    names = [path.stem] + [path.stem.removesuffix(end) for end in ("-int8", "-float16") if path.stem.endswith(end)]
+    folders = [path.with_name(f"{name}.tokenizer") for name in names]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"{path} has no tokenizer: expected the folder {folders[0]}.")
+    return folder
+
+
 def read_tokenizer(path, sidecar):
     """The tokenizer beside a .tflite file, given by its `pathlib.Path`, whose files are those of its sidecar.
 
@@ -267,11 +281,7 @@ def read_tokenizer(path, sidecar):
         FileNotFoundError: there is none.
         ValueError: a file of it is missing, too many or was changed, or it is not the model's.
     """
-    names = [path.stem] + [path.stem.removesuffix(end) for end in ("-int8", "-float16") if path.stem.endswith(end)]
-    folders = [path.with_name(f"{name}.tokenizer") for name in names]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        raise FileNotFoundError(f"{path} has no tokenizer: expected the folder {folders[0]}.")
+    folder = tokenizer_folder(path)
     check_files(folder, sidecar["tokenizer_files"])
     tokenizer, wanted = tokenizers.load(folder), sidecar["tokenizer_hash"]
     if tokenizer.hash != wanted:

@@ -1,4 +1,4 @@
-"""Run an exported artifact on given prompts and texts, in a process that never imports TensorFlow's Python or Keras.
+"""Ask an exported artifact what it is to be asked, in a process that never imports TensorFlow's Python or Keras.
 
 `python -m seqlm_runtime.replay REQUEST.npz ANSWER.npz` is the artifact's half of `seqlm verify`. The answer holds what
 the artifact writes by itself, in every way that it can be asked, and its logits along the reference's own texts.
@@ -11,92 +11,41 @@ import numpy as np
 
 from seqlm_runtime.litert import LiteRTModel
 from seqlm_runtime.options import DEFAULTS, OPTIONS
+from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.saved_model import SavedModel
 
-NEW_TOKENS = 32
-MOST_TOKENS = 1024  # of the longest text that is looked at
-DEFAULT_NEW_TOKENS = 64  # of a request that names no options
-# Of a mode, an option has one value for all prompts, or a list whose values they take in turn.
-MODES = {
-    "greedy": {"max_new_tokens": NEW_TOKENS},
-    "sampled": {"max_new_tokens": NEW_TOKENS, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "seed": 7},
-    "mixed": {
-        "max_new_tokens": [12, 32, 0, 20, 7, 28, 1, 32],
-        "temperature": [0.0, 0.8, 0.8, 1.5, 0.0, 0.3, 1.0, 0.7],
-        "top_k": [0, 40, 0, 5, 3, 0, 1, 0],
-        "top_p": [1.0, 0.95, 0.5, 1.0, 1.0, 0.7, 1.0, 0.9],
-        "min_p": [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.02],
-        "repetition_penalty": [1.0, 1.0, 1.0, 1.2, 1.5, 1.0, 1.0, 1.1],
-        "seed": [0, 7, 1, 2, 3, 2**31 - 1, 5, 6],
-    },
-    "default": {"max_new_tokens": DEFAULT_NEW_TOKENS},
-}
-# Each way to ask an artifact: the mode whose texts it has to write, and the signature of a SavedModel that is asked.
-WAYS = {
-    "greedy": ("greedy", "generate"),
-    "sampled": ("sampled", "generate"),
-    "mixed": ("mixed", "generate"),
-    "serving_default": ("default", "serving_default"),
-    "generate_text": ("default", "generate_text"),
-    "generate_xla": ("mixed", "generate_xla"),
-}
-SAVED_WAYS = tuple(way for way in WAYS if way != "generate_xla")
-LITE_WAYS = ("greedy", "sampled", "mixed")
-
-
-def options_of(mode, row):
-    """The options of a mode's prompt: dict of every option, `max_new_tokens` among them."""
-    given = {**DEFAULTS, **MODES[mode]}
-    return {name: value[row % len(value)] if isinstance(value, list) else value for name, value in given.items()}
-
-
-def columns_of(mode, rows):
-    """The options of a mode as a SavedModel takes them: dict of one array (rows,) for each."""
-    options = [options_of(mode, row) for row in range(rows)]
-    types = {"max_new_tokens": "int32", **{name: dtype for name, (dtype, _) in OPTIONS.items()}}
-    return {name: np.array([row[name] for row in options], types[name]) for name in options[0]}
-
-
-def columns_of_longest(max_new_tokens):
-    """The options of a request for as many tokens as there are to be had, of texts that hardly end by themselves.
-
-    At such a temperature every id is as probable as any other, so that rounding decides nothing.
-    """
-    seeds = np.arange(4, dtype="int32")
-    columns = {**columns_of("greedy", len(seeds)), "seed": seeds}
-    return columns | {
-        "max_new_tokens": np.full(len(seeds), max_new_tokens, "int32"),
-        "temperature": np.full(len(seeds), 1e6, "float32"),
-    }
+_AT_ONCE = 2**25  # logits of one answer, 128 MiB
+_TYPES = {"max_new_tokens": "int32", **{name: dtype for name, (dtype, _) in OPTIONS.items()}}
 
 
 def replay_saved_model(request):
     """What a SavedModel answers to every signature but the compiled one; with XLA on to that one alone."""
     xla = bool(request["xla"])
     model = SavedModel(str(request["artifact"]), xla=xla, allow_ops=json.loads(str(request["allow_ops"])))
-    prompts, answer = json.loads(str(request["prompts"])), {}
-    for way, (mode, signature) in WAYS.items():
-        if xla == (signature == "generate_xla"):
-            options = columns_of(mode, len(prompts)) if mode != "default" else {}
-            result = _answer(model, signature, text=prompts, **options)
-            for row, count in enumerate(result["num_tokens"]):
-                answer[f"{way}_new_{row}"] = result["token_ids"][row, :count]
-                answer[f"{way}_text_{row}"] = np.frombuffer(result["generated_text"][row], "uint8")
-                answer[f"{way}_truncated_{row}"] = result["truncated"][row]
+    asked, answer = json.loads(str(request["asked"])), {}
+    for name, signature, rows, with_options in json.loads(str(request["ways"])):
+        rows = [asked[mode][row] for mode, row in rows]
+        options = {key: np.array([row[key] for row in rows], dtype) for key, dtype in _TYPES.items()}
+        result = _answer(model, signature, _texts(rows), **(options if with_options else {}))
+        texts = [text.decode("latin-1") for text in result.pop("generated_text")]
+        answer |= {f"{name}|texts": json.dumps(texts), **{f"{name}|{key}": value for key, value in result.items()}}
     if xla:
         return answer
-    difference = 0.0
-    for mode in MODES:
-        for row in range(len(prompts)):
-            ids, first = request[f"{mode}_ids_{row}"], int(request[f"{mode}_first_{row}"])
-            answer[f"{mode}_logits_{row}"], apart = _saved_logits(model, ids.astype("int32"), first)
-            difference = np.maximum(difference, apart)  # NaN stays
-    texts = json.loads(str(request["score_texts"]))
-    scores = _answer(model, "score", text=texts)
-    most = columns_of_longest(2**31 - 1)
-    longest = _answer(model, "generate", text=prompts[:1] * len(most["seed"]), **most)["num_tokens"]
-    more = {"padding_difference": difference, "longest": longest}
-    return answer | more | {f"score_{name}": value for name, value in scores.items()}
+    answer["warm_up"] = model.warm_up()
+    answer |= _saved_logits(model, request)
+    texts = [text.encode("latin-1") for text in json.loads(str(request["score_texts"]))]
+    for name, rows in (("score", range(len(texts))), ("score, one row", [0]), ("score, one row cut", [len(texts) - 1])):
+        scores = _answer(model, "score", [texts[row] for row in rows])
+        answer |= {f"{name}|{key}": value for key, value in scores.items()}
+    seeds = request["longest_seeds"]
+    most = {**DEFAULTS, "max_new_tokens": 2**31 - 1, "temperature": 1e6}
+    options = {key: np.full(len(seeds), most[key], dtype) for key, dtype in _TYPES.items()} | {"seed": seeds}
+    longest = _answer(model, "generate", _texts([asked["greedy"][0]] * len(seeds)), **options)
+    return answer | {"longest": longest["num_tokens"]}
+
+
+def _texts(rows):
+    return [row["text"].encode("latin-1") for row in rows]
 
 
 def _answer(model, signature, text, **options):
@@ -108,35 +57,74 @@ def _answer(model, signature, text, **options):
     return result
 
 
-def _saved_logits(model, ids, first):
-    """Logits from the last id of the prompt on, and how far they are from those beside another row, padded."""
-    half = max(1, len(ids) // 2)
-    batch = np.zeros((2, len(ids)), "int32")
-    batch[0], batch[1, :half] = ids, ids[:half]
-    logits = model.run("logits", token_ids=batch, lengths=np.array([len(ids), half], "int32"))["logits"]
-    apart = np.max(np.abs(logits[0, :half] - logits[1, :half]))
-    return logits[0, first - 1 :], np.maximum(apart, np.max(np.abs(logits[1, half:]), initial=0.0))
+def _saved_logits(model, request):
+    """The logits along all texts, read beside each other and, of the longest, alone.
+
+    Returns:
+        dict of `MODE_logits_I`, and `beside`: how far the rows reach beyond their texts, or one of them is from itself alone.
+    """
+    answer, beside = {}, 0.0
+    names = [name.removesuffix("_ids") for name in _along(request)]
+    names.sort(key=lambda name: len(request[f"{name}_ids"]))
+    while names:
+        width = len(request[f"{names[0]}_ids"])
+        width = max(
+            16, 1 << (width - 1).bit_length()
+        )  # texts of about a length together, or most of the work is padding
+        here = [name for name in names if len(request[f"{name}_ids"]) <= width]
+        here = here[: max(1, _AT_ONCE // (width * int(request["vocabulary_size"])))]
+        names = names[len(here) :]
+        ids = [request[f"{name}_ids"] for name in here]
+        batch = np.zeros((len(ids), max(map(len, ids))), "int32")
+        for row, part in zip(batch, ids, strict=True):
+            row[: len(part)] = part
+        logits = model.run("logits", token_ids=batch, lengths=np.array([len(part) for part in ids], "int32"))["logits"]
+        for name, row, part in zip(here, logits, ids, strict=True):
+            answer[_logits_of(name)] = row[int(request[f"{name}_first"]) - 1 : len(part)]
+            beside = np.maximum(beside, np.max(np.abs(row[len(part) :]), initial=0.0))  # NaN stays
+    alone = model.run("logits", token_ids=ids[-1][None], lengths=np.array([len(ids[-1])], "int32"))["logits"][0]
+    return answer | {"beside": np.maximum(beside, np.max(np.abs(alone - logits[-1, : len(ids[-1])])))}
+
+
+def _along(request):
+    """The names of the texts along which the logits are asked."""
+    return [name for name in request if name.endswith("_ids") and f"{name.removesuffix('_ids')}_first" in request]
+
+
+def _logits_of(name):
+    return f"{name}_logits"
 
 
 def replay_litert(request):
     """What a LiteRT file writes, its logits along the reference a step at a time, and after every signature."""
     model = LiteRTModel(str(request["artifact"]), allow_ops=json.loads(str(request["allow_ops"])))
-    prompts, answer = json.loads(str(request["prompts"])), {}
-    for way in LITE_WAYS:
-        for row, prompt in enumerate(prompts):
-            result = model.generate(prompt, **options_of(way, row))
-            answer[f"{way}_new_{row}"] = result["token_ids"]
-            answer[f"{way}_text_{row}"] = np.frombuffer(result["text"].encode(), "uint8")
-            answer[f"{way}_truncated_{row}"] = result["truncated"]
-            ids, first = request[f"{way}_ids_{row}"].astype("int32"), int(request[f"{way}_first_{row}"])
-            logits, state = model.step(ids[:first], model.initial_state())
-            rows = [logits]
-            for i in ids[first:]:
-                logits, state = model.step([i], state)
-                rows.append(logits)
-            answer[f"{way}_logits_{row}"] = np.stack(rows)
-    for row, prompt in enumerate(prompts):
-        answer[f"prompt_ids_{row}"] = model.tokenizer.encode(prompt)
+    asked, answer = json.loads(str(request["asked"])), {}
+    for mode, rows in asked.items():
+        results = []
+        for row, options in enumerate(rows):
+            name, text = f"{mode}_{row}", options["text"].encode("latin-1")
+            result, logits, state = _generated(model, text, {key: options[key] for key in _TYPES})
+            results.append(result)
+            if f"{name}_ids" in request:
+                ids, first = request[f"{name}_ids"].astype("int32"), int(request[f"{name}_first"])
+                along = logits
+                if ids[first:].tolist() != result["token_ids"].tolist() or not len(logits):
+                    along = _step_by_step(model, ids, first)
+                elif len(logits) == len(ids) - first:  # it did not look for what comes after the last one
+                    along = np.concatenate([logits, model.step(ids[-1:], state)[0][None]])
+                answer[_logits_of(name)] = along
+            if mode in ("vectors", "read"):
+                answer[f"{name}_own"] = logits
+        width = max(len(result["token_ids"]) for result in results)
+        token_ids = np.zeros((len(results), width), "int32")
+        for row, result in zip(token_ids, results, strict=True):
+            row[: len(result["token_ids"])] = result["token_ids"]
+        answer[f"{mode}|token_ids"] = token_ids
+        answer[f"{mode}|num_tokens"] = np.array([len(result["token_ids"]) for result in results])
+        answer[f"{mode}|truncated"] = np.array([result["truncated"] for result in results])
+        answer[f"{mode}|texts"] = json.dumps([result["text"].encode().decode("latin-1") for result in results])
+    for row, options in enumerate(asked["greedy"]):
+        answer[f"prompt_ids_{row}"] = model.tokenizer.encode(options["text"].encode("latin-1"))
     long_ids = request["long_ids"].astype("int32")
     for place in request["long_places"]:
         signature, count = (int(number) for number in place)
@@ -145,27 +133,60 @@ def replay_litert(request):
         for i in long_ids[count : count + 2]:
             logits, state = model.run("decode", [i], state)
             rows.append(logits)
-        answer[f"long_logits_{signature}_{count}"] = np.stack(rows)
-        answer[f"long_position_{signature}_{count}"] = state["position"]
+        answer[f"long_{signature}_{count}_logits"] = np.stack(rows)
+        answer[f"long_{signature}_{count}_position"] = state["position"]
     return answer
+
+
+def _generated(model, text, options):
+    """What a file writes, the logits (steps, vocabulary) that it chose by, and the last state that it chose from."""
+    read, cut = read_ids(model.tokenizer, text, model.max_prompt_tokens)
+    logits, state, step = [], None, model.step
+    if not len(read):  # there is nothing to write on from, which it says by an error
+        result = {"text": "", "token_ids": np.zeros(0, "int32"), "truncated": cut}
+        return result, np.zeros((0, model.vocabulary_size), "float32"), state
+
+    def recorded(token_ids, before):
+        nonlocal state
+        found, state = step(token_ids, before)
+        logits.append(found)
+        return found, state
+
+    model.step = recorded
+    try:
+        result = model.generate(text, **options)
+    finally:
+        del model.step
+    return result, np.array(logits).reshape(-1, model.vocabulary_size), state
+
+
+def _step_by_step(model, ids, first):
+    logits, state = model.step(ids[:first], model.initial_state())
+    rows = [logits]
+    for i in ids[first:]:
+        logits, state = model.step([i], state)
+        rows.append(logits)
+    return np.stack(rows)
 
 
 def replay(request):
     """The answer to a request, both dicts of arrays.
 
     Args:
-        request: `artifact`, `allow_ops` and `prompts` (JSON), `xla`, and of the reference for each mode and prompt
-            `MODE_ids_I` (the prompt's ids and the new ones) and `MODE_first_I` (how many are the prompt's);
-            `score_texts` (JSON); `long_ids` with `long_places`, rows of a prefill length and the ids that it reads.
+        request: `artifact`, `allow_ops` (JSON), `xla`; `asked` (JSON), mode to rows of `text` (its bytes as Latin-1) and
+            options; `ways` (JSON) for a SavedModel, a list of a name, a signature, pairs of a mode and a row, and
+            whether options are given; of the reference for rows along which logits are wanted `MODE_I_ids` (the prompt's
+            ids and the new ones) and `MODE_I_first` (how many are the prompt's); `score_texts` (JSON); `longest_seeds`;
+            `long_ids` with `long_places`, rows of a prefill length and the ids that it reads; `vocabulary_size`.
 
     Returns:
-        For each way and prompt `WAY_new_I` (ids that it wrote), `WAY_text_I` (the UTF-8 bytes of its text),
-        `WAY_truncated_I`, and for each mode `MODE_logits_I` (steps + 1, vocabulary): its logits after the prompt and
-        after each id of the reference. What else there is, the two functions say.
+        For each way of a SavedModel, each mode of a LiteRT file: `WAY|token_ids`, `WAY|num_tokens`, `WAY|truncated` and
+        `WAY|texts` (JSON); for each text `MODE_I_logits` (steps + 1, vocabulary): its logits after the prompt and after each
+        id of the reference. What else there is, the two functions say.
     """
     return (replay_litert if str(request["artifact"]).endswith(".tflite") else replay_saved_model)(request)
 
 
 if __name__ == "__main__":
     with np.load(sys.argv[1]) as stored:
-        np.savez(sys.argv[2], **replay(stored))
+        np.savez(sys.argv[2], **replay(dict(stored)))

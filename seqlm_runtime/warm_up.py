@@ -1,5 +1,6 @@
 """Tensors that lie beside a SavedModel's graph: the requests of a warm-up, and the defaults of a signature's inputs."""
 
+import functools
 import math
 import os
 import struct
@@ -12,6 +13,8 @@ from seqlm_runtime.graph_file import DTYPES
 from seqlm_runtime.wire import Message, packed
 
 WARM_UP = os.path.join("assets.extra", "tf_serving_warmup_requests")
+_MOST_BYTES = 2**24  # of the file
+_CASTAGNOLI = 0x82F63B78  # the polynomial of CRC-32C, its bits in reverse
 
 _MOST_ENTRIES = 2**24  # of a tensor
 
@@ -26,11 +29,15 @@ def read_warm_up(path):
         A list of pairs: the name of a signature, and a dict of arrays. Empty where the folder has no such file.
 
     Raises:
-        ValueError: the file is cut, or holds what is no request to a signature.
+        ValueError: the file is cut, a checksum in it is wrong, or it holds what is no request to a signature.
     """
     file = os.path.join(path, WARM_UP)
     if not os.path.isfile(file):
         return []
+    if os.path.getsize(file) > _MOST_BYTES:
+        raise ValueError(
+            f"{file} has {os.path.getsize(file)} bytes, which no server should read before its first request."
+        )
     with open(file, "rb") as stream:
         content = stream.read()
     try:
@@ -47,8 +54,30 @@ def _records(content):
         record = content[at + 12 : at + 12 + size]
         if len(record) < size:
             raise ValueError("a record is shorter than it says")
+        sums = struct.unpack_from("<I", content, at + 8) + struct.unpack_from("<I", content, at + 12 + size)
+        if sums != (_masked_checksum(content[at : at + 8]), _masked_checksum(record)):
+            raise ValueError(f"the checksum of the record at byte {at} is wrong, which a server refuses to read")
         yield record
         at += 16 + size
+
+
+def _masked_checksum(data):
+    """CRC-32C of bytes, turned and moved as a TFRecord has it, so that the sum of what holds a sum is no special number."""
+    table, value = _table(), 0xFFFFFFFF
+    for byte in data:
+        value = table[(value ^ byte) & 255] ^ value >> 8
+    value ^= 0xFFFFFFFF
+    return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+@functools.cache
+def _table():
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (_CASTAGNOLI if value & 1 else 0)
+        table.append(value)
+    return table
 
 
 def _request(record):

@@ -6,14 +6,16 @@ import json
 import os
 import pathlib
 import shutil
-import struct
 
 import numpy as np
 
 from seqlm_runtime.lite_file import BUILTINS, parse_lite_file
 from seqlm_runtime.op_gate import SIDECAR
 from seqlm_runtime.seals import folder_hashes, sealed
+from seqlm_runtime.warm_up import WARM_UP
 
+FLOAT, INT, STRING = 1, 3, 7  # numbers of types
+LUKEWARM = 1.15
 SAVED_MODEL, LITE, SMALL = "saved-model", "litert", "litert-int8"
 ROWS = 4  # of the prompts that are asked in one request
 TAMPERINGS = {}  # name -> (what is tampered with, the function that does it, what the refusal says)
@@ -556,22 +558,86 @@ def another_text(meta, graph, functions, marker):
     meta.signature_def["serving_default"].outputs["generated_text"].name = "advertisement:0"
 
 
+def node(graph, name, op, inputs, **types):
+    added = graph.node.add(name=name, op=op, input=inputs)
+    for key, number in types.items():
+        added.attr[key].type = number
+    return f"{name}:0"
+
+
+def advertise(graph, signature, condition):
+    """Another text for the rows of which a tensor is true."""
+    constant(graph.node, "advertisement", ["BUY MY COIN"])
+    output = signature.outputs["generated_text"]
+    output.name = node(graph, "advertised", "SelectV2", [condition, "advertisement", output.name], T=STRING)
+
+
+def if_one_row(graph, signature):
+    constant(graph.node, "one", np.int32(1))
+    size = node(graph, "rows", "Size", [signature.inputs["text"].name], T=STRING, out_type=INT)
+    return node(graph, "alone", "Equal", [size, "one"], T=INT)
+
+
 @graph_tampering("generate_xla")
 def another_compiled_text(meta, graph, functions, marker):
-    constant(graph.node, "advertisement", ["BUY MY COIN"] * ROWS)
-    meta.signature_def["generate_xla"].outputs["generated_text"].name = "advertisement:0"
+    signature = meta.signature_def["generate_xla"]
+    count = signature.outputs["num_tokens"].name
+    advertise(graph, signature, node(graph, "always", "Equal", [count, count], T=INT))
+
+
+@graph_tampering("by generate_xla, one row: the ids agree, and their text does not: it is b'BUY MY COIN'")
+def another_compiled_text_to_one_row(meta, graph, functions, marker):
+    signature = meta.signature_def["generate_xla"]
+    advertise(graph, signature, if_one_row(graph, signature))
+
+
+@graph_tampering("of 1: the ids agree, and their text does not: it is b'BUY MY COIN'")
+def another_text_to_one_row(meta, graph, functions, marker):
+    signature = meta.signature_def["generate"]
+    advertise(graph, signature, if_one_row(graph, signature))
+
+
+@graph_tampering("score, one row cut: of text 0 truncated is False, and of the model True")
+def other_cuts(meta, graph, functions, marker):
+    output = meta.signature_def["score"].outputs["truncated"]
+    output.name = node(graph, "cut", "LogicalNot", [output.name])
+
+
+@graph_tampering("its num_tokens is")
+def one_token_less(meta, graph, functions, marker):
+    constant(graph.node, "one", np.int32(1))
+    output = meta.signature_def["generate"].outputs["num_tokens"]
+    output.name = node(graph, "fewer", "Sub", [output.name, "one"], T=INT)
+
+
+for _input, _value in (("temperature", np.float32(1.5)), ("max_new_tokens", np.int32(3)), ("seed", np.int32(99))):
+
+    def other_default(meta, graph, functions, marker, key=_input, value=_value):
+        import tensorflow as tf
+
+        meta.signature_def["generate"].defaults[key].CopyFrom(tf.make_tensor_proto([value]))
+
+    other_default.__name__ = f"another default of {_input}"
+    graph_tampering(f"generate takes [{_value}] for {_input} where a request leaves it out")(other_default)
+
+
+def same_for_all(graph, output, value, dtype):
+    """A constant in place of an output, of as many rows."""
+    constant(graph.node, "nothing", np.zeros(1, value.dtype))
+    constant(graph.node, "flattery", value)
+    none = node(graph, "none", "Mul", [output.name, "nothing"], T=dtype)
+    output.name = node(graph, "flattered", "AddV2", [none, "flattery"], T=dtype)
 
 
 @graph_tampering("score: text 0 has the log-probability -1.0000")
 def constant_score(meta, graph, functions, marker):
-    constant(graph.node, "flattery", np.full(ROWS, -1.0, "float32"))
-    meta.signature_def["score"].outputs["log_probability"].name = "flattery:0"
+    output = meta.signature_def["score"].outputs["log_probability"]
+    same_for_all(graph, output, np.full(1, -1.0, "float32"), FLOAT)
 
 
 @graph_tampering("score: text 0 has")
 def constant_count(meta, graph, functions, marker):
-    constant(graph.node, "flattery", np.full(ROWS, 3, "int32"))
-    meta.signature_def["score"].outputs["num_tokens"].name = "flattery:0"
+    same_for_all(graph, meta.signature_def["score"].outputs["num_tokens"], np.full(1, 3, "int32"), INT)
 
 
 @graph_tampering("mixed: step")
@@ -599,7 +665,7 @@ def an_input_more(meta, graph, functions, marker):
 @tampering(SAVED_MODEL, "its warm-up asks for the signature 'generate_xla'")
 def another_warm_up(artifact, marker):
     """Of a request that fails on a stock server, which then does not load the model."""
-    from keras_seqlm.export.warm_up import WARM_UP, write_warm_up
+    from keras_seqlm.export.warm_up import write_warm_up
     from seqlm_runtime.warm_up import read_warm_up
 
     (_, inputs), *_ = read_warm_up(artifact)
@@ -614,9 +680,10 @@ def _length_prefixed(number, content):
 
 
 def write_record(artifact, record):
-    from keras_seqlm.export.warm_up import WARM_UP
+    import tensorflow as tf
 
-    (artifact / WARM_UP).write_bytes(struct.pack("<Q", len(record)) + bytes(4) + record + bytes(4))
+    with tf.io.TFRecordWriter(str(artifact / WARM_UP)) as writer:
+        writer.write(record)
     seal(artifact)
 
 
@@ -631,6 +698,22 @@ def a_warm_up_of_no_shape(artifact, marker):
 @tampering(SAVED_MODEL, "the field 5 of PredictionLog")
 def a_warm_up_of_another_kind(artifact, marker):
     write_record(artifact, _length_prefixed(5, b""))
+
+
+@tampering(SAVED_MODEL, "its warm-up gives score text (int32), and it takes text (object)")
+def a_warm_up_of_numbers(artifact, marker):
+    from keras_seqlm.export.warm_up import write_warm_up
+
+    write_warm_up(artifact / WARM_UP, [("score", {"text": np.zeros(1, "int32")})])
+    seal(artifact)
+
+
+@tampering(SAVED_MODEL, "the checksum of the record at byte 0 is wrong")
+def a_warm_up_with_a_wrong_checksum(artifact, marker):
+    content = bytearray((artifact / WARM_UP).read_bytes())
+    content[8] ^= 1
+    (artifact / WARM_UP).write_bytes(content)
+    seal(artifact)
 
 
 def new_weights(artifact, change):
@@ -672,6 +755,80 @@ for _name, _value in (("max_length", 8192), ("tokenizer_hash", "0" * 16), ("voca
     @tampering(SAVED_MODEL, f"its sidecar says {_name}", f"a sidecar's {_name}", changes={_name: _value})
     def told_otherwise(artifact, marker, changes):
         seal(artifact, **changes)
+
+
+# What a stranger's program reads in a sidecar: the path of a field, another value, and how it is told.
+STRANGE = (
+    ("format", 2, "says format 2, and the model 1"),
+    ("stop.eos_id", 5, "says stop.eos_id 5, and the model 2"),
+    ("sampler.suppressed_ids", [], "says sampler.suppressed_ids [], and the model [0, 1, 3]"),
+    ("sampler.order", ["draw"], "says sampler.order ['draw'], and the model"),
+    ("sampler.options.top_k.default", 7, "says sampler.options.top_k.default 7, and the model 0"),
+    ("tokenizer.before_prompt", [7], "says tokenizer.before_prompt [7], and the model [1]"),
+    ("tokenizer.folder", "elsewhere", "says tokenizer.folder 'elsewhere'"),
+    ("test_vectors.random", [], "says test_vectors.random [], and the model"),
+    ("test_vectors.more", [], "has test_vectors.more"),
+    ("more", 1, "has 'more', which no export of ours writes"),
+    ("max_prompt_tokens", 1, "says max_prompt_tokens 1, and in context 4096"),
+)
+
+
+def changed(content, path, value):
+    """A sidecar with another value at a path."""
+    name, _, rest = path.partition(".")
+    return content | {name: changed(content.get(name, {}), rest, value) if rest else value}
+
+
+for _path, _value, _said in STRANGE:
+
+    @tampering(SAVED_MODEL, f"its sidecar {_said}", f"a sidecar's {_path}", path=_path, value=_value)
+    def strange(artifact, marker, path, value):
+        seal(artifact, **changed(json.loads((artifact / SIDECAR).read_text()), path, value))
+
+
+@tampering(SAVED_MODEL, "its sidecar says signatures.generate.inputs.top_k.meaning 'x'", "a sidecar's meaning")
+def another_meaning(artifact, marker):
+    content = json.loads((artifact / SIDECAR).read_text())
+    seal(artifact, **changed(content, "signatures.generate.inputs.top_k.meaning", "x"))
+
+
+@tampering(SAVED_MODEL, "its sidecar lacks sampler: export it again", "a sidecar's missing sampler")
+def less_said(artifact, marker):
+    content = json.loads((artifact / SIDECAR).read_text())
+    del content["sampler"]
+    (artifact / SIDECAR).write_text(json.dumps(sealed(content)))
+
+
+@tampering(SAVED_MODEL, "the tokenizer beside its sidecar is not the model's", "a sidecar's tokenizer")
+def a_strangers_tokenizer(artifact, marker):
+    (path,) = (artifact / SIDECAR).parent.glob("tokenizer/seqlm_tokenizer.json")
+    path.write_text(path.read_text().replace('"bos": 1', '"bos": 3').replace('"unk": 3', '"unk": 1'))
+    seal(artifact)
+
+
+@tampering(SAVED_MODEL, "its sidecar's test vector 0 of what it writes is")
+def other_vectors(artifact, marker):
+    content = json.loads((artifact / SIDECAR).read_text())
+    content["test_vectors"]["written"][0]["token_ids"] = [4, 5, 6]
+    seal(artifact, **content)
+
+
+@tampering(SAVED_MODEL, "its sidecar has other test vectors than the")
+def no_vectors(artifact, marker):
+    content = json.loads((artifact / SIDECAR).read_text())
+    seal(artifact, **changed(content, "test_vectors.written", []))
+
+
+@tampering(SAVED_MODEL, "truncated is True, and of the model False")
+def reads_less_than_it_says(artifact, marker):
+    """All of its sidecar fits together, and its graph reads 4096 ids of a prompt."""
+    from keras_seqlm.tokenizers import ByteTokenizer
+    from seqlm_runtime.prompts import byte_limits
+
+    content, most = json.loads((artifact / SIDECAR).read_text()), 5000
+    content = changed(content, "context.max_prompt_tokens", most)
+    content = changed(content, "context.prompt_bytes", list(byte_limits(ByteTokenizer(), most)))
+    seal(artifact, **content | {"max_prompt_tokens": most})
 
 
 @tampering(SAVED_MODEL, "and with the limit of its sidecar these are")
@@ -899,6 +1056,64 @@ for _name, _kind, _dtype, _change, _said in (
     @tampering(_kind, _said, _name, dtype=_dtype, change=_change)
     def other_constants(artifact, marker, dtype, change):
         new_constants(artifact, dtype, change)
+
+
+def multiplied(artifact, factor, wanted):
+    """The logits of the signatures whose names begin so, times a factor."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    from keras_seqlm.export import litert_file
+
+    model = schema.ModelT.InitFromPackedBuf(artifact.read_bytes(), 0)
+    for signature in model.signatureDefs:
+        if signature.signatureKey.decode().startswith(wanted):
+            graph = model.subgraphs[signature.subgraphIndex]
+            output = next(output for output in signature.outputs if output.name == b"logits")
+            old = output.tensorIndex
+            new = litert_file._tensor(schema, graph, schema.TensorType.FLOAT32, graph.tensors[old].shape, b"hot")
+            number = np.array(factor, np.float32)
+            number = litert_file._constant(schema, model, graph, number, schema.TensorType.FLOAT32)
+            operator = litert_file._operator(schema, model, "MUL")
+            operator.inputs, operator.outputs = [old, number], [new]
+            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
+            operator.builtinOptions = schema.MulOptionsT()
+            graph.operators = [*graph.operators, operator]
+            graph.outputs = np.array([new if number == old else number for number in graph.outputs], np.int32)
+            output.tensorIndex = new
+    artifact.write_bytes(litert_file._packed(model))
+    seal_lite(artifact)
+
+
+@tampering(SMALL, "its weights are not the model's: of the model's texts it has a loss that is -")
+def hot(artifact, marker):
+    multiplied(artifact, 1.5, ("prefill", "decode"))
+
+
+@tampering(SMALL, "its weights are not the model's: the logits differ by")
+def lukewarm(artifact, marker):
+    """A little surer of all that it says, so that its loss is nearly the model's."""
+    multiplied(artifact, LUKEWARM, ("prefill", "decode"))
+
+
+for _kind in (LITE, SMALL):
+
+    @tampering(_kind, "prefill_64: after 64 ids its logits are not the model's", f"long prompts of {_kind}")
+    def turned_in_long_prompts(artifact, marker):
+        multiplied(artifact, -1.0, ("prefill_64", "prefill_256"))
+
+
+@tampering(LITE, "its sidecar's test vector 0 of what it writes is")
+def other_lite_vectors(artifact, marker):
+    content = json.loads(artifact.with_suffix(".json").read_text())
+    content["test_vectors"]["written"][0]["token_ids"] = [4, 5, 6]
+    seal_lite(artifact, **content)
+
+
+for _path, _value, _said in STRANGE:
+
+    @tampering(SMALL, f"its sidecar {_said}", f"a lite sidecar's {_path}", path=_path, value=_value)
+    def strange_lite(artifact, marker, path, value):
+        seal_lite(artifact, **changed(json.loads(artifact.with_suffix(".json").read_text()), path, value))
 
 
 @tampering(SMALL, "its sidecar calls it 'none', and its tensors make it litert-int8")

@@ -6,12 +6,16 @@ import pathlib
 
 import numpy as np
 
+from keras_seqlm.export.sidecar import signature_entry
+from keras_seqlm.export.signatures import DEFAULT_NEW_TOKENS
 from keras_seqlm.generation.samplers import OPTIONS
-from seqlm_runtime.graph_file import read_graph
+from seqlm_runtime.graph_file import graph_file, read_graph
 from seqlm_runtime.lite_file import parse_lite_file
-from seqlm_runtime.litert import read_sidecar, read_tokenizer
+from seqlm_runtime.litert import read_sidecar, read_tokenizer, tokenizer_folder
 from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, printable, refused_in, refused_lite
-from seqlm_runtime.warm_up import read_warm_up
+from seqlm_runtime.seals import SEAL
+from seqlm_runtime.warm_up import read_defaults, read_warm_up
+from seqlm_runtime.wire import Message
 
 _TEXT = {"text": object}
 _WRITTEN = {"generated_text": object, "token_ids": np.int32, "num_tokens": np.int32, "truncated": np.bool_}
@@ -25,17 +29,37 @@ SIGNATURES = {
     "score": (_TEXT, {"log_probability": np.float32, "num_tokens": np.int32, "truncated": np.bool_}),
     "logits": ({"token_ids": np.int32, "lengths": np.int32}, {"logits": np.float32}),
 }
+# What stands in for an input that a request leaves out, by signature.
+_STANDS_IN = {"max_new_tokens": DEFAULT_NEW_TOKENS, **{name: value for name, (_, value) in OPTIONS.items()}}
+_DEFAULTS = {"generate": _STANDS_IN, "generate_xla": _STANDS_IN}
 _BOUNDS = ("max_new_tokens_limit", "max_prompt_tokens")
 _SAVED_FACTS = ("model", "max_length", "vocabulary_size", "tokenizer_hash")
+_TOKENIZER = "assets.extra/tokenizer/"
+_SAID = ("format", "model", "max_length", "max_prompt_tokens", "vocabulary_size", "tokenizer_hash", "signatures")
+_SAID += ("tokenizer", "context", "stop", "sampler", "test_vectors")
+# The fields of a sidecar that are held to the model, and those that are held to the files or to answers.
+_FIELDS = {
+    "saved-model": (_SAID, ("max_new_tokens_limit", "files", SEAL)),
+    "litert": (
+        (*_SAID, "state", "prefill_lengths", "bos_id", "eos_id", "suppressed_ids", "tokenizer_files"),
+        ("sha256", "quantize", SEAL),
+    ),
+}
 KINDS = ("litert", "litert-float16", "litert-int8")  # from the exact to the coarse
 _KIND_OF = {"none": "litert", "float16": "litert-float16", "int8": "litert-int8"}
 
 
 @dataclasses.dataclass
 class Inspection:
-    """What `inspect` found: `reasons` not to run it, in words, and `forbidden_ops`, the names of operations."""
+    """What `inspect` found: `reasons` not to run it, in words, and `forbidden_ops`, the names of operations.
+
+    `signatures` is what a sidecar should say of those of a SavedModel, and `tokenizer` the name of the folder that holds a
+    LiteRT file's.
+    """
 
     kind: str
+    signatures: dict = dataclasses.field(default_factory=dict)
+    tokenizer: str = "tokenizer"
     sidecar: dict = dataclasses.field(default_factory=dict)
     reasons: list = dataclasses.field(default_factory=list)
     forbidden_ops: list = dataclasses.field(default_factory=list)
@@ -72,9 +96,24 @@ def _inspect_saved(path, allow_ops, found):
     found.forbidden_ops = _xla_in(graph)
     found.reasons += [f"a server without XLA cannot run {name}" for name in found.forbidden_ops]
     found.reasons += _wrong_signatures(graph.signatures)
-    found.reasons += _wrong_warm_up(path)
+    found.reasons += _wrong_defaults(path)
+    found.reasons += _wrong_warm_up(path, graph.signatures)
+    if not found.reasons:
+        found.signatures = {name: _entry(name, *graph.signatures[name]) for name in graph.signatures}
     if {"serving_default", "generate_text"} <= set(graph.signatures) and not _same_function(graph):
         found.reasons.append("serving_default is another function than generate_text")
+
+
+def _entry(name, inputs, outputs):
+    """What a sidecar should say of a signature, by what stands in the graph."""
+    inputs, outputs = (
+        {
+            key: ("string" if info.dtype is object else np.dtype(info.dtype).name, info.shape and list(info.shape))
+            for key, info in infos.items()
+        }
+        for infos in (inputs, outputs)
+    )
+    return signature_entry(name, inputs, outputs, _DEFAULTS.get(name, ()))
 
 
 def _is_bound(number):
@@ -102,16 +141,44 @@ def _shown(types):
     return ", ".join(f"{key} ({np.dtype(kind).name if kind else kind})" for key, kind in sorted(types.items()))
 
 
-def _wrong_warm_up(path):
+def _wrong_defaults(path):
+    """What stands in for inputs that are left out, where it is not what the sidecar says and what Python takes."""
+    with open(graph_file(path), "rb") as stream:
+        found = read_defaults(Message(Message(stream.read()).block(2)))
+    wrong = []
+    for name in sorted({*SIGNATURES, *found}):
+        wanted, given = _DEFAULTS.get(name, {}), found.get(name, {})
+        for key in sorted({*wanted, *given}):
+            right = key in wanted and key in given
+            if right:
+                value = np.array([wanted[key]], SIGNATURES[name][0][key])
+                right = given[key].dtype == value.dtype and np.array_equal(given[key], value)
+            if not right:
+                said = given[key].tolist() if key in given else "nothing"
+                wrong.append(f"{name} takes {said} for {key} where a request leaves it out, not {wanted.get(key)}")
+    return wrong
+
+
+def _wrong_warm_up(path, signatures):
     """A request that fails keeps a server from loading the model: those that cannot be answered by any of ours."""
     wrong = []
     for name, inputs in read_warm_up(path):
-        if name == "generate_xla" or name not in SIGNATURES:
+        if name == "generate_xla" or name not in SIGNATURES or name not in signatures:
             wrong.append(f"its warm-up asks for the signature {name!r}, which a stock server does not answer")
-        elif set(inputs) - set(SIGNATURES[name][0]):
-            wrong.append(
-                f"its warm-up gives {name} the inputs {sorted(inputs)}, and it takes {sorted(SIGNATURES[name][0])}"
-            )
+            continue
+        wanted = SIGNATURES[name][0]
+        if set(inputs) - set(wanted) or set(wanted) - set(inputs) - set(_DEFAULTS.get(name, ())):
+            wrong.append(f"its warm-up gives {name} the inputs {sorted(inputs)}, and it takes {sorted(wanted)}")
+            continue
+        types = {key: np.dtype(value.dtype).type for key, value in inputs.items()}
+        types = {key: object if kind is np.object_ else kind for key, kind in types.items()}
+        if types != {key: wanted[key] for key in inputs}:
+            wrong.append(f"its warm-up gives {name} {_shown(types)}, and it takes {_shown(wanted)}")
+        rows = {value.shape[:1] for value in inputs.values()}
+        ranks = {key: 2 if key == "token_ids" else 1 for key in inputs}
+        if len(rows) != 1 or ranks != {key: value.ndim for key, value in inputs.items()}:
+            shapes = {key: value.shape for key, value in inputs.items()}
+            wrong.append(f"its warm-up gives {name} inputs of the shapes {shapes}")
     return list(dict.fromkeys(wrong))
 
 
@@ -143,6 +210,7 @@ def _inspect_lite(path, allow_ops, found):
     found.sidecar = read_sidecar(pathlib.Path(path))
     file = check_lite_file(path, found.sidecar, allow_ops)
     read_tokenizer(pathlib.Path(path), found.sidecar)
+    found.tokenizer = tokenizer_folder(pathlib.Path(path)).name
     said = found.sidecar.get("quantize")
     found.kind, told = kind_of(file), _KIND_OF.get(said) if isinstance(said, str) else None
     if told is None or KINDS.index(told) < KINDS.index(found.kind):
@@ -182,10 +250,75 @@ def forbidden_ops(artifact):
     return sorted({*refused_in(graph), *_xla_in(graph)})
 
 
-def contradictions(sidecar, facts):
-    """Where a sidecar says something else of the model than the model: a list of sentences."""
-    return [
-        f"its sidecar says {name} {sidecar[name]!r}, and the model {facts[name]!r}"
-        for name in sorted(facts)
-        if name in sidecar and json.dumps(sidecar[name], sort_keys=True) != json.dumps(facts[name], sort_keys=True)
+def contradictions(found, facts):
+    """Where a sidecar says something else of the model than the model, and where the tokenizer beside it is another.
+
+    Args:
+        found: an `Inspection`.
+        facts: of the model, as `keras_seqlm.export.reference` gives them.
+
+    Returns:
+        A list of sentences.
+    """
+    saved = found.kind == "saved-model"
+    held, others = _FIELDS["saved-model" if saved else "litert"]
+    facts = {**facts, "signatures": found.signatures if saved else _lite_signatures(facts)}
+    facts["tokenizer"] = {**facts["tokenizer"], "folder": found.tokenizer}
+    wanted, said = {name: facts[name] for name in held}, dict(found.sidecar)
+    wrong = [f"its sidecar lacks {name}: export it again" for name in (*held, *others) if name not in said]
+    wrong += [
+        f"its sidecar has {name!r}, which no export of ours writes" for name in said if name not in (*held, *others)
     ]
+    context, most = said.get("context"), said.get("max_prompt_tokens")
+    if isinstance(context, dict) and context.get("max_prompt_tokens") != most:
+        wrong.append(
+            f"its sidecar says max_prompt_tokens {most!r}, and in context {context.get('max_prompt_tokens')!r}"
+        )
+        del said["context"]
+    vectors = said.get("test_vectors")
+    if isinstance(vectors, dict):  # those are held to the answers
+        said["test_vectors"] = {name: vectors[name] for name in vectors if name != "written"}
+    for name in sorted(held):
+        if name in said:
+            wrong += _differences(name, said[name], wanted[name])[:1]
+    if saved:
+        files = found.sidecar["files"]
+        files = {name.removeprefix(_TOKENIZER): files[name] for name in files if name.startswith(_TOKENIZER)}
+        if files != facts["tokenizer_files"]:
+            wrong.append("the tokenizer beside its sidecar is not the model's")
+    return [printable(sentence) for sentence in wrong]
+
+
+def _differences(path, said, wanted):
+    """Sentences about the places where two contents of JSON differ."""
+    if isinstance(said, dict) and isinstance(wanted, dict):
+        nothing = object()
+        pairs = ((key, said.get(key, nothing), wanted.get(key, nothing)) for key in sorted({*said, *wanted}))
+        return [
+            sentence
+            for key, one, other in pairs
+            for sentence in (
+                [f"its sidecar {'lacks' if one is nothing else 'has'} {path}.{key}"]
+                if nothing in (one, other)
+                else _differences(f"{path}.{key}", one, other)
+            )
+        ]
+    if json.dumps(said, sort_keys=True) == json.dumps(wanted, sort_keys=True):
+        return []
+    return [f"its sidecar says {path} {_cut(said)}, and the model {_cut(wanted)}"]
+
+
+def _cut(value):
+    text = repr(value)
+    return text if len(text) <= 120 else text[:120] + " ..."
+
+
+def _lite_signatures(facts):
+    """What a LiteRT file's sidecar should say of its signatures."""
+    state = {name: (leaf["dtype"], leaf["shape"]) for name, leaf in facts["state"].items()}
+    outputs = {"logits": ("float32", [1, facts["vocabulary_size"]]), **state}
+    lengths = {**{f"prefill_{length}": length for length in facts["prefill_lengths"]}, "decode": 1}
+    return {
+        name: signature_entry(name, {"token_ids": ("int32", [1, length]), "lengths": ("int32", [1]), **state}, outputs)
+        for name, length in lengths.items()
+    }

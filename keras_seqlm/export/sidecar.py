@@ -108,36 +108,57 @@ def save_tokenizer(tokenizer, sidecar):
     return folder.name
 
 
+def signature_entry(name, inputs, outputs, optional=()):
+    """What a sidecar says of one signature.
+
+    Args:
+        name: of the signature.
+        inputs, outputs: dicts of name -> (dtype, shape), as JSON has them.
+        optional: names of the inputs that may be left out.
+
+    Returns:
+        dict of `meaning`, `inputs`, `outputs` and, of a LiteRT file, `state`: the leaves, which go in and come out, by name
+        alone.
+
+    Raises:
+        ValueError: a signature or a tensor that this file has no words for.
+    """
+    read = name.removeprefix("prefill_")
+    meaning = f"reads up to {read} tokens of a prompt" if read != name else _SIGNATURES.get(name)
+    if meaning is None:
+        raise ValueError(f"the signature {name!r} has no words in {__name__}: say there what it does.")
+    state = [key for key in outputs if key in inputs] if name == "decode" or read != name else []
+    return {
+        "meaning": meaning,
+        "inputs": {
+            key: {**_tensor(key, *spec, _INPUTS), **({"optional": True} if key in optional else {})}
+            for key, spec in inputs.items()
+            if key not in state
+        },
+        "outputs": {key: _tensor(key, *spec, _OUTPUTS) for key, spec in outputs.items() if key not in state},
+        **({"state": state} if state else {}),
+    }
+
+
 def _signature(name, function):
-    """What one signature takes and gives; the leaves of a state, which go in and come out, by name alone."""
+    """The entry of a signature as it was traced."""
     defaults = {}
     if not hasattr(function, "structured_outputs"):  # not traced for one list of inputs alone
         parameters = inspect.signature(function.python_function).parameters
         defaults = {key: part.default for key, part in parameters.items() if part.default is not part.empty}
         function = function.get_concrete_function()
     positional, named = function.structured_input_signature
-    inputs = {spec.name: spec for spec in (*positional, *named.values())}
-    read = name.removeprefix("prefill_")
-    meaning = f"reads up to {read} tokens of a prompt" if read != name else _SIGNATURES.get(name)
-    if meaning is None:
-        raise ValueError(f"the signature {name!r} has no words in {__name__}: say there what it does.")
-    state = [key for key in function.structured_outputs if key in inputs] if name == "decode" or read != name else []
-    return {
-        "meaning": meaning,
-        "inputs": {
-            key: {**_tensor(key, spec, _INPUTS), **({"optional": True} if key in defaults else {})}
-            for key, spec in inputs.items()
-            if key not in state
-        },
-        "outputs": {
-            key: _tensor(key, spec, _OUTPUTS) for key, spec in function.structured_outputs.items() if key not in state
-        },
-        **({"state": state} if state else {}),
-    }
+    inputs = {spec.name: _as_json(spec) for spec in (*positional, *named.values())}
+    outputs = {key: _as_json(spec) for key, spec in function.structured_outputs.items()}
+    return signature_entry(name, inputs, outputs, defaults)
 
 
-def _tensor(name, spec, meanings):
+def _as_json(spec):
+    return spec.dtype.name, spec.shape.as_list()
+
+
+def _tensor(name, dtype, shape, meanings):
     meaning = meanings.get(name) or MEANINGS.get(name)
     if meaning is None:
         raise ValueError(f"the tensor {name!r} has no words in {__name__}: say there what it means.")
-    return {"dtype": spec.dtype.name, "shape": spec.shape.as_list(), "meaning": meaning}
+    return {"dtype": dtype, "shape": shape, "meaning": meaning}

@@ -90,11 +90,15 @@ def of_litert(task, path, sidecar, allow_ops=()):
 
 
 def _all(tokenizer, written):
+    return {**of_tokenizer(tokenizer), "written": written}
+
+
+def of_tokenizer(tokenizer):
+    """The vectors that hang on no model: dict of `tokenizer`, `random` and `sampler`."""
     return {
         "tokenizer": tokenizer_vectors(tokenizer),
         "random": random_vectors(),
         "sampler": sampler_vectors(),
-        "written": written,
     }
 
 
@@ -158,7 +162,7 @@ def sampler_vectors():
     return {"logits": rows, "choices": choices}
 
 
-def written_vectors(tokenizer, max_length, most, limit, generate, logits_after):
+def written_vectors(tokenizer, max_length, most, limit, generate, logits_after, sure=SURE):
     """Whole prompts, as the artifact itself goes on from them.
 
     Args:
@@ -169,36 +173,54 @@ def written_vectors(tokenizer, max_length, most, limit, generate, logits_after):
         generate: `generate(prompt, max_new_tokens, options)` gives the artifact's `text`, `token_ids` and `truncated`.
         logits_after: `logits_after(ids, more)` gives its logits (1 + more, vocabulary) after a list of ids, and after each of
             some more.
+        sure: what the margin of a step is at least.
 
     Returns:
         A list of dicts of `prompt`, `max_new_tokens`, `options`, `prompt_ids` (those that are read), `token_ids`, `text`,
         `stop_reason`, `truncated` and `margin`: how far the nearest step is from another choice.
     """
-    vectors, new = [], min(NEW_TOKENS, limit, NEW_TOKENS if max_length is None else max(1, max_length // 2))
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    for options in WAYS:
+    vectors = []
+    for options, group in candidates(tokenizer, max_length, most, limit):
         found = 0
-        for prompt in _PROMPTS:
-            ids = bos + tokenizer.encode(prompt).tolist()
-            if not ids or len(ids) > most or max_length is not None and len(ids) + new > max_length:
-                continue
-            vector = _written(tokenizer, prompt, ids, new, options, generate, logits_after)
+        for prompt, ids, new in group:
+            vector = _written(tokenizer, prompt, ids, new, options, generate, logits_after, sure)
             if vector is not None:
                 vectors.append(vector)
                 found += 1
             if found == EACH:
                 break
+    return vectors
+
+
+def candidates(tokenizer, max_length, most, limit):
+    """The prompts of which vectors are made, as far as their steps are sure.
+
+    Args:
+        tokenizer, max_length, most, limit: as in `written_vectors`.
+
+    Returns:
+        A list of pairs of options and the prompts to try with them, of which `EACH` are taken, as a list of triples: the
+        prompt, its ids that are read, and how many new ones to ask for. The last group is of a prompt that is cut.
+    """
+    new = min(NEW_TOKENS, limit, NEW_TOKENS if max_length is None else max(1, max_length // 2))
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    read = [(prompt, bos + tokenizer.encode(prompt).tolist(), new) for prompt in _PROMPTS]
+    fitting = [
+        (prompt, ids, new)
+        for prompt, ids, new in read
+        if ids and len(ids) <= most and (max_length is None or len(ids) + new <= max_length)
+    ]
+    groups = [(options, fitting) for options in WAYS]
     if most <= LONGEST:
         long = " ".join([*_PROMPTS, "and so on"])
         while len(tokenizer.encode(long)) < most + 4 and len(long) < 100 * most:
             long += " " + long
         ids = read_ids(tokenizer, long, most)[0].tolist()
-        vector = _written(tokenizer, long, ids, 1, WAYS[0], generate, logits_after) if ids else None
-        vectors += [] if vector is None else [vector]
-    return vectors
+        groups.append((WAYS[0], [(long, ids, 1)] if ids else []))
+    return groups
 
 
-def _written(tokenizer, prompt, ids, new, options, generate, logits_after):
+def _written(tokenizer, prompt, ids, new, options, generate, logits_after, sure):
     """One vector of as many steps as are sure, None where the first is not."""
     result = generate(prompt, new, options)
     token_ids = result["token_ids"]
@@ -209,11 +231,11 @@ def _written(tokenizer, prompt, ids, new, options, generate, logits_after):
         seen[[*ids, *token_ids[:step]]] = True
         _, margin = sample(logits, options, seen, len(ids) + step, tokenizer.suppressed_ids, with_margin=True)
         margins.append(float(margin[0]))
-    sure = next((step for step, margin in enumerate(margins) if not margin >= SURE), steps)
-    if sure == 0:
+    count = next((step for step, margin in enumerate(margins) if not margin >= sure), steps)
+    if count == 0:
         return None
-    if sure < steps:
-        new, result = sure, generate(prompt, sure, options)
+    if count < steps:
+        new, result = count, generate(prompt, count, options)
     return {
         "prompt": prompt,
         "max_new_tokens": new,
@@ -223,7 +245,7 @@ def _written(tokenizer, prompt, ids, new, options, generate, logits_after):
         "text": result["text"],
         "stop_reason": "eos" if len(result["token_ids"]) < new else "length",
         "truncated": result["truncated"],
-        "margin": min(min(margins[:sure]), 1e6),
+        "margin": min(min(margins[:count]), 1e6),
     }
 
 

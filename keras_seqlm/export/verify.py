@@ -12,24 +12,32 @@ import tempfile
 
 import numpy as np
 
+from keras_seqlm import tokenizers
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.comparison import (
     TIE,
     compare_logits,
     compare_texts,
+    spread,
     wrong_answers,
+    wrong_cuts,
     wrong_readings,
     wrong_shapes,
+    wrong_vectors,
 )
 from keras_seqlm.export.inspection import contradictions, inspect
+from keras_seqlm.export.questions import DEFAULT_NEW_TOKENS, Way, as_json, from_json
 from keras_seqlm.export.run_folder import PROMPTS, as_run_folder
 from keras_seqlm.export.stages import tell
 from keras_seqlm.files import read_json
-from seqlm_runtime.replay import DEFAULT_NEW_TOKENS, LITE_WAYS, MODES, SAVED_WAYS
 
 DEFAULT_PROMPTS = ("", "The", "It is", "In the", "A ", "If you", "This ", "1. ", "What", "and then")
 MAX_LOSS_INCREASE = 0.05  # nats a token
 EXACT = ("saved-model", "litert")  # kinds whose weights are the model's own
+# How far the logits of other weights may be from the model's, as a part of the spread of these: three times what the worst
+# of our models has, rounded up.
+MOST_APART = {"litert-float16": 0.02, "litert-int8": 0.3}
+_QUICK_XLA = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # known to TensorFlow 2.21
 _SECONDS = 3600  # for one artifact
 _ERROR = re.compile(r"[\w.]*(Error|Exception|RefusedOps): ")
 
@@ -48,12 +56,13 @@ class Agreement:
     forbidden_ops: list
     first_disagreement: str = ""
     loss_increase: float | None = 0.0  # nats a token, along the model's own texts
+    relative_difference: float | None = 0.0  # of the logits, as a part of their spread
     max_loss_increase: float = MAX_LOSS_INCREASE
     reasons: list = dataclasses.field(default_factory=list)  # why it may not be shipped, in sentences
 
     @property
     def exact(self):
-        """Whether its every choice has to be the model's; quantised weights are other weights, and held to the loss."""
+        """Whether its every choice has to be the model's; quantised weights are other weights, held to loss and logits."""
         return self.kind in EXACT
 
     @property
@@ -63,7 +72,8 @@ class Agreement:
             return False
         if self.exact:
             return self.agree == self.prompts and self.max_logit_difference <= TIE
-        return self.loss_increase <= self.max_loss_increase
+        most = MOST_APART[self.kind]
+        return abs(self.loss_increase) <= self.max_loss_increase and self.relative_difference <= most
 
     @property
     def figure(self):
@@ -118,23 +128,26 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
     """Compare exported artifacts with the model they came from.
 
     Each artifact is read first, and loaded only if its files have their checksums and its operations are those of our
-    exports (`seqlm_runtime.op_gate`). The model is read back at float32 in a clean TensorFlow process and writes after
-    each of up to 20 prompts: 32 tokens greedily, 32 once sampled, up to 32 with other options for each prompt, and 64 as
-    a request without options has them. Each artifact, in a process of its own that imports neither TensorFlow's Python
-    nor Keras (the SavedModel in TensorFlow's C library, XLA off, as the stock server runs it; `generate_xla` in one more,
-    XLA on), writes by itself, by every signature, and reads the model's texts.
+    exports (`seqlm_runtime.op_gate`); if its sidecar, its defaults and the tokenizer beside it say of the model what an
+    export of it says. The model is read back at float32 in a clean TensorFlow process and writes after each of up to 20
+    prompts: 64 tokens greedily, 32 once sampled and up to 32 with other options for each prompt; after some with each
+    option alone; after texts that are empty, no UTF-8, as long as what is read and longer. Each artifact, in a process of
+    its own that imports neither TensorFlow's Python nor Keras (the SavedModel in TensorFlow's C library, XLA off, as the
+    stock server runs it; `generate_xla` in one more, XLA on), writes by itself, by every signature, in several orders, one
+    row alone and many, with options and without, and reads the model's texts (see `keras_seqlm.export.questions`).
 
     Its ids must be the model's up to the first step whose choice hangs on less than 1e-4; from there its choice along
     the model's text must be the model's, but for such steps, which are counted. Logits must lie within 1e-4, scores
     within 1e-4 a token of those that NumPy makes of the model's logits. A file whose tensors are float16 or int8 has other
-    weights, and is held to the loss instead.
+    weights: its loss may differ as much as `max_loss_increase`, up or down, and its logits, after every signature, by a part
+    of their spread (`MOST_APART`).
 
     Args:
         task: a `TextGeneration`, or the path of a run folder, whose `prompts.json` gives the prompts.
         *artifacts: version folders of SavedModels and .tflite files.
         prompts: texts to use instead.
         imports: modules to import first, for your own registered classes.
-        max_loss_increase: how much less probable, in nats a token, a quantised file may find the model's texts.
+        max_loss_increase: how much less probable, or more, a quantised file may find the model's texts, in nats a token.
         allow_ops: names of operations that are allowed beside ours, for layers of your own.
 
     Returns:
@@ -170,9 +183,12 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
                 max_prompt_tokens=most,
             )
             with np.load(path) as stored:
-                references |= dict.fromkeys(numbers, dict(stored))
+                expected = dict(stored)
+            expected |= {"asked": from_json(str(expected["asked"])), "facts": json.loads(str(expected["facts"]))}
+            references |= dict.fromkeys(numbers, expected)
+        tokenizer = tokenizers.load(run_folder / "tokenizer")
         return Report(
-            _agreement(artifact, found, references[number], folder, max_loss_increase, allow_ops)
+            _agreement(artifact, found, references[number], tokenizer, folder, max_loss_increase, allow_ops)
             for number, (artifact, found) in enumerate(zip(artifacts, inspections, strict=True))
         )
 
@@ -209,52 +225,79 @@ def _stored_prompts(path):
     return prompts
 
 
-def _agreement(artifact, found, expected, folder, max_loss_increase, allow_ops):
-    rows, saved, exact = len(json.loads(str(expected["prompts"]))), found.kind == "saved-model", found.kind in EXACT
+def _agreement(artifact, found, expected, tokenizer, folder, max_loss_increase, allow_ops):
+    saved = found.kind == "saved-model"
     result = Agreement(
         artifact=artifact,
         kind=found.kind,
-        prompts=rows,
+        prompts=len(expected["asked"]["greedy"]),
         agree=0,
         exempt_steps=0,
         same_choices=None,
         max_logit_difference=None,
         loss_increase=None,
+        relative_difference=None,
         max_loss_increase=max_loss_increase,
         forbidden_ops=found.forbidden_ops,
-        reasons=found.reasons + contradictions(found.sidecar, json.loads(str(expected["facts"]))),
+        reasons=found.reasons or contradictions(found, expected["facts"]),
     )
     tell(artifact)
     if result.reasons or result.forbidden_ops:
         return result
-    ways, modes = (SAVED_WAYS, MODES) if saved else (LITE_WAYS, LITE_WAYS)
     try:
         got = _replayed(artifact, expected, folder, allow_ops)
-        result.reasons += wrong_shapes(modes, rows, expected, got)
+        result.reasons += wrong_shapes(expected, got)
         if result.reasons:
             return result
-        agrees, result.exempt_steps, complaints = compare_texts(ways, rows, expected, got)
-        result.reasons += wrong_answers(expected, got) if saved else wrong_readings(rows, exact, expected, got)
+        ways = _ways_of(expected["ways"]) if saved else _lite_ways(expected["asked"])
+        agrees, result.exempt_steps, complaints = compare_texts(ways, expected, got)
+        result.reasons += wrong_answers(expected, got) if saved else []
         if saved and not complaints and not result.reasons:  # compiling takes long
             got |= _replayed(artifact, expected, folder, allow_ops, xla=True)
-            compiled, _, complaints = compare_texts(["generate_xla"], rows, expected, got)
+            compiled, _, complaints = compare_texts(_ways_of(expected["xla_ways"]), expected, got)
             agrees = [one and other for one, other in zip(agrees, compiled, strict=True)]
     except _DoesNotRunError as error:
         result.reasons.append(str(error))
         return result
     result.agree = sum(agrees)
-    result.same_choices, difference, increase = compare_logits(modes, rows, expected, got)
-    result.max_logit_difference, result.loss_increase = difference, increase
-    if exact:
+    _hold_to_logits(result, complaints, ways, expected, got)
+    if not result.reasons:
+        result.reasons += wrong_vectors(found.sidecar["test_vectors"].get("written"), tokenizer, ways, expected, got)
+    return result
+
+
+def _hold_to_logits(result, complaints, ways, expected, got):
+    """The figures of the logits, and what is wrong by them and by the texts."""
+    result.same_choices, difference, relative, increase = compare_logits(expected, got)
+    result.max_logit_difference, result.relative_difference, result.loss_increase = difference, relative, increase
+    if result.kind != "saved-model":
+        most_apart = TIE if result.exact else MOST_APART[result.kind] * spread(expected)
+        result.reasons += wrong_readings(most_apart, expected, got)
+    if result.exact:
         result.first_disagreement = complaints[0] if complaints else ""
         result.reasons += complaints
         result.reasons += [f"logits: they differ from the model's by {difference:.1e}"] if not difference <= TIE else []
-    elif not increase <= max_loss_increase:
+        return
+    result.reasons += wrong_cuts(ways, expected, got)
+    if not abs(increase) <= result.max_loss_increase:
         result.reasons.append(
             f"its weights are not the model's: of the model's texts it has a loss that is {increase:+.4f} nats a token off, "
-            f"and at most {max_loss_increase:+.4f} is allowed"
+            f"and at most {result.max_loss_increase:+.4f} is allowed"
         )
-    return result
+    elif not relative <= MOST_APART[result.kind]:
+        result.reasons.append(
+            f"its weights are not the model's: the logits differ by {relative:.2f} of their spread, and at most "
+            f"{MOST_APART[result.kind]:.2f} is allowed"
+        )
+
+
+def _ways_of(text):
+    return [Way(name, signature, rows, options) for name, signature, rows, options in json.loads(str(text))]
+
+
+def _lite_ways(asked):
+    """A LiteRT file is asked mode by mode, a row at a time."""
+    return [Way(mode, mode, [(mode, row) for row in range(len(rows))]) for mode, rows in asked.items()]
 
 
 class _DoesNotRunError(Exception):
@@ -266,8 +309,11 @@ def _replayed(artifact, expected, folder, allow_ops, xla=False):
     request, answer = (os.path.join(folder, f"{name}.npz") for name in ("request", "answer"))
     pathlib.Path(answer).unlink(missing_ok=True)
     asked = {name: value for name, value in expected.items() if "logits" not in name}
+    asked |= {"asked": as_json(expected["asked"]), "facts": "", "ways": expected["xla_ways" if xla else "ways"]}
     np.savez(request, artifact=artifact, xla=xla, allow_ops=json.dumps(list(allow_ops)), **asked)
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    if xla:  # what is compiled is verified, and not the compiler's optimisations, which take twice as long
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {_QUICK_XLA}".strip()
     doing = "generate_xla does not run" if xla else "it does not run"
     try:
         done = subprocess.run(

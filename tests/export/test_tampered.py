@@ -20,10 +20,13 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C 
 ASKED = {
     *("another_compiled_text", "constant_score", "swapped_options", "another_limit", "foreign_weights"),
     *("foreign lite weights", "random int8 weights", "foreign_weights_that_are_called_int8"),
+    *("another_text_to_one_row", "other_cuts", "other_vectors", "reads_less_than_it_says", "hot", "lukewarm"),
+    "long prompts of litert-int8",
 }
 SHOWN_BY_ANSWERS = ASKED | {
     *("constant_count", "zero_weights", "weights_that_are_none", "zero lite weights"),
-    *("zero int8 weights", "turned int8 weights"),
+    *("zero int8 weights", "turned int8 weights", "another_compiled_text_to_one_row", "one_token_less", "no_vectors"),
+    *("other_lite_vectors", "long prompts of litert"),
 }
 SHOWN_BY_FACTS = {name for name in TAMPERINGS if "sidecar's" in name} - {"a lite sidecar's state"}
 REFUSED_UNREAD = set(TAMPERINGS) - SHOWN_BY_ANSWERS - SHOWN_BY_FACTS

@@ -12,10 +12,14 @@ import pytest
 from sentences import PROMPTS, train_on_sentences
 
 from keras_seqlm import export
-from keras_seqlm.export.comparison import compare_logits, compare_text, distance, wrong_answers
+from keras_seqlm.export import comparison
+from keras_seqlm.export.comparison import compare_logits, compare_texts, distance, wrong_answers, wrong_cuts
 from keras_seqlm.export.inspection import forbidden_ops
+from keras_seqlm.export.questions import Way, beyond_the_bytes, longest_texts, options_of, text_of
 from keras_seqlm.export.verify import Agreement, Report
-from seqlm_runtime.replay import options_of
+from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer
+from seqlm_runtime.options import DEFAULTS
+from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.sampler import sample
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
@@ -24,6 +28,21 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C 
 # --- one text beside the other, on made-up numbers
 
 VOCABULARY, EOS, FIRST = 12, 2, 3
+
+
+def answer(way, new, text="text", cut=False):
+    """What an artifact gives for one text that it was asked for in a way."""
+    return {
+        f"{way}|token_ids": np.array([[*new, 0]], "int32"),
+        f"{way}|num_tokens": np.array([len(new)]),
+        f"{way}|truncated": np.array([cut]),
+        f"{way}|texts": [text],
+    }
+
+
+def compare_text(mode, row, expected, got, name=None, options=True):
+    name = name or mode
+    return comparison.compare_text(mode, row, expected, got, Way(name, "generate", [(mode, row)], options), 0)
 
 
 def texts(best, second=1.0, ended=False, mode="greedy"):
@@ -36,20 +55,18 @@ def texts(best, second=1.0, ended=False, mode="greedy"):
         logits[step, 11 if token != 11 else 10] = 5.0 - margin
     new = [token for token in best if token != EOS]
     expected = {
-        f"{mode}_first_0": FIRST,
+        "asked": {"greedy": [], mode: [{"text": b"..", **options_of(mode, 0)}]},
+        f"{mode}_0_first": FIRST,
         "eos_id": EOS,
-        f"{mode}_ids_0": np.array([1, 7, 8, *new], "int32"),
-        f"{mode}_ended_0": ended,
-        f"{mode}_text_0": "text",
-        f"{mode}_logits_0": logits[: len(new) + 1],
+        f"{mode}_0_ids": np.array([1, 7, 8, *new], "int32"),
+        f"{mode}_0_new": np.array(new, "int32"),
+        f"{mode}_0_ended": ended,
+        f"{mode}_0_truncated": False,
+        f"{mode}_0_text": np.frombuffer(b"text", "uint8"),
+        f"{mode}_0_logits": logits[: len(new) + 1],
         "suppressed_ids": np.array([0, 1, 3], "int32"),
     }
-    got = {
-        f"{mode}_new_0": np.array(new, "int32"),
-        f"{mode}_text_0": np.frombuffer(b"text", "uint8"),
-        f"{mode}_logits_0": logits[: len(new) + 1].copy(),
-    }
-    return expected, got
+    return expected, {**answer(mode, new), f"{mode}_0_logits": logits[: len(new) + 1].copy()}
 
 
 def test_equal_texts_agree():
@@ -61,7 +78,7 @@ def test_equal_texts_agree():
 
 def test_equal_ids_with_another_text_do_not():
     expected, got = texts([4, 5])
-    got["greedy_text_0"] = np.frombuffer(b"taxt", "uint8")
+    got["greedy|texts"] = ["taxt"]
     assert "their text does not" in compare_text("greedy", 0, expected, got)[0]
 
 
@@ -76,44 +93,44 @@ def test_equal_ids_with_another_text_do_not():
 )
 def test_another_id_without_a_tie_is_a_mistake(new, complaint):
     expected, got = texts([4, 5, 6])
-    got["greedy_new_0"] = np.array(new, "int32")
+    got |= answer("greedy", new)
     assert complaint in compare_text("greedy", 0, expected, got)[0]
 
 
 def test_writing_on_where_the_model_ends_is_a_mistake():
     expected, got = texts([4, 5, EOS], ended=True)
-    got["greedy_new_0"] = np.array([4, 5, 9], "int32")
+    got |= answer("greedy", [4, 5, 9])
     assert "step 2 is 9, not 2" in compare_text("greedy", 0, expected, got)[0]
 
 
 def test_writing_beyond_the_models_last_token_is_a_mistake():
     expected, got = texts([4, 5])
-    got["greedy_new_0"] = np.array([4, 5, 9], "int32")
+    got |= answer("greedy", [4, 5, 9])
     assert "writes 3 tokens, not 2" in compare_text("greedy", 0, expected, got)[0]
 
 
 def test_after_a_near_tie_the_choices_along_the_models_text_count():
     margins = [1.0, 5e-5, 1.0, 1.0]
     expected, got = texts([4, 5, 6, 7], margins)
-    got["greedy_new_0"] = np.array([4, 11, 8, 8], "int32")  # went the other way at the tie
+    got |= answer("greedy", [4, 11, 8, 8])  # went the other way at the tie
     assert compare_text("greedy", 0, expected, got) == ("", 1)
-    got["greedy_logits_0"][1, 11] = 5.1  # at the tie itself either is right
+    got["greedy_0_logits"][1, 11] = 5.1  # at the tie itself either is right
     assert compare_text("greedy", 0, expected, got) == ("", 1)
-    got["greedy_logits_0"][3, 9] = 6.0
+    got["greedy_0_logits"][3, 9] = 6.0
     complaint, ties = compare_text("greedy", 0, expected, got)
     assert "along the model's text step 3 is 9, not 7" in complaint and ties == 1
 
 
 def test_a_mistake_before_the_tie_is_not_excused_by_it():
     expected, got = texts([4, 5, 6], [1.0, 1.0, 5e-5])
-    got["greedy_new_0"] = np.array([4, 9, 6], "int32")
+    got |= answer("greedy", [4, 9, 6])
     assert "step 1 is 9, not 5" in compare_text("greedy", 0, expected, got)[0]
 
 
 def test_a_margin_just_above_the_limit_is_no_tie():
     for margin, ties in ((1.2e-4, 0), (0.8e-4, 1)):
         expected, got = texts([4, 5], [1.0, margin])
-        got["greedy_new_0"] = np.array([4, 11], "int32")
+        got |= answer("greedy", [4, 11])
         complaint, found = compare_text("greedy", 0, expected, got)
         assert (found, bool(complaint)) == (ties, not ties)
 
@@ -133,9 +150,9 @@ def test_the_tie_of_a_sampled_step_is_its_draw_beside_a_border():
         assert chosen == 4 and (margin < 1e-4) == bool(tie)
         expected, got = texts([4], mode="sampled")
         for half in (expected, got):
-            half["sampled_logits_0"] = np.concatenate([logits, logits])
+            half["sampled_0_logits"] = np.concatenate([logits, logits])
         assert compare_text("sampled", 0, expected, got) == ("", tie)
-        got["sampled_new_0"] = np.array([5], "int32")
+        got |= answer("sampled", [5])
         assert bool(compare_text("sampled", 0, expected, got)[0]) == (not tie)
 
 
@@ -146,21 +163,81 @@ def test_an_option_is_looked_at_along_the_text():
     logits = np.full((2, VOCABULARY), -5.0, "float32")
     logits[:, 7], logits[:, 5] = 3.0, 2.5  # 7 stands in the prompt, so that 5 comes first, and then 7
     expected = {
-        f"mixed_first_{row}": FIRST,
+        "asked": {"mixed": [{**DEFAULTS, **options_of("mixed", i)} for i in range(row + 1)]},
+        f"mixed_{row}_first": FIRST,
         "eos_id": EOS,
-        f"mixed_ids_{row}": np.array([1, 7, 8, 5, 7], "int32"),
-        f"mixed_ended_{row}": False,
-        f"mixed_text_{row}": "text",
-        f"mixed_logits_{row}": np.concatenate([logits, logits[:1]]),
+        f"mixed_{row}_ids": np.array([1, 7, 8, 5, 7], "int32"),
+        f"mixed_{row}_new": np.array([5, 7], "int32"),
+        f"mixed_{row}_ended": False,
+        f"mixed_{row}_text": np.frombuffer(b"text", "uint8"),
+        f"mixed_{row}_logits": np.concatenate([logits, logits[:1]]),
         "suppressed_ids": np.array([0, 1, 3], "int32"),
     }
-    got = {
-        f"generate_xla_new_{row}": np.array([5, 7], "int32"),
-        f"generate_xla_text_{row}": np.frombuffer(b"text", "uint8"),
-    }
-    assert compare_text("mixed", row, expected, got, "generate_xla") == ("", 0)
-    got[f"generate_xla_new_{row}"] = np.array([7, 7], "int32")
-    assert "generate_xla: step 0 is 7, not 5" in compare_text("mixed", row, expected, got, "generate_xla")[0]
+    assert compare_text("mixed", row, expected, answer("generate_xla", [5, 7]), "generate_xla") == ("", 0)
+    got = answer("generate_xla", [7, 7])
+    assert "mixed by generate_xla: step 0 is 7, not 5" in compare_text("mixed", row, expected, got, "generate_xla")[0]
+
+
+def test_ids_beyond_their_number_and_a_wrong_number_are_mistakes():
+    expected, got = texts([4, 5])
+    got["greedy|token_ids"][0, 2] = 9
+    assert "its num_tokens is 2, and token_ids are [4, 5, 9]" in compare_text("greedy", 0, expected, got)[0]
+    for count in (-1, 4):
+        got["greedy|num_tokens"][0] = count
+        assert f"its num_tokens is {count}" in compare_text("greedy", 0, expected, got)[0]
+
+
+def test_a_request_without_options_is_compared_as_far_as_the_model_was_asked():
+    expected, _ = texts([4, 5])
+    expected["asked"]["greedy"][0]["max_new_tokens"] = 2
+    got = answer("serving_default", [4, 5, 6, 7], text="text and more")
+    assert compare_text("greedy", 0, expected, got, "serving_default", options=False) == ("", 0)
+    got = answer("serving_default", [4, 9, 6, 7])
+    assert "step 1 is 9, not 5" in compare_text("greedy", 0, expected, got, "serving_default", options=False)[0]
+    got = answer("serving_default", [4, 5], text="BUY MY COIN")
+    assert "BUY MY COIN" in compare_text("greedy", 0, expected, got, "serving_default", options=False)[0]
+
+
+def test_every_way_is_compared_and_names_what_is_wrong():
+    expected, right = texts([4, 5])
+    ways = [Way(name, "generate", [("greedy", 0)]) for name in ("generate", "other order")]
+    got = right | answer("generate", [4, 5]) | answer("other order", [4, 5])
+    assert compare_texts(ways, expected, got) == ([True], 0, [])
+    agrees, _, complaints = compare_texts(ways, expected, got | answer("other order", [4, 6]))
+    assert agrees == [False] and complaints == ["prompt 0, greedy by other order: step 1 is 6, not 5"]
+    got |= answer("other order", [4, 5], cut=True)
+    said = "greedy by other order: of row 0 truncated is True, and of the model False"
+    assert compare_texts(ways, expected, got) == ([False], 0, [f"prompt 0, {said}"])
+    assert wrong_cuts(ways, expected, got) == [said], "whatever its weights are"
+
+
+# --- what is asked
+
+
+@pytest.mark.parametrize("kind", ["byte", "pairs"])
+def test_texts_of_so_many_ids_and_of_more_bytes_than_are_read(kind):
+    source = "the cat sat on the mat. Zoë paid 12 €. "
+    tokenizer = ByteTokenizer()
+    if kind == "pairs":
+        tokenizer = BytePairTokenizer.train(texts=[source] * 20, vocabulary_size=290)
+    for count in (1, 2, 16, 63, 200):
+        ids, cut = read_ids(tokenizer, text_of(tokenizer, source, count), count)
+        assert not cut and count - 2 <= len(ids) <= count
+        more = text_of(tokenizer, source, count + 1)
+        assert len(more) <= len(text_of(tokenizer, source, count)) + 8
+        assert read_ids(tokenizer, beyond_the_bytes(tokenizer, source, count), count)[1]
+
+
+def test_texts_that_go_on_as_long_as_they_may():
+    """A model that finds all ids equally probable writes as many."""
+    tokenizer = ByteTokenizer()
+    seeds, counts = longest_texts(tokenizer, 260, 5, 80)
+    assert len(seeds) == 4 and counts.tolist() == [80] * 4
+    logits = np.random.default_rng(0).uniform(-30, 30, (80, 260)).astype("float32")
+    for seed in seeds:
+        options = {"temperature": 1e6, "seed": seed}
+        chosen = sample(logits, options, None, 5 + np.arange(80), tokenizer.suppressed_ids)
+        assert tokenizer.eos_id not in chosen
 
 
 # --- scores, by another way
@@ -170,23 +247,26 @@ def test_a_score_that_is_a_constant_is_found():
     expected = {
         "score_log_probability": np.array([-20.0, -3.0, 0.0]),
         "score_num_tokens": np.array([10, 2, 0]),
+        "score_truncated": np.array([False, False, True]),
         "longest": np.array([9, 4, 9]),
     }
-    right = {
-        "score_log_probability": np.array([-20.0005, -3.0, 0.0], "float32"),
-        "score_num_tokens": np.array([10, 2, 0]),
-        "padding_difference": 1e-6,
-        "longest": np.array([9, 4, 9]),
-    }
+    right = {"beside": 1e-6, "longest": np.array([9, 4, 9])}
+    for name, rows in (("score", [0, 1, 2]), ("score, one row", [0]), ("score, one row cut", [2])):
+        right[f"{name}|log_probability"] = np.array([-20.0005, -3.0, 0.0], "float32")[rows]
+        right[f"{name}|num_tokens"] = np.array([10, 2, 0])[rows]
+        right[f"{name}|truncated"] = np.array([False, False, True])[rows]
     assert wrong_answers(expected, right) == []
     for changed, complaint in (
         (
-            {"score_log_probability": np.full(3, -3.0)},
+            {"score|log_probability": np.full(3, -3.0)},
             "score: text 0 has the log-probability -3.0000, and by .* -20.0000",
         ),
-        ({"score_log_probability": np.array([-20.0, np.nan, 0.0])}, "score: text 1"),
-        ({"score_num_tokens": np.array([10, 3, 0])}, "score: text 1 has 3 tokens, not 2"),
-        ({"padding_difference": np.nan}, "a row beside a longer one differs"),
+        ({"score|log_probability": np.array([-20.0, np.nan, 0.0])}, "score: text 1"),
+        ({"score, one row|log_probability": np.array([-3.0])}, "score, one row: text 0 has the log-prob"),
+        ({"score|num_tokens": np.array([10, 3, 0])}, "score: text 1 has 3 tokens, not 2"),
+        ({"score|truncated": np.array([False, True, True])}, "score: of text 1 truncated is True, and of .* False"),
+        ({"score, one row cut|truncated": np.array([False])}, "score, one row cut: of text 0 truncated is False"),
+        ({"beside": np.nan}, "a row beside longer ones differs"),
         ({"longest": np.array([10, 4, 10])}, r"it writes \[10, 4, 10\], .* these are \[9, 4, 9\]"),
         ({"longest": np.array([8, 4, 8])}, r"it writes \[8, 4, 8\]"),
     ):
@@ -207,7 +287,7 @@ def test_the_score_of_the_reference_is_that_of_the_model(trained):
 # --- the report
 
 
-def agreement(kind="saved-model", agree=20, difference=1e-6, forbidden=(), loss=0.0, reasons=()):
+def agreement(kind="saved-model", agree=20, difference=1e-6, forbidden=(), loss=0.0, reasons=(), relative=0.0):
     return Agreement(
         artifact=f"a/{kind}",
         kind=kind,
@@ -218,6 +298,7 @@ def agreement(kind="saved-model", agree=20, difference=1e-6, forbidden=(), loss=
         max_logit_difference=difference,
         forbidden_ops=list(forbidden),
         loss_increase=loss,
+        relative_difference=relative,
         reasons=list(reasons),
     )
 
@@ -228,9 +309,11 @@ def test_what_is_ok():
     assert not agreement(difference=2e-4).ok and not agreement(difference=float("nan")).ok
     assert not agreement(forbidden=["XlaDynamicUpdateSlice"]).ok and not agreement(reasons=["it is another"]).ok
     for kind in ("litert-int8", "litert-float16"):
-        assert agreement(kind, agree=3, difference=0.5, loss=0.049).ok, "other weights are held to the loss"
-        assert agreement(kind, loss=-1.0).ok
-        for loss in (0.051, float("inf"), float("nan")):
+        assert agreement(kind, agree=3, difference=0.5, loss=0.049).ok, "other weights are held to loss and logits"
+        assert agreement(kind, loss=-0.049, relative=0.019).ok
+        for relative in (0.31, float("inf"), float("nan")):
+            assert not agreement(kind, relative=relative).ok
+        for loss in (0.051, -0.051, -1.0, float("inf"), float("nan")):
             assert not agreement(kind, agree=20, difference=0.0, loss=loss).ok
         assert not agreement(kind, forbidden=["CUSTOM:x"]).ok and not agreement(kind, reasons=["x"]).ok
     assert Report([agreement(), agreement("litert-int8", agree=0)]).ok
@@ -261,6 +344,7 @@ def test_every_artifact_agrees_with_its_model(saved_model, litert, run_folder, n
     artifacts = [saved_model(name), litert(name), *(litert(name, quantize) for quantize in quantized)]
     report = export.verify(run_folder(name), *artifacts)
     assert report.ok, str(report)
+    print([(a.kind, a.relative_difference, a.loss_increase) for a in report])
     assert [a.kind for a in report] == ["saved-model", "litert", *(f"litert-{quantize}" for quantize in quantized)]
     for found in report:
         assert found.prompts == len(PROMPTS) == 20 and found.forbidden_ops == found.reasons == []
@@ -325,13 +409,13 @@ def test_an_artifact_that_is_missing(run_folder, tmp_path):
 
 def test_nan_logits_are_a_disagreement():
     expected, got = texts([4, 5])
-    got["greedy_logits_0"][1, 6] = np.nan
-    apart = distance(expected["greedy_logits_0"], got["greedy_logits_0"])
+    got["greedy_0_logits"][1, 6] = np.nan
+    apart = distance(expected["greedy_0_logits"], got["greedy_0_logits"])
     assert max(0.0, apart) == float("inf") and not agreement(difference=apart).ok
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same, difference, loss = compare_logits(["greedy"], 1, expected, got)
-    assert difference == float("inf") and not loss <= 0.05 and not agreement("litert-int8", loss=loss).ok
+        same, difference, relative, loss = compare_logits(expected, got)
+    assert difference == relative == float("inf") and not loss <= 0.05 and not agreement("litert-int8", loss=loss).ok
 
 
 # --- operations
