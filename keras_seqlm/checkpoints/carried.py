@@ -28,6 +28,8 @@ def carried_by(model):
 def attributes_of(thing):
     """`(place, value)` of each attribute of an object, and of what lists, tuples and dicts among them hold: `blocks.0`."""
     for name, value in vars(thing).items():
+        if name in ("_layers", "_tracked") or name.startswith("_self_"):  # lists of Keras and TensorFlow of the others
+            continue
         yield name, value
         if name == "_modules":  # where torch keeps what is set as an attribute
             yield from value.items()

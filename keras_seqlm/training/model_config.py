@@ -46,8 +46,7 @@ def _below(place, owner, seen):
         layers = [layer for layer in owner.layers if not isinstance(layer, keras.layers.InputLayer)]
         held = {f"layers.{number}": layer for number, layer in enumerate(layers)}
     else:
-        parts = ((name, one) for name, one in attributes_of(owner) if isinstance(one, keras.layers.Layer))
-        held = {name: one for name, one in parts if not name.startswith("_layers.")}
+        held = {name: one for name, one in attributes_of(owner) if isinstance(one, keras.layers.Layer)}
     for name, layer in held.items():
         if id(layer) not in seen:
             seen.add(id(layer))
