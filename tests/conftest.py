@@ -257,8 +257,9 @@ class Served:
         )
 
     def answers(self, requests, seconds=300):
-        self._process.stdin.write(json.dumps(requests) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # of one that has ended there is no answer either
+            self._process.stdin.write(json.dumps(requests) + "\n")
+            self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], seconds)
         line = self._process.stdout.readline() if ready else ""
         if not line:
@@ -282,10 +283,10 @@ def serve():
 
     def run(path, requests, xla=False, refused=False):
         served = started.pop((path, xla), None) or Served(path, xla)
+        answers = served.answers(requests)  # where it fails, it is closed
         started[path, xla] = served
         if len(started) > _SERVED_AT_ONCE:
             started.pop(next(iter(started))).close()
-        answers = served.answers(requests)
         errors = [answer for answer in answers if isinstance(answer, str)]
         assert refused or not errors, errors
         return answers
