@@ -15,7 +15,6 @@ from seqlm_runtime.seals import folder_hashes, sealed
 from seqlm_runtime.warm_up import WARM_UP
 
 FLOAT, INT, STRING = 1, 3, 7  # numbers of types
-LUKEWARM = 1.15
 SAVED_MODEL, LITE, SMALL = "saved-model", "litert", "litert-int8"
 ROWS = 4  # of the prompts that are asked in one request
 TAMPERINGS = {}  # name -> (what is tampered with, the function that does it, what the refusal says)
@@ -1058,8 +1057,8 @@ for _name, _kind, _dtype, _change, _said in (
         new_constants(artifact, dtype, change)
 
 
-def multiplied(artifact, factor, wanted):
-    """The logits of the signatures whose names begin so, times a factor."""
+def computed_on(artifact, op, other, wanted):
+    """The logits of the signatures whose names begin so, "MUL" or "ADD" another number."""
     from ai_edge_litert import schema_py_generated as schema
 
     from keras_seqlm.export import litert_file
@@ -1071,12 +1070,13 @@ def multiplied(artifact, factor, wanted):
             output = next(output for output in signature.outputs if output.name == b"logits")
             old = output.tensorIndex
             new = litert_file._tensor(schema, graph, schema.TensorType.FLOAT32, graph.tensors[old].shape, b"hot")
-            number = np.array(factor, np.float32)
+            number = np.array(other, np.float32)
             number = litert_file._constant(schema, model, graph, number, schema.TensorType.FLOAT32)
-            operator = litert_file._operator(schema, model, "MUL")
+            operator = litert_file._operator(schema, model, op)
             operator.inputs, operator.outputs = [old, number], [new]
-            operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
-            operator.builtinOptions = schema.MulOptionsT()
+            options = f"{op.title()}Options"
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            operator.builtinOptions = getattr(schema, f"{options}T")()
             graph.operators = [*graph.operators, operator]
             graph.outputs = np.array([new if number == old else number for number in graph.outputs], np.int32)
             output.tensorIndex = new
@@ -1086,20 +1086,20 @@ def multiplied(artifact, factor, wanted):
 
 @tampering(SMALL, "its weights are not the model's: of the model's texts it has a loss that is -")
 def hot(artifact, marker):
-    multiplied(artifact, 1.5, ("prefill", "decode"))
+    computed_on(artifact, "MUL", 1.5, ("prefill", "decode"))
 
 
 @tampering(SMALL, "its weights are not the model's: the logits differ by")
-def lukewarm(artifact, marker):
-    """A little surer of all that it says, so that its loss is nearly the model's."""
-    multiplied(artifact, LUKEWARM, ("prefill", "decode"))
+def lifted(artifact, marker):
+    """Its loss and its choices are as they were, but for penalties, which ask whether a logit is above 0."""
+    computed_on(artifact, "ADD", 5.0, ("prefill", "decode"))
 
 
 for _kind in (LITE, SMALL):
 
     @tampering(_kind, "prefill_64: after 64 ids its logits are not the model's", f"long prompts of {_kind}")
     def turned_in_long_prompts(artifact, marker):
-        multiplied(artifact, -1.0, ("prefill_64", "prefill_256"))
+        computed_on(artifact, "MUL", -1.0, ("prefill_64", "prefill_256"))
 
 
 @tampering(LITE, "its sidecar's test vector 0 of what it writes is")

@@ -20,7 +20,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C 
 ASKED = {
     *("another_compiled_text", "constant_score", "swapped_options", "another_limit", "foreign_weights"),
     *("foreign lite weights", "random int8 weights", "foreign_weights_that_are_called_int8"),
-    *("another_text_to_one_row", "other_cuts", "other_vectors", "reads_less_than_it_says", "hot", "lukewarm"),
+    *("another_text_to_one_row", "other_cuts", "other_vectors", "reads_less_than_it_says", "hot", "lifted"),
     "long prompts of litert-int8",
 }
 SHOWN_BY_ANSWERS = ASKED | {
