@@ -59,7 +59,7 @@ ATTRIBUTES = frozenset(
     begin_mask body cond debug_name dtype dtypes element_dtype ellipsis_mask else_branch end_mask exclusive f
     incompatible_shape_error input_encoding keep_dims model new_axis_mask normalization_form num_buckets
     num_row_partition_tensors num_split out_type output_encoding output_shapes parallel_iterations pattern rewrite
-    row_partition_types shape shape_type shared_name shrink_axis_mask squeeze_dims summarize then_branch value
+    row_partition_types shape shape_type shared_name shrink_axis_mask squeeze_dims summarize then_branch unit value
     """.split()
 )
 # Other encodings are looked up in files.

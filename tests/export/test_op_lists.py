@@ -55,7 +55,7 @@ MODELS = [
 ]
 # Of tokenizers that are read from Hugging Face's files: a prefix space, Llama-3's words, Qwen's normal form C.
 OF_HUGGINGFACE = {"Add", "UnsortedSegmentMax", "DenseBincount", "NormalizeUTF8"}
-ATTRIBUTES_OF_HUGGINGFACE = {"normalization_form"}
+ATTRIBUTES_OF_HUGGINGFACE = {"normalization_form", "unit"}
 OF_LONG_TOKENS = {"If"}  # of over eight bytes: a text is tokenized once more where its end gave too few ids
 
 
