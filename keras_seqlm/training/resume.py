@@ -59,16 +59,18 @@ class Resume(RunCallback):
 
     The folder belongs to this process from here on, until `fit` ends, `close()` is called or this object is gone. An
     object serves one `fit`. Wherever it stands among the callbacks, it begins and acts as the last one: what others do at an
-    epoch's end is in the checkpoint of that epoch, and what they set as a run that goes on begins is as it was saved. Two of Keras's callbacks do not go with it and are refused:
-    `SwapEMAWeights(swap_on_epoch=True)` (`training.ValidateAverage` does) and `BackupAndRestore`, which goes on by itself.
+    epoch's end is in the checkpoint of that epoch, and what they set as a run that goes on begins is as it was saved. Two of
+    Keras's callbacks do not go with it and are refused: `SwapEMAWeights(swap_on_epoch=True)` (`training.ValidateAverage`
+    does) and `BackupAndRestore`, which goes on by itself.
 
     A start goes on with what the run was begun with, or is refused: the batch of step 0, which tells data, batch size and
     seed (with their `content_hash`, where data have one); what the configs of the model and of all layers in it say, but for
     names and seeds, and the numbers that layers of a user's class keep; class and numbers of the optimizer, a learning rate
     that is a number included, the weights that it does not decay, and of the loss, with its weight; `class_weight`; and
     `settings`. A function, as a loss or an activation, is known by what it does (see `training.code`), within one version of
-    Python; what `call` and `train_step` of a user's model do is not held. A schedule of the learning rate, or a function, may change, and a warning says so. Validation data are held to that only
-    where they are given to `data`, too (as `Recipe.fit` gives them), or named in `settings`.
+    Python; what `call` and `train_step` of a user's model do is not held. A schedule of the learning rate, or a function, may
+    change, and a warning says so. Validation data are held to that only where they are given to `data`, too (as `Recipe.fit`
+    gives them), or named in `settings`.
 
     Args:
         folder: of the checkpoints.
