@@ -1109,7 +1109,7 @@ def other_lite_vectors(artifact, marker):
     seal_lite(artifact, **content)
 
 
-for _path, _value, _said in STRANGE:
+for _path, _value, _said in STRANGE[1:]:  # another format is refused unread
 
     @tampering(SMALL, f"its sidecar {_said}", f"a lite sidecar's {_path}", path=_path, value=_value)
     def strange_lite(artifact, marker, path, value):
