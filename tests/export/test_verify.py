@@ -344,7 +344,6 @@ def test_every_artifact_agrees_with_its_model(saved_model, litert, run_folder, n
     artifacts = [saved_model(name), litert(name), *(litert(name, quantize) for quantize in quantized)]
     report = export.verify(run_folder(name), *artifacts)
     assert report.ok, str(report)
-    print([(a.kind, a.relative_difference, a.loss_increase) for a in report])
     assert [a.kind for a in report] == ["saved-model", "litert", *(f"litert-{quantize}" for quantize in quantized)]
     for found in report:
         assert found.prompts == len(PROMPTS) == 20 and found.forbidden_ops == found.reasons == []
