@@ -289,7 +289,8 @@ def wrong_vectors(said, tokenizer, ways, expected, got):
         count = min(int(got[f"{way.name}|num_tokens"][at]), max_new_tokens)
         token_ids = got[f"{way.name}|token_ids"][at][:count].tolist()
         cut = bool(got[f"{way.name}|truncated"][at])
-        return {"text": tokenizer.decode(token_ids), "token_ids": token_ids, "truncated": cut}
+        after_text = has_text(tokenizer, range(int(expected[f"{name}_first"])), cut)
+        return {"text": tokenizer.decode(token_ids, after_text), "token_ids": token_ids, "truncated": cut}
 
     def logits_after(ids, more):
         for logits in (got.get(f"{last[0]}_own"), got.get(f"{last[0]}_logits"), expected[f"{last[0]}_logits"]):

@@ -22,7 +22,7 @@ from keras_seqlm.export.signatures import RECURRENT_PREFILLS
 from keras_seqlm.export.vectors import of_tokenizer
 from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.generation.generate import prompt_room
-from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, has_text, read_ids
 from seqlm_runtime.sampler import sample
 from seqlm_runtime.seals import folder_hashes
 
@@ -136,7 +136,8 @@ def _read(task, rows, most):
         new = np.array([] if ended else [chosen], "int32")
         content |= {f"read_{row}_first": len(found), f"read_{row}_truncated": cut}
         content |= {f"read_{row}_new": new, f"read_{row}_ended": ended}
-        content[f"read_{row}_text"] = np.frombuffer(task.tokenizer.decode(new).encode(), "uint8")
+        text = task.tokenizer.decode(new, has_text(task.tokenizer, found, cut))
+        content[f"read_{row}_text"] = np.frombuffer(text.encode(), "uint8")
         content[f"read_{row}_logits"] = last[row]
     return content
 

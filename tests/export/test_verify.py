@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -35,7 +36,7 @@ from keras_seqlm.export.questions import (
     text_of,
 )
 from keras_seqlm.export.verify import Agreement, Report
-from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer
+from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer, WordPieceTokenizer
 from seqlm_runtime import replay
 from seqlm_runtime.options import DEFAULTS
 from seqlm_runtime.prompts import read_ids
@@ -269,6 +270,54 @@ def test_the_margins_of_test_vectors_are_compared(monkeypatch):
     for changed in ({"margin": 0.52}, {"margin": 0.48}, {"margin": None}, {"text": "b"}):
         (said,) = wrong_vectors([vector | changed], tokenizer, [], expected, {})
         assert said.startswith("its sidecar's test vector 0 of what it writes is ")
+
+
+def words():
+    return WordPieceTokenizer.train(texts=["the cat sat on the mat"] * 20, vocabulary_size=60)
+
+
+def test_a_test_vectors_text_goes_on_with_its_prompt(monkeypatch):
+    """A word after another one keeps its space, and the first of all has none."""
+    tokenizer = words()
+    ids = tokenizer.encode("cat")
+
+    def written_vectors(*given):
+        return [{"prompt": prompt, "margin": 0.5, **given[4](prompt, 9, {})} for prompt in ("the", "")]
+
+    monkeypatch.setattr(comparison, "written_vectors", written_vectors)
+    asked = {"vectors": [{"text": prompt.encode(), **DEFAULTS} for prompt in ("the", "")]}
+    expected = {"asked": asked, "facts": {"max_length": 8}, "most": 7, "limit": 9}
+    expected |= {"vectors_0_first": 1 + len(tokenizer.encode("the")), "vectors_1_first": 1}
+    got = {
+        "generate|token_ids": np.stack([ids, ids]),
+        "generate|num_tokens": np.array([len(ids)] * 2),
+        "generate|truncated": np.array([False] * 2),
+    }
+    said = [
+        {"prompt": prompt, "margin": 0.5, "text": text, "token_ids": ids.tolist(), "truncated": False}
+        for prompt, text in (("the", " cat"), ("", "cat"))
+    ]
+    ways = [Way("generate", "generate", [("vectors", 0), ("vectors", 1)])]
+    assert wrong_vectors(said, tokenizer, ways, expected, got) == []
+    (complaint,) = wrong_vectors([said[0] | {"text": "cat"}, said[1]], tokenizer, ways, expected, got)
+    assert "test vector 0" in complaint
+
+
+def test_the_one_token_after_a_long_text_goes_on_with_it():
+    from keras_seqlm.export.reference import _read
+
+    tokenizer = words()
+    (word,) = tokenizer.encode("t")  # the start of a word
+
+    class Model:
+        max_length, vocabulary_size = 8, tokenizer.vocabulary_size
+
+        def __call__(self, ids):
+            return np.eye(self.vocabulary_size, dtype="float32")[np.full(ids.shape, word)]
+
+    task = types.SimpleNamespace(model=Model(), tokenizer=tokenizer)
+    found = _read(task, [{"text": text} for text in (b"the", b"", b"the cat sat on the mat")], 2)
+    assert [found[f"read_{row}_text"].tobytes() for row in range(3)] == [b" t", b"t", b" t"]
 
 
 # --- what is asked
