@@ -15,6 +15,7 @@ from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.saved_model import SavedModel
 
 _AT_ONCE = 2**25  # logits of one answer, 128 MiB
+_COLUMNS = 2**20  # of one row
 _TYPES = {"max_new_tokens": "int32", **{name: dtype for name, (dtype, _) in OPTIONS.items()}}
 
 
@@ -33,6 +34,7 @@ def replay_saved_model(request):
         return answer
     answer["warm_up"] = model.warm_up()
     answer |= _saved_logits(model, request)
+    answer["accepted"] = json.dumps(_accepted(model, int(request["columns"]), int(request["vocabulary_size"])))
     texts = [text.encode("latin-1") for text in json.loads(str(request["score_texts"]))]
     for name, rows in (("score", range(len(texts))), ("score, one row", [0]), ("score, one row cut", [len(texts) - 1])):
         scores = _answer(model, "score", [texts[row] for row in rows])
@@ -41,7 +43,12 @@ def replay_saved_model(request):
     most = {**DEFAULTS, "max_new_tokens": 2**31 - 1, "temperature": 1e6}
     options = {key: np.full(len(seeds), most[key], dtype) for key, dtype in _TYPES.items()} | {"seed": seeds}
     longest = _answer(model, "generate", _texts([asked["greedy"][0]] * len(seeds)), **options)
-    return answer | {"longest": longest["num_tokens"]}
+    texts = [text.decode("latin-1") for text in longest["generated_text"]]
+    return answer | {
+        "longest": longest["num_tokens"],
+        "longest_ids": longest["token_ids"],
+        "longest_texts": json.dumps(texts),
+    }
 
 
 def _texts(rows):
@@ -75,7 +82,8 @@ def _saved_logits(model, request):
         here = here[: max(1, _AT_ONCE // (width * int(request["vocabulary_size"])))]
         names = names[len(here) :]
         ids = [request[f"{name}_ids"] for name in here]
-        batch = np.zeros((len(ids), max(map(len, ids))), "int32")
+        # What lies beyond a text changes nothing, even if it is no id.
+        batch = np.resize(np.array([-1, 0, request["vocabulary_size"]], "int32"), (len(ids), max(map(len, ids))))
         for row, part in zip(batch, ids, strict=True):
             row[: len(part)] = part
         logits = model.run("logits", token_ids=batch, lengths=np.array([len(part) for part in ids], "int32"))["logits"]
@@ -84,6 +92,27 @@ def _saved_logits(model, request):
             beside = np.maximum(beside, np.max(np.abs(row[len(part) :]), initial=0.0))  # NaN stays
     alone = model.run("logits", token_ids=ids[-1][None], lengths=np.array([len(ids[-1])], "int32"))["logits"][0]
     return answer | {"beside": np.maximum(beside, np.max(np.abs(alone - logits[-1, : len(ids[-1])])))}
+
+
+def _accepted(model, columns, vocabulary_size):
+    """What `logits` answers, and has to refuse: a list of descriptions."""
+    more = columns + 1
+    rows = int(more <= _COLUMNS)  # of more than these the numbers alone would fill the memory
+    requests = {
+        f"{more} columns of token_ids": (np.zeros((rows, more)), [1] * rows),
+        "the id -1": ([[-1]], [1]),
+        f"the id {vocabulary_size}": ([[vocabulary_size]], [1]),
+        "the length -1": ([[0]], [-1]),
+        "a length beyond its row": ([[0]], [2]),
+    }
+    accepted = []
+    for said, (token_ids, lengths) in requests.items():
+        try:
+            model.run("logits", token_ids=np.array(token_ids, "int32"), lengths=np.array(lengths, "int32"))
+        except (RuntimeError, ValueError):
+            continue
+        accepted.append(said)
+    return accepted
 
 
 def _along(request):
@@ -115,7 +144,7 @@ def replay_litert(request):
                 answer[_logits_of(name)] = along
             if mode in ("vectors", "read"):
                 answer[f"{name}_own"] = logits
-        width = max(len(result["token_ids"]) for result in results)
+        width = max((len(result["token_ids"]) for result in results), default=0)
         token_ids = np.zeros((len(results), width), "int32")
         for row, result in zip(token_ids, results, strict=True):
             row[: len(result["token_ids"])] = result["token_ids"]
@@ -177,7 +206,8 @@ def replay(request):
             options; `ways` (JSON) for a SavedModel, a list of a name, a signature, pairs of a mode and a row, and
             whether options are given; of the reference for rows along which logits are wanted `MODE_I_ids` (the prompt's
             ids and the new ones) and `MODE_I_first` (how many are the prompt's); `score_texts` (JSON); `longest_seeds`;
-            `long_ids` with `long_places`, rows of a prefill length and the ids that it reads; `vocabulary_size`.
+            `long_ids` with `long_places`, rows of a prefill length and the ids that it reads; `vocabulary_size`; `columns`,
+            how many ids `logits` reads.
 
     Returns:
         For each way of a SavedModel, each mode of a LiteRT file: `WAY|token_ids`, `WAY|num_tokens`, `WAY|truncated` and

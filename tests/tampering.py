@@ -874,6 +874,35 @@ def another_limit(artifact, marker):
     seal(artifact, max_new_tokens_limit=9999)
 
 
+@graph_tampering(
+    "asked for any number of tokens, in text 0 the ids are right, and their text is not: it is b'BUY MY COIN'"
+)
+def another_text_beyond_64_tokens(meta, graph, functions, marker):
+    signature = meta.signature_def["generate"]
+    constant(graph.node, "many", np.int32(64))
+    advertise(graph, signature, node(graph, "long", "Greater", [signature.outputs["num_tokens"].name, "many"], T=INT))
+
+
+@graph_tampering("columns of token_ids, and has to refuse it")
+def logits_without_bounds(meta, graph, functions, marker):
+    import tensorflow as tf
+
+    numbers = 0
+    for part in of(functions, "__inference_text_logits").node_def:
+        if part.op == "Const" and part.attr["value"].tensor.dtype == INT:
+            value = tf.make_ndarray(part.attr["value"].tensor)
+            if value.shape == () and value == 4096 + 80:
+                part.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.int32(2**30)))
+                numbers += 1
+    assert numbers, "it has no bound"
+
+
+@tampering(SAVED_MODEL, "it has no requests by which a server warms up")
+def no_warm_up(artifact, marker):
+    (artifact / WARM_UP).unlink()
+    seal(artifact)
+
+
 # --- LiteRT
 
 

@@ -12,6 +12,7 @@ from keras_seqlm.export.questions import MODES, MOST_TOKENS
 from keras_seqlm.export.reference import log_probabilities
 from keras_seqlm.export.vectors import SURE, written_vectors
 from seqlm_runtime.options import DEFAULTS
+from seqlm_runtime.prompts import has_text
 from seqlm_runtime.sampler import sample
 
 TIE = 1e-4  # two logits, or a draw and a border, that are closer than this may go either way
@@ -181,8 +182,14 @@ def distance(expected, got):
     return float(np.max(np.where(np.isnan(apart), np.inf, apart), initial=0.0))  # `max` would pass over NaN
 
 
-def wrong_answers(expected, got):
-    """What a SavedModel answers wrongly beside texts: sentences about `score`, padding, and the most tokens it writes."""
+def wrong_answers(expected, got, tokenizer):
+    """What a SavedModel answers wrongly beside texts: sentences about `score`, padding, what it has to refuse, its warm-up,
+    and the longest texts that it writes.
+
+    Args:
+        expected, got: see above.
+        tokenizer: of the run.
+    """
     wrong, rows = [], len(expected["score_num_tokens"])
     for name, asked in (("score", range(rows)), ("score, one row", [0]), ("score, one row cut", [rows - 1])):
         sums, counts, cuts = (expected[f"score_{key}"][list(asked)] for key in SCORED)
@@ -199,13 +206,39 @@ def wrong_answers(expected, got):
             wrong.append(f"{name}: of text {row} truncated is {found['truncated'][row]}, and of the model {cuts[row]}")
     if not got["beside"] <= TIE:
         wrong.append(f"logits: a row beside longer ones differs from itself alone by {got['beside']:.1e}")
+    wrong += [f"logits: it answers {said}, and has to refuse it" for said in json.loads(str(got["accepted"]))]
+    if not int(got["warm_up"]):
+        wrong.append("it has no requests by which a server warms up, and its first ones would be slow: export it again")
     longest = np.minimum(got["longest"], MOST_TOKENS)
     if longest.tolist() != expected["longest"].tolist():
         wrong.append(
             f"generate: asked for any number of tokens it writes {longest.tolist()}, and with the limit of its sidecar "
             f"these are {expected['longest'].tolist()}"
         )
-    return wrong
+        return wrong
+    return wrong + wrong_longest(expected, got, tokenizer)
+
+
+def wrong_longest(expected, got, tokenizer):
+    """What is wrong about the ids and the text of the longest texts, whose numbers of tokens are right: a sentence or none."""
+    after_text = has_text(tokenizer, range(int(expected["greedy_0_first"])), bool(expected["greedy_0_truncated"]))
+    texts = json.loads(str(got["longest_texts"]))
+    for row, count in enumerate(got["longest"].tolist()):
+        said, ids = f"generate: asked for any number of tokens, in text {row}", got["longest_ids"][row, :count]
+        looked_at = ids[:MOST_TOKENS]
+        least, greatest = (expected[f"longest_{end}"][row, : len(looked_at)] for end in ("least", "greatest"))
+        suppressed = np.isin(looked_at, expected["suppressed_ids"])
+        wrong = np.flatnonzero((looked_at < least) | (looked_at > greatest) | suppressed)
+        if len(wrong):
+            step = wrong[0]
+            wanted = f"{least[step]}" if least[step] == greatest[step] else f"{least[step]} ... {greatest[step]}"
+            return [f"{said} step {step} is {looked_at[step]}, and its draw is that of {wanted}"]
+        if ((ids < 0) | (ids >= int(expected["vocabulary_size"]))).any():
+            return [f"{said} are ids that are none: {ids[(ids < 0) | (ids >= int(expected['vocabulary_size']))][0]}"]
+        wanted, found = tokenizer.decode(ids, after_text).encode(), texts[row].encode("latin-1")
+        if wanted != found:
+            return [f"{said} the ids are right, and their text is not: it is {found[:60]!r}"]
+    return []
 
 
 def wrong_readings(most_apart, expected, got):
@@ -256,7 +289,8 @@ def wrong_vectors(said, tokenizer, ways, expected, got):
         count = min(int(got[f"{way.name}|num_tokens"][at]), max_new_tokens)
         token_ids = got[f"{way.name}|token_ids"][at][:count].tolist()
         cut = bool(got[f"{way.name}|truncated"][at])
-        return {"text": tokenizer.decode(token_ids), "token_ids": token_ids, "truncated": cut}
+        after_text = has_text(tokenizer, range(int(expected[f"{name}_first"])), cut)
+        return {"text": tokenizer.decode(token_ids, after_text), "token_ids": token_ids, "truncated": cut}
 
     def logits_after(ids, more):
         for logits in (got.get(f"{last[0]}_own"), got.get(f"{last[0]}_logits"), expected[f"{last[0]}_logits"]):

@@ -198,19 +198,23 @@ def longest_texts(tokenizer, vocabulary_size, first, most):
         most: tokens that are written at most.
 
     Returns:
-        int32 seeds (4,) and the numbers of tokens (4,) before the end or `most`; fewer where no more are sure.
+        int32 seeds (4,); the numbers of tokens (4,) before the end or `most`; and the least and the greatest id (4, most)
+        that each step may write, which are one id but where the draw lies near a border. Fewer than 4 where no more are
+        sure.
     """
     seeds = np.arange(_SEEDS if tokenizer.eos_id is not None else 4, dtype="int32")
     counts = np.full(len(seeds), most)
+    draws = uniform(seeds[:, None], first + np.arange(most)[None]).astype("float64")
+    suppressed = set(tokenizer.suppressed_ids)
+    ids = [i for i in range(vocabulary_size) if i not in suppressed]
     if tokenizer.eos_id is not None:
-        draws = uniform(seeds[:, None], first + np.arange(most)[None]).astype("float64")
-        ids = [i for i in range(vocabulary_size) if i not in set(tokenizer.suppressed_ids)]
         start = ids.index(tokenizer.eos_id) / len(ids)
         stop = start + 1 / len(ids)
         near = (draws > start - _SURE) & (draws < stop + _SURE)
         ends = (draws > start + _SURE) & (draws < stop - _SURE)
         steps = np.where(near.any(axis=1), near.argmax(axis=1), most)
         sure = (steps == most) | ends[np.arange(len(seeds)), np.minimum(steps, most - 1)]
-        seeds, counts = seeds[sure], steps[sure]
+        seeds, counts, draws = seeds[sure], steps[sure], draws[sure]
     best = np.argsort(-counts, kind="stable")[:4]
-    return seeds[best], counts[best]
+    places = (np.clip((draws[best] + away) * len(ids), 0, len(ids) - 1).astype("int64") for away in (-_SURE, _SURE))
+    return seeds[best], counts[best], *(np.array(ids, "int32")[place] for place in places)

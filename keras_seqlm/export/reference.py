@@ -22,7 +22,7 @@ from keras_seqlm.export.signatures import RECURRENT_PREFILLS
 from keras_seqlm.export.vectors import of_tokenizer
 from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.generation.generate import prompt_room
-from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, has_text, read_ids
 from seqlm_runtime.sampler import sample
 from seqlm_runtime.seals import folder_hashes
 
@@ -53,7 +53,7 @@ def write_reference(run_folder, prompts, path, limit, max_prompt_tokens=None):
     written = _written(task, {mode: asked[mode] for mode in asked if mode != "read"}, limit, most)
     written |= _read(task, asked["read"], most)
     lengths = {mode: [int(written[f"{mode}_{row}_first"]) for row in range(len(asked[mode]))] for mode in asked}
-    seeds, longest = longest_texts(
+    seeds, longest, least, greatest = longest_texts(
         tokenizer, model.vocabulary_size, lengths["greedy"][0], _most_new(model, lengths["greedy"][0], limit)
     )
     ways = {xla: saved_ways(asked, lengths, xla) for xla in (False, True)}
@@ -64,11 +64,14 @@ def write_reference(run_folder, prompts, path, limit, max_prompt_tokens=None):
         "facts": json.dumps(_facts(model, tokenizer, most)),
         "limit": limit,
         "most": most,
+        "columns": most + limit if model.max_length is None else model.max_length,
         "vocabulary_size": model.vocabulary_size,
         "eos_id": -1 if tokenizer.eos_id is None else tokenizer.eos_id,
         "suppressed_ids": np.array(tokenizer.suppressed_ids, "int32"),
         "longest_seeds": seeds,
         "longest": longest,
+        "longest_least": least,
+        "longest_greatest": greatest,
         **{f"prompt_ids_{row}": tokenizer.encode(prompt) for row, prompt in enumerate(prompts)},
         **written,
         **_scores(task, asked, written, most),
@@ -91,7 +94,7 @@ def _written(task, asked, limit, most):
     """What the model writes on after every row, all in one batch, and the logits along it.
 
     Returns:
-        dict of `MODE_I_ids` (the prompt's and the new ones), `_first` (how many are the prompt's), `_new`, `_ended` (by the
+        dict of `MODE_I_ids` (the prompt's and the new ones, as far as the model reads), `_first` (how many are the prompt's), `_new`, `_ended` (by the
         end id), `_text` (its bytes), `_truncated`, and `_logits` after the prompt and after each new id.
     """
     rows = {f"{mode}_{row}": dict(options) for mode in asked for row, options in enumerate(asked[mode])}
@@ -112,7 +115,8 @@ def _written(task, asked, limit, most):
     results = task.write([texts[name] for name in names], counts, max_prompt_tokens=most, **columns)
     for name, result in zip(names, results, strict=True):
         new = content[f"{name}_new"] = np.asarray(result.token_ids, "int32")
-        content[f"{name}_ids"] = np.concatenate([read[name][0], new])
+        # With a context of 1 an id is written that no model reads.
+        content[f"{name}_ids"] = np.concatenate([read[name][0], new])[: task.model.max_length]
         content[f"{name}_ended"] = result.stop_reason == "eos"
         content[f"{name}_text"] = np.frombuffer(result.text.encode(), "uint8")
     for name, logits in zip(names, logits_along(task.model, [content[f"{name}_ids"] for name in names]), strict=True):
@@ -132,7 +136,8 @@ def _read(task, rows, most):
         new = np.array([] if ended else [chosen], "int32")
         content |= {f"read_{row}_first": len(found), f"read_{row}_truncated": cut}
         content |= {f"read_{row}_new": new, f"read_{row}_ended": ended}
-        content[f"read_{row}_text"] = np.frombuffer(task.tokenizer.decode(new).encode(), "uint8")
+        text = task.tokenizer.decode(new, has_text(task.tokenizer, found, cut))
+        content[f"read_{row}_text"] = np.frombuffer(text.encode(), "uint8")
         content[f"read_{row}_logits"] = last[row]
     return content
 

@@ -157,7 +157,7 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
     Raises:
         FileNotFoundError: an artifact is missing.
         ImportError: ai-edge-litert is missing, and a .tflite file is to be verified.
-        ValueError: the run folder is damaged.
+        ValueError: the run folder is damaged, or a prompt is no text.
     """
     artifacts = [str(artifact) for artifact in artifacts]
     for artifact in artifacts:
@@ -169,6 +169,7 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
     with as_run_folder(task) as run_folder, tempfile.TemporaryDirectory() as folder:
         if prompts is None:
             prompts = _stored_prompts(run_folder / PROMPTS)
+        _check_prompts(prompts)
         references = {}
         for (limit, most), numbers in _bounds(inspections).items():
             path = os.path.join(folder, "reference.npz")
@@ -225,6 +226,18 @@ def _stored_prompts(path):
     return prompts
 
 
+def _check_prompts(prompts):
+    """A ValueError that names the first that is no text: JSON can spell half a surrogate pair, and UTF-8 cannot."""
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt must be a text, got {prompt!r}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            half = f"its character {error.start} is half a surrogate pair, which UTF-8 lacks"
+            raise ValueError(f"the prompt {prompt!r} is no text: {half}") from error
+
+
 def _agreement(artifact, found, expected, tokenizer, folder, max_loss_increase, allow_ops):
     saved = found.kind == "saved-model"
     result = Agreement(
@@ -251,7 +264,7 @@ def _agreement(artifact, found, expected, tokenizer, folder, max_loss_increase, 
             return result
         ways = _ways_of(expected["ways"]) if saved else _lite_ways(expected["asked"])
         agrees, result.exempt_steps, complaints = compare_texts(ways, expected, got)
-        result.reasons += wrong_answers(expected, got) if saved else []
+        result.reasons += wrong_answers(expected, got, tokenizer) if saved else []
         if saved and not complaints and not result.reasons:  # compiling takes long
             got |= _replayed(artifact, expected, folder, allow_ops, xla=True)
             compiled, _, complaints = compare_texts(_ways_of(expected["xla_ways"]), expected, got)

@@ -27,6 +27,7 @@ SHOWN_BY_ANSWERS = ASKED | {
     *("constant_count", "zero_weights", "weights_that_are_none", "zero lite weights"),
     *("zero int8 weights", "turned int8 weights", "another_compiled_text_to_one_row", "one_token_less", "no_vectors"),
     *("other_lite_vectors", "long prompts of litert"),
+    *("another_text_beyond_64_tokens", "logits_without_bounds", "no_warm_up"),
 }
 SHOWN_BY_FACTS = {name for name in TAMPERINGS if "sidecar's" in name} - {"a lite sidecar's state"}
 REFUSED_UNREAD = set(TAMPERINGS) - SHOWN_BY_ANSWERS - SHOWN_BY_FACTS

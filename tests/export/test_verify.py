@@ -1,10 +1,12 @@
 """Verification: it passes what is right, fails what is wrong, and knows a near tie from a mistake."""
 
+import contextlib
 import importlib
 import json
 import pathlib
 import re
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -13,12 +15,30 @@ from sentences import PROMPTS, train_on_sentences
 
 from keras_seqlm import export
 from keras_seqlm.export import comparison
-from keras_seqlm.export.comparison import compare_logits, compare_texts, distance, wrong_answers, wrong_cuts
+from keras_seqlm.export.comparison import (
+    compare_logits,
+    compare_texts,
+    distance,
+    wrong_answers,
+    wrong_cuts,
+    wrong_readings,
+    wrong_shapes,
+    wrong_vectors,
+)
 from keras_seqlm.export.inspection import forbidden_ops
-from keras_seqlm.export.questions import Way, beyond_the_bytes, longest_texts, options_of, text_of
+from keras_seqlm.export.questions import (
+    Way,
+    beyond_the_bytes,
+    longest_texts,
+    options_of,
+    questions,
+    saved_ways,
+    text_of,
+)
 from keras_seqlm.export.served_part import save_served_part
 from keras_seqlm.export.verify import Agreement, Report
-from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer
+from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer, WordPieceTokenizer
+from seqlm_runtime import replay
 from seqlm_runtime.options import DEFAULTS
 from seqlm_runtime.prompts import read_ids
 from seqlm_runtime.sampler import sample
@@ -212,7 +232,125 @@ def test_every_way_is_compared_and_names_what_is_wrong():
     assert wrong_cuts(ways, expected, got) == [said], "whatever its weights are"
 
 
+def test_logits_of_another_shape_are_told():
+    expected, got = texts([4, 5])
+    assert wrong_shapes(expected, got) == []
+    got["greedy_0_logits"] = got["greedy_0_logits"][:, :-1]
+    (said,) = wrong_shapes(expected, got)
+    assert said == "logits: along the model's greedy text of row 0 their shape is (3, 11), not (3, 12)"
+
+
+def test_what_a_lite_file_reads_wrongly():
+    logits = np.zeros((3, VOCABULARY), "float32")
+    expected = {
+        "asked": {"greedy": [{}, {}]},
+        "prompt_ids_0": np.array([4, 5]),
+        "prompt_ids_1": np.array([6]),
+        "long_places": np.array([[16, 9]]),
+        "long_16_9_logits": logits,
+    }
+    right = {name: expected[name] for name in expected if name.startswith(("prompt", "long_16"))}
+    right["long_16_9_position"] = np.array([11])
+    assert wrong_readings(1e-4, expected, right) == []
+    for changed, said in (
+        ({"prompt_ids_1": np.array([7])}, "its tokenizer reads prompt 1 as other ids"),
+        ({"prompt_ids_0": np.array([4])}, "its tokenizer reads prompt 0 as other ids"),
+        ({"long_16_9_position": np.array([9])}, "prefill_16: after 11 ids it counts others"),
+        ({"long_16_9_logits": logits + 1}, "prefill_16: after 9 ids its logits are not the model's, by 1.0e+00"),
+        ({"long_16_9_logits": logits[:2]}, "prefill_16: after 9 ids its logits are not the model's, by inf"),
+    ):
+        assert wrong_readings(1e-4, expected, right | changed) == [said]
+
+
+def test_the_margins_of_test_vectors_are_compared(monkeypatch):
+    vector = {"prompt": "a", "token_ids": [4], "text": "a", "margin": 0.5}
+    monkeypatch.setattr(comparison, "written_vectors", lambda *_: [dict(vector)])
+    expected, tokenizer = {"facts": {"max_length": 8}, "most": 7, "limit": 9}, ByteTokenizer()
+    for margin in (0.5, 0.5005, 0.4995):  # the last digits are of another machine
+        assert wrong_vectors([vector | {"margin": margin}], tokenizer, [], expected, {}) == []
+    for changed in ({"margin": 0.52}, {"margin": 0.48}, {"margin": None}, {"text": "b"}):
+        (said,) = wrong_vectors([vector | changed], tokenizer, [], expected, {})
+        assert said.startswith("its sidecar's test vector 0 of what it writes is ")
+
+
+def words():
+    return WordPieceTokenizer.train(texts=["the cat sat on the mat"] * 20, vocabulary_size=60)
+
+
+def test_a_test_vectors_text_goes_on_with_its_prompt(monkeypatch):
+    """A word after another one keeps its space, and the first of all has none."""
+    tokenizer = words()
+    ids = tokenizer.encode("cat")
+
+    def written_vectors(*given):
+        return [{"prompt": prompt, "margin": 0.5, **given[4](prompt, 9, {})} for prompt in ("the", "")]
+
+    monkeypatch.setattr(comparison, "written_vectors", written_vectors)
+    asked = {"vectors": [{"text": prompt.encode(), **DEFAULTS} for prompt in ("the", "")]}
+    expected = {"asked": asked, "facts": {"max_length": 8}, "most": 7, "limit": 9}
+    expected |= {"vectors_0_first": 1 + len(tokenizer.encode("the")), "vectors_1_first": 1}
+    got = {
+        "generate|token_ids": np.stack([ids, ids]),
+        "generate|num_tokens": np.array([len(ids)] * 2),
+        "generate|truncated": np.array([False] * 2),
+    }
+    said = [
+        {"prompt": prompt, "margin": 0.5, "text": text, "token_ids": ids.tolist(), "truncated": False}
+        for prompt, text in (("the", " cat"), ("", "cat"))
+    ]
+    ways = [Way("generate", "generate", [("vectors", 0), ("vectors", 1)])]
+    assert wrong_vectors(said, tokenizer, ways, expected, got) == []
+    (complaint,) = wrong_vectors([said[0] | {"text": "cat"}, said[1]], tokenizer, ways, expected, got)
+    assert "test vector 0" in complaint
+
+
+def test_the_one_token_after_a_long_text_goes_on_with_it():
+    from keras_seqlm.export.reference import _read
+
+    tokenizer = words()
+    (word,) = tokenizer.encode("t")  # the start of a word
+
+    class Model:
+        max_length, vocabulary_size = 8, tokenizer.vocabulary_size
+
+        def __call__(self, ids):
+            return np.eye(self.vocabulary_size, dtype="float32")[np.full(ids.shape, word)]
+
+    task = types.SimpleNamespace(model=Model(), tokenizer=tokenizer)
+    found = _read(task, [{"text": text} for text in (b"the", b"", b"the cat sat on the mat")], 2)
+    assert [found[f"read_{row}_text"].tobytes() for row in range(3)] == [b" t", b"t", b" t"]
+
+
 # --- what is asked
+
+
+def test_odd_texts_and_every_signature_in_several_ways_are_asked():
+    tokenizer = ByteTokenizer()
+    asked = questions(tokenizer, 64, ["the cat", "a dog"], 80, 63)
+    odd = [row["text"] for row in asked["odd"]]
+    assert b"" in odd and any(b"\0" in text for text in odd)
+
+    def fault(text):
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            return error.reason
+
+    assert {"invalid start byte", "unexpected end of data"} <= {fault(text) for text in odd}, "bytes, half a character"
+    assert all(read_ids(tokenizer, row["text"], 63)[1] for row in asked["read"][-1:]), "one that is cut"
+    lengths = {mode: [len(row["text"]) for row in asked[mode]] for mode in asked}
+    ways = [way for xla in (False, True) for way in saved_ways(asked, lengths, xla)]
+    named = {way.name: way for way in ways}
+    assert len(named) == len(ways)
+    first, other = named["generate"].rows, named["generate, other order"].rows
+    assert sorted(set(first)) == sorted((mode, row) for mode in asked for row in range(len(asked[mode])))
+    assert len(other) > 40 and other == [pair for pair in reversed(first) if pair[0] != "read"]
+    for signature in ("generate", "serving_default", "generate_text", "generate_xla"):
+        sizes = {len(way.rows) for way in ways if way.signature == signature}
+        assert 1 in sizes and max(sizes) > 1, f"{signature}: rows alone and beside others"
+        assert [way for way in ways if way.signature == signature and not way.options], "and without options"
+        rows = [pair for way in ways if way.signature == signature for pair in way.rows]
+        assert "odd" in dict(rows) and ("read", len(asked["read"]) - 1) in rows
 
 
 @pytest.mark.parametrize("kind", ["byte", "pairs"])
@@ -232,16 +370,88 @@ def test_texts_of_so_many_ids_and_of_more_bytes_than_are_read(kind):
 def test_texts_that_go_on_as_long_as_they_may():
     """A model that finds all ids equally probable writes as many."""
     tokenizer = ByteTokenizer()
-    seeds, counts = longest_texts(tokenizer, 260, 5, 80)
+    seeds, counts, least, greatest = longest_texts(tokenizer, 260, 5, 80)
     assert len(seeds) == 4 and counts.tolist() == [80] * 4
+    assert 100 < (least == greatest).sum() < 240, "near a border between two ids either may be written"
     logits = np.random.default_rng(0).uniform(-30, 30, (80, 260)).astype("float32")
-    for seed in seeds:
+    for row, seed in enumerate(seeds):
         options = {"temperature": 1e6, "seed": seed}
         chosen = sample(logits, options, None, 5 + np.arange(80), tokenizer.suppressed_ids)
         assert tokenizer.eos_id not in chosen
+        assert (least[row] <= chosen).all() and (chosen <= greatest[row]).all()
+
+
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1")
+def test_the_reference_of_a_context_of_one_id(tmp_path):
+    """It writes one id, after which nothing is read."""
+    from keras_seqlm.export.reference import write_reference
+    from keras_seqlm.models import TransformerLM
+    from keras_seqlm.tasks import TextGeneration
+
+    model = TransformerLM(260, size="nano", num_layers=1, hidden_dim=8, num_heads=1, max_length=1)
+    model.build()
+    TextGeneration(model, ByteTokenizer()).save(tmp_path / "run")
+    write_reference(tmp_path / "run", ["a", ""], tmp_path / "reference.npz", 8, 1)
+    with np.load(tmp_path / "reference.npz") as stored:
+        assert int(stored["columns"]) == 1 and stored["longest"].tolist() == [1] * 4
+        for row in range(2):
+            steps = len(stored[f"greedy_{row}_new"]) + bool(stored[f"greedy_{row}_ended"])
+            assert steps == 1 and stored[f"greedy_{row}_logits"].shape == (1, 260)
+            assert len(stored[f"greedy_{row}_ids"]) == 1, "what the artifact is asked to read"
+
+
+class Answering:
+    """Stands in for a SavedModel whose `logits` answer `accepts`, and change by `padded` where a text is padded."""
+
+    def __init__(self, accepts=(), padded=0.0, beside=0.0):
+        self.accepts, self.padded, self.beside = accepts, padded, beside
+
+    def run(self, signature, token_ids, lengths):
+        real = np.arange(token_ids.shape[1]) < lengths[:, None]
+        outside = real & ((token_ids < 0) | (token_ids >= VOCABULARY))
+        refused = {
+            "columns": token_ids.shape[1] > 10,
+            "id": outside.any(),
+            "length": ((lengths < 0) | (lengths > token_ids.shape[1])).any(),
+        }
+        if any(holds for name, holds in refused.items() if name not in self.accepts):
+            raise RuntimeError("refused")
+        logits = np.where(real, token_ids + self.beside * (len(token_ids) > 1), 0.0)
+        strange = ~real & ((token_ids < 0) | (token_ids >= VOCABULARY))
+        logits[strange.any(axis=1)] += self.padded
+        return {"logits": np.repeat(logits[:, :, None], VOCABULARY, axis=2).astype("float32")}
+
+
+def test_what_logits_have_to_refuse_is_asked():
+    assert replay._accepted(Answering(), 10, VOCABULARY) == []
+    (said,) = replay._accepted(Answering(("columns",)), 2**21, VOCABULARY)  # asked without rows, which take no memory
+    assert said == f"{2**21 + 1} columns of token_ids"
+    assert replay._accepted(Answering(("columns",)), 10, VOCABULARY) == ["11 columns of token_ids"]
+    assert replay._accepted(Answering(("id",)), 10, VOCABULARY) == ["the id -1", f"the id {VOCABULARY}"]
+    assert replay._accepted(Answering(("length",)), 10, VOCABULARY) == ["the length -1", "a length beyond its row"]
+
+
+def test_logits_are_asked_beside_padding_that_is_no_id_and_alone():
+    request = {"vocabulary_size": np.array(VOCABULARY)}
+    for row, ids in enumerate(([4], [5, 6, 7])):
+        request |= {f"greedy_{row}_ids": np.array(ids, "int32"), f"greedy_{row}_first": np.array(1)}
+    right = replay._saved_logits(Answering(), request)
+    assert right["greedy_1_logits"][:, 0].tolist() == [5, 6, 7] and right["beside"] == 0
+    assert replay._saved_logits(Answering(padded=0.5), request)["greedy_0_logits"][0, 0] == 4.5
+    assert replay._saved_logits(Answering(beside=0.5), request)["beside"] == 0.5
 
 
 # --- scores, by another way
+
+
+IDS = np.resize(np.array([101, 102, 103], "int32"), (3, 9))  # of a, b and c
+
+
+def with_id(row, step, value):
+    """The ids of the long texts, of which one is another."""
+    ids = IDS.copy()
+    ids[row, step] = value
+    return ids
 
 
 def test_a_score_that_is_a_constant_is_found():
@@ -250,13 +460,20 @@ def test_a_score_that_is_a_constant_is_found():
         "score_num_tokens": np.array([10, 2, 0]),
         "score_truncated": np.array([False, False, True]),
         "longest": np.array([9, 4, 9]),
+        "longest_least": with_id(2, 8, 102),  # its draw lies near the border of two ids
+        "longest_greatest": IDS,
+        "greedy_0_first": 1,
+        "greedy_0_truncated": False,
+        "suppressed_ids": np.array([0, 1, 3]),
+        "vocabulary_size": 260,
     }
-    right = {"beside": 1e-6, "longest": np.array([9, 4, 9])}
+    right = {"beside": 1e-6, "longest": np.array([9, 4, 9]), "longest_ids": IDS, "warm_up": 3, "accepted": "[]"}
+    right["longest_texts"] = '["abcabcabc", "abca", "abcabcabc"]'
     for name, rows in (("score", [0, 1, 2]), ("score, one row", [0]), ("score, one row cut", [2])):
         right[f"{name}|log_probability"] = np.array([-20.0005, -3.0, 0.0], "float32")[rows]
         right[f"{name}|num_tokens"] = np.array([10, 2, 0])[rows]
         right[f"{name}|truncated"] = np.array([False, False, True])[rows]
-    assert wrong_answers(expected, right) == []
+    assert wrong_answers(expected, right, ByteTokenizer()) == []
     for changed, complaint in (
         (
             {"score|log_probability": np.full(3, -3.0)},
@@ -270,8 +487,14 @@ def test_a_score_that_is_a_constant_is_found():
         ({"beside": np.nan}, "a row beside longer ones differs"),
         ({"longest": np.array([10, 4, 10])}, r"it writes \[10, 4, 10\], .* these are \[9, 4, 9\]"),
         ({"longest": np.array([8, 4, 8])}, r"it writes \[8, 4, 8\]"),
+        ({"warm_up": 0}, "it has no requests by which a server warms up"),
+        ({"accepted": '["the id -1"]'}, "logits: it answers the id -1, and has to refuse it"),
+        ({"longest_ids": with_id(0, 2, 102)}, "in text 0 step 2 is 102, and its draw is that of 103$"),
+        ({"longest_ids": with_id(2, 8, 107)}, "in text 2 step 8 is 107, and its draw is that of 102 ... 103$"),
+        ({"longest_ids": with_id(2, 8, 99)}, "in text 2 step 8 is 99, "),
+        ({"longest_texts": '["abcabcabc", "BUY", "abcabcabc"]'}, "in text 1 the ids are right, .* b'BUY'"),
     ):
-        (found,) = wrong_answers(expected, right | changed)
+        (found,) = wrong_answers(expected, right | changed, ByteTokenizer())
         assert re.search(complaint, found), found
 
 
@@ -405,6 +628,23 @@ def test_a_task_in_memory_and_prompts_of_ones_own(saved_model, trained):
 def test_an_artifact_that_is_missing(run_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no artifact"):
         export.verify(run_folder("lstm"), tmp_path / "1")
+
+
+def test_a_prompt_that_is_no_text_is_named(tmp_path, monkeypatch):
+    """JSON can spell half a surrogate pair."""
+    artifact = tmp_path / "1"
+    artifact.mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "prompts.json").write_text('{"prompts": ["a", "\\ud800x"]}')
+    module = importlib.import_module("keras_seqlm.export.verify")
+    monkeypatch.setattr(module, "as_run_folder", contextlib.nullcontext)
+    said = r"the prompt '\\ud800x' is no text: its character 0 is half a surrogate pair"
+    with pytest.raises(ValueError, match=said):
+        export.verify(tmp_path / "run", artifact)
+    with pytest.raises(ValueError, match=said):
+        export.verify(tmp_path / "run", artifact, prompts=["\ud800x"])
+    with pytest.raises(ValueError, match="a prompt must be a text, got 3"):
+        export.verify(tmp_path / "run", artifact, prompts=["a", 3])
 
 
 def test_nan_logits_are_a_disagreement():
