@@ -91,10 +91,11 @@ def test_generate_prints_and_writes_the_text(run, capsys, tmp_path):
     command = ["generate", str(run), "--prompt", "number 00", *words, "--repetition-penalty", "1.1"]
     assert seqlm_cli.main([*command, "--json", str(answer)]) == 0
     content = json.loads(answer.read_text(encoding="utf-8"))
-    assert set(content) == {"prompt", "text", "token_ids", "stop_reason"}
+    assert set(content) == {"prompt", "text", "token_ids", "stop_reason", "truncated"}
     (wanted,) = tasks.load(run).write("number 00", repetition_penalty=1.1, **options)
     assert (content["text"], content["token_ids"]) == (wanted.text, wanted.token_ids)
     assert content["stop_reason"] == wanted.stop_reason and content["prompt"] == "number 00"
+    assert content["truncated"] is False
     shown = capsys.readouterr()
     assert shown.out == f"number 00{wanted.text}\n" and shown.err == ""
 
