@@ -8,7 +8,7 @@ import sys
 from seqlm_cli import cache, completion, demo, evaluate, export, generate, runs, streams, train, verify
 from seqlm_cli.config import words_of
 from seqlm_cli.endings import INTERRUPTED, USAGE, exit_code
-from seqlm_cli.options import size_table, without_keras
+from seqlm_cli.options import check_answer, size_table, without_keras
 from seqlm_cli.parsers import Parser, flags_named_in, short_usage
 
 VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
@@ -65,6 +65,7 @@ def parse(words=None):
 def run(words):
     """What one command does, without its way of telling errors; returns the exit code, or None for 0."""
     args = parse(words)
+    check_answer(args)
     return VERBS[args.command].run(args)
 
 
@@ -93,6 +94,7 @@ def _main(arguments):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
+        check_answer(args)
         if not getattr(VERBS[args.command], "NEEDS_KERAS", True):
             with without_keras():
                 return VERBS[args.command].run(args) or 0

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import tempfile
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -85,14 +86,32 @@ def load_task(args):
     return tasks.load(args.run, args.checkpoint)
 
 
+def check_answer(args):
+    """Before the work: whether the file that `--json` names, if any, can be written afterwards.
+
+    Raises:
+        OSError: its folder is not there or takes no file, or it is a folder itself.
+    """
+    name = getattr(args, "json", None)
+    if not name:
+        return
+    path = pathlib.Path(os.path.realpath(name))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "--json names a folder that is not there", str(path.parent))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "--json names a folder; give the name of a file", name)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-"):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"--json: no file can be written there ({error.strerror})", name) from error
+
+
 def write_answer(args, content):
     """Write the result as JSON where `--json` names a file."""
     from keras_seqlm.files import write_json
 
     if args.json:
-        folder = pathlib.Path(args.json).absolute().parent
-        if not folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "--json names a folder that is not there", str(folder))
         write_json(args.json, content)
 
 

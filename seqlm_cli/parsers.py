@@ -87,6 +87,8 @@ def flags_named_in(message, parser):
     ['--batch', '--context']
     >>> flags_named_in("top_k must be at least 0", parser), flags_named_in("--top-k: top_k is -1", parser)
     (['--top-k'], [])
+    >>> flags_named_in("top_k/books is a path", parser)
+    []
     """
     flags = {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
     names = flags | {name: flags[dest] for name, dest in _IN_PYTHON.items() if dest in flags}
@@ -95,6 +97,6 @@ def flags_named_in(message, parser):
 
 
 def _stands_in(name, message):
-    """Whether a message means a name of Python, and no word of the language."""
-    word = rf"\b{name}\b" if "_" in name else rf"`{name}`|^{name} must"
+    """Whether a message means a name of Python, and no word of the language and no part of a path."""
+    word = rf"(?<![\w/]){name}(?![\w/])" if "_" in name else rf"`{name}`|^{name} must"
     return re.search(word, message) is not None

@@ -1,5 +1,6 @@
 """The standard streams of a command: a reader that has gone is no error, and nothing is written into a status line."""
 
+import codecs
 import contextlib
 import io
 import os
@@ -15,6 +16,7 @@ CLEAR = "\r\x1b[K"
 def prepared():
     """Standard output and error as a command writes to them, and warnings as a line; all is as before at the end."""
     before = sys.stdout, sys.stderr, warnings.formatwarning
+    errors = [_never_refusing(stream) for stream in before[:2]]
     screen = _Screen()
     sys.stdout, sys.stderr = (_prepared(stream, screen) for stream in before[:2])
     warnings.formatwarning = lambda message, *_: (
@@ -27,6 +29,19 @@ def prepared():
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr, warnings.formatwarning = before
+        for stream, kept in zip(before, errors, strict=False):
+            if kept is not None:
+                stream.reconfigure(errors=kept)
+
+
+def _never_refusing(stream):
+    """Have a stream write `\\xe9` for a character that its encoding lacks; returns what it did before, None for the same."""
+    errors = getattr(stream, "errors", None)
+    narrow = errors == "surrogateescape" and codecs.lookup(stream.encoding).name != "utf-8"
+    if not (errors == "strict" or narrow) or not hasattr(stream, "reconfigure"):
+        return None
+    stream.reconfigure(errors="backslashreplace")
+    return errors
 
 
 def _prepared(stream, screen):

@@ -58,6 +58,8 @@ def run(args):
     from keras_seqlm import export
 
     run = source(args)
+    for artifact in args.artifacts:
+        _refuse_a_models_folder(artifact)
     artifacts = args.artifacts or artifacts_of(args.name or artifact_name(args.run), args.saved_models)
     with Working() as work, work.on("comparing"):
         report = export.verify(run, *artifacts, imports=args.imports, **allowances(args))
@@ -69,10 +71,23 @@ def source(args):
     from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL
 
     import_modules(args.imports)
+    if not pathlib.Path(args.run).is_dir():
+        raise FileNotFoundError(f"there is no run folder {args.run!r} (`seqlm runs` lists those below a folder)")
     finished = (pathlib.Path(args.run) / MODEL).is_file()
     if args.checkpoint is None and (finished or not (pathlib.Path(args.run) / CHECKPOINTS).is_dir()):
         return args.run
     return load_task(args)
+
+
+def _refuse_a_models_folder(artifact):
+    """Raise ValueError where a folder holds versions of a SavedModel, and is none itself."""
+    from keras_seqlm import export
+
+    newest = export.next_version(artifact) - 1
+    if newest and not (pathlib.Path(artifact) / "saved_model.pb").exists():
+        raise ValueError(
+            f"{artifact} holds the versions of a SavedModel; name one of them, as {pathlib.Path(artifact) / str(newest)}"
+        )
 
 
 def show(args, report):

@@ -183,6 +183,22 @@ def test_a_json_file_that_cannot_be_written(run_folder, files, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["generate r", "runs", "export r --to litert", "verify r", "evaluate r --text t", "cache --folder kept --prune"],
+)
+def test_a_json_file_that_cannot_be_written_is_told_before_the_work(words, files, refused, monkeypatch):
+    verb = words.split()[0]
+    worked = []
+    monkeypatch.setattr(seqlm_cli.VERBS[verb], "run", worked.append)
+    assert "--json names a folder that is not there" in refused(*words.split(), "--json", files / "nosuch" / "a.json")
+    assert "--json names a folder; give" in refused(*words.split(), "--json", files / "pictures")
+    assert "--json: no file can be written there" in refused(*words.split(), "--json", "/proc/a.json")
+    before = sorted(files.iterdir())
+    assert seqlm_cli.main([*words.split(), "--json", str(files / "a.json")]) == 0
+    assert len(worked) == 1 and sorted(files.iterdir()) == before
+
+
 def test_a_module_to_import_that_is_missing(run_folder, refused, tmp_path):
     words = ("export", run_folder("lstm"), "--to", "litert", "--saved-models", tmp_path, "--import", "no_such_module")
     message = refused(*words)

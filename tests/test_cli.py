@@ -91,10 +91,11 @@ def test_generate_prints_and_writes_the_text(run, capsys, tmp_path):
     command = ["generate", str(run), "--prompt", "number 00", *words, "--repetition-penalty", "1.1"]
     assert seqlm_cli.main([*command, "--json", str(answer)]) == 0
     content = json.loads(answer.read_text(encoding="utf-8"))
-    assert set(content) == {"prompt", "text", "token_ids", "stop_reason"}
+    assert set(content) == {"prompt", "text", "token_ids", "stop_reason", "truncated"}
     (wanted,) = tasks.load(run).write("number 00", repetition_penalty=1.1, **options)
     assert (content["text"], content["token_ids"]) == (wanted.text, wanted.token_ids)
     assert content["stop_reason"] == wanted.stop_reason and content["prompt"] == "number 00"
+    assert content["truncated"] is False
     shown = capsys.readouterr()
     assert shown.out == f"number 00{wanted.text}\n" and shown.err == ""
 
@@ -247,9 +248,12 @@ def test_invalid_utf8_trains_into_a_folder_that_is_replaced(tmp_path, capsys):
 
 
 @pytest.fixture
-def no_process(monkeypatch):
+def no_process(monkeypatch, tmp_path_factory):
     """Exports and verification without their processes: what they are asked for, and whether the report is good."""
     asked, good = [], [True]
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    for name in ("books/small", "b"):
+        pathlib.Path("runs", name).mkdir(parents=True)
 
     def make(kind, path, folder):
         asked.append((kind, path))
@@ -311,6 +315,18 @@ def test_verify_takes_the_newest_version_and_every_lite_file(no_process, tmp_pat
     assert asked == [("verify", tmp_path / "books" / "10", *files), ("verify", str(files[1]))]
     assert seqlm_cli.main(["verify", "runs/books", "--name", "nothing", "--saved-models", str(tmp_path)]) == 2
     assert "there is no artifact of 'nothing'" in capsys.readouterr().err
+
+
+def test_verify_of_no_run_and_of_no_version_is_refused_before_the_model_is_asked(no_process, tmp_path, capsys):
+    asked, _ = no_process
+    for verb in (["verify"], ["export", "--to", "litert"]):
+        assert seqlm_cli.main([verb[0], "runs/nosuch", *verb[1:]]) == 2
+        assert "there is no run folder 'runs/nosuch'" in capsys.readouterr().err
+    for version in ("2", "10"):
+        (tmp_path / "books" / version).mkdir(parents=True)
+    assert seqlm_cli.main(["verify", "runs/books", str(tmp_path / "books")]) == 2
+    assert f"name one of them, as {tmp_path / 'books' / '10'}" in capsys.readouterr().err
+    assert not asked
 
 
 def test_what_verify_allows(no_process, tmp_path):
