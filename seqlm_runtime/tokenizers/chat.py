@@ -83,7 +83,10 @@ class ChatTemplate:
         return [part for part in parts if part[0]]
 
     def render(self, turns, reply=True):
-        """The conversation as one text; see `parts`."""
+        """The conversation as one text; see `parts`.
+
+        In it a role's words may write a token of the template, which `encode` does not let them.
+        """
         return "".join(text for text, _ in self.parts(turns, reply))
 
     def encode(self, tokenizer, turns, reply=True):
