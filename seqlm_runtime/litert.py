@@ -3,6 +3,7 @@
 import math
 import pathlib
 import threading
+from numbers import Integral
 
 import numpy as np
 
@@ -155,8 +156,8 @@ class LiteRTModel:
         Raises:
             ValueError: a number out of range, or nothing to read: an empty prompt where the tokenizer has no `bos`.
         """
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be 0 or more; got {max_new_tokens}.")
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, Integral) or max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be a whole number of 0 or more; got {max_new_tokens!r}.")
         options = dict(zip(OPTIONS, (temperature, top_k, top_p, min_p, repetition_penalty, seed), strict=True))
         for name, value in options.items():
             check_option(name, value)

@@ -94,7 +94,8 @@ class SavedModel:
         Args:
             signature: a name in `signatures`.
             **inputs: an array or nested list for each input of the signature; those with a default may be left out.
-                Strings are str or bytes. Numbers are converted where no value changes, and floats to a shorter type.
+                Strings are str or bytes. Numbers are converted where no value changes, and floats to a shorter type; one
+                number alone, for an input of one axis, is `[number]`: the same for all rows, as our exports read it.
 
         Returns:
             dict of NumPy arrays, one for each output; strings as object arrays of bytes.
@@ -173,6 +174,8 @@ def _checked(name, value, info):
         raise ValueError(f"Input {name!r} has a type that this runner does not know.")
     array = _strings(name, value) if info.dtype is object else _numbers(name, value, np.dtype(info.dtype))
     wanted = info.shape
+    if wanted is not None and len(wanted) == 1 and array.ndim == 0 and info.dtype is not object:
+        array = array.reshape(1)
     if wanted is not None and (
         len(wanted) != array.ndim
         or any(size not in (None, given) for size, given in zip(wanted, array.shape, strict=True))

@@ -18,6 +18,7 @@ CONFIG_FILE_NAME = "tokenizer_config.json"
 MAX_FILE_BYTES = 256 * 1024 * 1024
 # Of two roles of one id the first counts: GPT-2's end of a text is its beginning too.
 ROLES = ("eos", "bos", "pad", "unk", "mask", "cls", "sep")
+_SERVES_AS = {"cls": "bos", "sep": "eos"}  # BERT's first and last token, where no others are named
 _PARTS = {
     "version",
     "truncation",
@@ -57,11 +58,13 @@ def from_huggingface(path, special_tokens=None):
     Args:
         path: `tokenizer.json`, or a folder that holds it. A `tokenizer_config.json` beside it says which tokens begin and
             end a text, pad it and so on.
-        special_tokens: dict of `"bos"`, `"eos"`, `"pad"`, `"unk"`, `"mask"` to the token, in place of what the files say.
+        special_tokens: dict of `"bos"`, `"eos"`, `"pad"`, `"unk"`, `"mask"` to the token, in place of what the files say. A
+            token has one role: of a token that the files name for two, the first of these counts: eos, bos, pad, unk, mask.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged, or says something that cannot be taken, which the message names.
+        ValueError: the file is damaged, or says something that cannot be taken, which the message names; or
+            `special_tokens` gives one token two roles.
 
     Example:
 
@@ -197,10 +200,17 @@ def _roles(parts, config_path, special_tokens):
         for role, token in special_tokens.items():
             if role not in ROLES or token not in ids:
                 raise Refused(f"special_tokens: {role!r}: {token!r} is no role of a token of this vocabulary.")
+        given = {}
+        for role, token in special_tokens.items():
+            other = given.setdefault(token, role)
+            if _SERVES_AS.get(other, other) != _SERVES_AS.get(role, role):
+                raise Refused(
+                    f"special_tokens: {token!r} is given as {other!r} and as {role!r}. A token has one role here: the eos is "
+                    "written and ends a text, the others are never written. Name it for one of them only."
+                )
     found = {}
     for role in ROLES:
-        # BERT's first and last token serve where no others are named.
-        name = {"cls": "bos", "sep": "eos"}.get(role, role)
+        name = _SERVES_AS.get(role, role)
         token = special_tokens.get(role)
         if token is not None and name not in found and ids[token] not in found.values():
             found[name] = ids[token]

@@ -1,5 +1,7 @@
 """Tokens that a text may name: special ones and a user's own, found before anything else and kept whole."""
 
+import bisect
+import itertools
 import re
 
 import numpy as np
@@ -81,12 +83,21 @@ class AddedTokens:
 
     def split(self, data):
         """`data` (bytes) as a list of `(bytes, id)`, the id of an added token or None for text between them."""
-        pieces = [(data, None)] if data else []
+        return self.split_parts([(data, True)])
+
+    def split_parts(self, parts):
+        """As `split` of all that `parts`, a list of `(bytes, open)`, hold: tokens are found only within open ones."""
+        pieces = [(parts, None)] if any(data for data, _ in parts) else []
         for number, search in enumerate(self._searches, 1):
             if self.normal is not None and number == len(self._searches):
-                pieces = [(self._normal_form(piece), i) if i is None else (piece, i) for piece, i in pieces]
-            pieces = [found for piece, i in pieces for found in (search.split(piece) if i is None else ((piece, i),))]
-        return pieces
+                pieces = [
+                    ([(self._normal_form(data), is_open) for data, is_open in some] if i is None else some, i)
+                    for some, i in pieces
+                ]
+            pieces = [
+                found for some, i in pieces for found in (search.split_parts(some) if i is None else ((some, i),))
+            ]
+        return [(b"".join(data for data, _ in some), i) for some, i in pieces]
 
     def split_with_sources(self, data):
         """As `split`, with the places of the characters of each piece: `(bytes, id, sources)`, code points of `data`."""
@@ -114,20 +125,46 @@ class _Search:
         self._pattern = re.compile(b"|".join(map(re.escape, longest_first)))
 
     def split(self, data):
+        return ((data[start:end], i) for start, end, i in self._spans(data, self._pattern.finditer(data)))
+
+    def split_parts(self, parts):
+        data, place, runs = b"".join(some for some, _ in parts), 0, []
+        for some, is_open in parts:
+            if is_open and runs and runs[-1][1] == place:  # a token may lie across open parts in a row
+                runs[-1][1] = place + len(some)
+            elif is_open:
+                runs.append([place, place + len(some)])
+            place += len(some)
+        matches = (match for start, end in runs for match in self._pattern.finditer(data, start, end))
+        starts = [0, *itertools.accumulate(len(some) for some, _ in parts)]
+        return [(_cut(parts, starts, start, end), i) for start, end, i in self._spans(data, matches)]
+
+    def _spans(self, data, matches):
+        """Yields `(start, end, id)` of all of `data`, the id None between the tokens that `matches` found."""
         done = 0
-        for match in self._pattern.finditer(data):
+        for match in matches:
             start, end = match.span()
             entry = self._entries[match[0]]
             if entry["lstrip"]:
                 start = done + len(_stripped(data[done:start], str.rstrip))
             if start > done:
-                yield data[done:start], None
+                yield done, start, None
             if entry["rstrip"]:
                 end = len(data) - len(_stripped(data[end:], str.lstrip))
-            yield data[start:end], entry["id"]
+            yield start, end, entry["id"]
             done = end
         if done < len(data):
-            yield data[done:], None
+            yield done, len(data), None
+
+
+def _cut(parts, starts, start, end):
+    """What lies from byte `start` to `end` of `parts`, `(bytes, open)` that begin at `starts`, as such a list."""
+    number, found = bisect.bisect_right(starts, start) - 1, []
+    while starts[number] < end:
+        data, is_open = parts[number]
+        found.append((data[max(0, start - starts[number]) : end - starts[number]], is_open))
+        number += 1
+    return found
 
 
 def _placed(pieces, sources):

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
-
 FORMAT = 1
 
 
@@ -16,7 +14,8 @@ class ChatTemplate:
         roles: dict of a role ("user", "assistant" ...) to the text before and the text after what it says.
         reply: the role that the model speaks for.
         start: text before the first turn.
-        tokens: the parts of these texts that are tokens of their own, for `with_added_tokens(..., special=True)`.
+        tokens: the parts of these texts that are tokens of their own, for `with_added_tokens(list(template.tokens))`. Not
+            as special ones: these are never written, so that no reply would end.
 
     Raises:
         ValueError: a text is no str, or `reply` is no role.
@@ -48,8 +47,14 @@ class ChatTemplate:
 
     @property
     def end_of_reply(self):
-        """What ends a reply, for `stop=`: the text after what the model's role says."""
+        """What ends a reply, for `stop=`: the text after what the model's role says.
+
+        The tokens in it must not be special, save for the tokenizer's `eos`.
+        """
         return self.roles[self.reply][1]
+
+    def __hash__(self):
+        return hash((frozenset(self.roles.items()), self.reply, self.start, self.tokens))
 
     def parts(self, turns, reply=True):
         """The conversation as a list of `(text, spoken)`: spoken is true for what a role says, false for the template.
@@ -78,20 +83,23 @@ class ChatTemplate:
         return [part for part in parts if part[0]]
 
     def render(self, turns, reply=True):
-        """The conversation as one text; see `parts`."""
+        """The conversation as one text; see `parts`.
+
+        In it a role's words may write a token of the template, which `encode` does not let them.
+        """
         return "".join(text for text, _ in self.parts(turns, reply))
 
     def encode(self, tokenizer, turns, reply=True):
-        """The ids of the conversation, part by part, as a (time,) int32 array.
+        """The ids of the conversation as a (time,) int32 array.
 
-        What a role says cannot write a token of the template: its words are encoded as plain text.
+        They are those of `render`, save that what a role says cannot write a token of the template: added tokens are found
+        in the template's own texts only.
 
         Args:
             tokenizer: a tokenizer of this package.
             turns, reply: see `parts`.
         """
-        ids = [tokenizer.encode(text, added_tokens=not spoken) for text, spoken in self.parts(turns, reply)]
-        return np.concatenate([np.zeros(0, np.int32), *ids])
+        return tokenizer.encode_parts([(text, not spoken) for text, spoken in self.parts(turns, reply)])
 
     def to_json(self):
         """The template as a str of JSON."""

@@ -74,11 +74,22 @@ class Tokenizer:
         """
         if not (added_tokens and self.added_tokens):
             return np.asarray(self.encode_plain(text), np.int32)
-        parts = [
+        return self.encode_parts([(text, True)])
+
+    def encode_parts(self, parts):
+        """The ids of a text in parts, of which strangers wrote some, as a (time,) int32 array.
+
+        They are those of the whole text, save that an added token is found only where it lies within trusted parts.
+
+        Args:
+            parts: list of `(text, trusted)`, str or bytes and bool.
+        """
+        pieces = self.added_tokens.split_parts([(self._data(text), trusted) for text, trusted in parts])
+        ids = [
             self._part(self.encode_plain, piece, number == 0) if i is None else [i]
-            for number, (piece, i) in enumerate(self.added_tokens.split(self._data(text)))
+            for number, (piece, i) in enumerate(pieces)
         ]
-        return np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in parts)])
+        return np.concatenate([np.zeros(0, np.int32), *(np.asarray(part, np.int32) for part in ids)])
 
     def encode_batch(self, texts, added_tokens=True):
         """The ids of each of `texts`, an iterable of str or bytes, as a list of (time,) int32 arrays."""

@@ -282,6 +282,11 @@ def test_without_bos_an_empty_prompt_is_refused(copy):
     ("option", "value"),
     [
         ("max_new_tokens", -1),
+        ("max_new_tokens", 2.5),
+        ("max_new_tokens", 2.0),
+        ("max_new_tokens", True),
+        ("max_new_tokens", "3"),
+        ("max_new_tokens", None),
         ("temperature", -1.0),
         ("temperature", float("nan")),
         ("top_k", -1),

@@ -130,12 +130,22 @@ def test_numbers_are_converted_where_that_is_safe(model, x):
 
 
 @linux_only
+@pytest.mark.parametrize("count", [2, np.int64(2), np.array(2)])
+def test_one_number_stands_for_an_input_of_one_axis(model, count):
+    assert (
+        model.run("text", text=["ab"], count=count)["token"].tolist()
+        == model.run("text", text=["ab"], count=[2])["token"].tolist()
+    )
+
+
+@linux_only
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ({"text": ["a"]}, r"takes the inputs \['count', 'text'\]; got \['text'\]"),
         ({"text": ["a"], "count": [1], "more": [1]}, "got .*'more'"),
         ({"text": ["a"], "count": [1.5]}, "takes int32; got float64"),
+        ({"text": ["a"], "count": 1.5}, "takes int32; got float64"),
         ({"text": ["a"], "count": [2**31]}, "numbers that it cannot hold"),
         ({"text": ["a"], "count": ["1"]}, "takes int32; got"),
         ({"text": [1], "count": [1]}, "takes strings"),

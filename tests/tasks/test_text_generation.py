@@ -14,8 +14,9 @@ from keras_seqlm.generation import stream
 from keras_seqlm.models import RecurrentLM, TransformerLM
 from keras_seqlm.tasks import TextGeneration
 from keras_seqlm.tasks.text_generation import _sure
-from keras_seqlm.tokenizers import ByteTokenizer
+from keras_seqlm.tokenizers import CHAT_TEMPLATES, BytePairTokenizer, ByteTokenizer
 from seqlm_runtime import LiteRTModel
+from seqlm_runtime.tokenizers.tokenizer import CONFIG_NAME, bytes_of
 
 SAMPLED = {"temperature": 0.9, "top_k": 30, "seed": 5}
 
@@ -81,6 +82,86 @@ def test_a_stop_string_ends_the_text_before_it(writer):
     assert writer.tokenizer.decode(text.token_ids) == text.text  # a byte a token: the ids end where the text does
     assert writer.write("a", 24, stop="never said", **SAMPLED)[0].text == whole
     assert writer.write("a", 24, stop=None, **SAMPLED)[0].text == whole
+
+
+def special_writer(**options):
+    tokenizer = ByteTokenizer().with_added_tokens(["<|im_start|>", "<|im_end|>"], **options)
+    return TextGeneration(RecurrentLM(262, cell="gru", size="nano", hidden_dim=8), tokenizer)
+
+
+def test_a_stop_string_that_can_never_be_written_is_refused():
+    stop = CHAT_TEMPLATES["chatml"].end_of_reply
+    special = special_writer(special=True)
+    for run in (special.write, special.generate, lambda *rest, **more: list(special.stream(*rest, **more))):
+        with pytest.raises(ValueError, match=r"'<\|im_end\|>' is a special token.*with_added_tokens\(\['<\|im_end"):
+            run("It", 3, stop=["x", stop])
+    assert special.write("It", 3, stop="<|im_")[0].stop_reason in ("length", "eos")
+
+
+def test_a_reply_ends_at_the_token_of_its_template():
+    writer, stop = special_writer(), CHAT_TEMPLATES["chatml"].end_of_reply
+    writer.model.build()
+    for weight in writer.model.weights:
+        weight.assign(np.zeros(weight.shape))
+    end = writer.tokenizer.encode("<|im_end|>")[0]
+    for weight in writer.model.weights:
+        if tuple(weight.shape) == (262,):  # the bias of the logits: the token, or the line feed behind it
+            weight.assign(np.where(np.arange(262) == end, 1.0, 0.0))
+    (text,) = writer.write("It", 8, stop="<|im_end|>")
+    assert (text.text, text.stop_reason, text.token_ids) == ("", "stop", [])
+    assert stop.startswith("<|im_end|>") and end not in writer.tokenizer.suppressed_ids
+
+
+def test_the_end_of_a_text_may_stand_in_stop():
+    writer = special_writer(special=True)
+    writer.tokenizer.eos_id = writer.tokenizer.encode("<|im_end|>")[0].item()
+    assert writer.write("It", 3, stop="<|im_end|>\n")[0].stop_reason in ("length", "eos")
+
+
+@pytest.mark.parametrize("stop", [b"e", 3, [b"e"], ["a", 3], 0])
+def test_a_stop_that_is_no_text_is_refused_before_any_work(writer, monkeypatch, stop):
+    monkeypatch.setattr(writer, "_read", None)
+    with pytest.raises(ValueError, match="stop must be a str, or a list of them"):
+        writer.write("It", 3, stop=stop)
+    with pytest.raises(ValueError, match="stop must be a str, or a list of them"):
+        next(writer.stream("It", 3, stop=stop))
+
+
+def test_bytes_are_one_text(writer):
+    assert writer.generate(b"It", 5) == writer.generate("It", 5) and writer.score(b"It") == writer.score("It")
+    assert writer.write([b"It", "It"], 5) == writer.write(["It", b"It"], 5)
+    assert writer.write(b"It", 1)[0].prompt == "It"
+    for call in (writer.generate, writer.write, writer.score):
+        for wrong in (3, None, ["a", 3]):
+            with pytest.raises(ValueError, match="Expected a str, or a list of them, got"):
+                call(wrong)
+
+
+@pytest.fixture
+def without_bos():
+    tokenizer = BytePairTokenizer.train(texts=["low lower lowest"], vocabulary_size=262)
+    special = {name: i for name, i in tokenizer.special_ids.items() if name != "bos"}
+    config = bytes_of({**tokenizer.config, "special_ids": special})
+    tokenizer = BytePairTokenizer({**tokenizer.files, CONFIG_NAME: config})
+    model = RecurrentLM(tokenizer.vocabulary_size, cell="gru", size="nano", hidden_dim=8)
+    return TextGeneration(model, tokenizer)
+
+
+def test_without_a_bos_an_empty_prompt_and_the_first_token_are_named(without_bos):
+    with pytest.raises(ValueError, match="prompt 1 is empty, and the tokenizer has no bos"):
+        without_bos.write(["low", ""])
+    with pytest.raises(ValueError, match="prompt 0 is empty, and the tokenizer has no bos"):
+        without_bos.generate("")
+    with pytest.raises(ValueError, match="the prompt is empty, and the tokenizer has no bos"):
+        next(without_bos.stream(""))
+    with pytest.warns(UserWarning, match="no bos.*not counted"):
+        scores = without_bos.score(["low", "", "lower road"])
+    assert scores[:2].tolist() == [0.0, 0.0] and scores[2] < 0
+
+
+def test_with_a_bos_no_score_warns(writer, recwarn):
+    writer.score("It")
+    assert not [warning for warning in recwarn if "bos" in str(warning.message)]
 
 
 @pytest.fixture

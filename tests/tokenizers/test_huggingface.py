@@ -192,6 +192,9 @@ def test_the_config_beside_the_file_names_the_roles(tmp_path):
     assert from_huggingface(tmp_path, {"bos": "<|im_start|>"}).special_ids == {"bos": pad + 1}
     with pytest.raises(ValueError, match="no role of a token"):
         from_huggingface(tmp_path, {"bos": "<nowhere>"})
+    with pytest.raises(ValueError, match=r"'<\|im_end\|>' is given as 'bos' and as 'eos'. A token has one role"):
+        from_huggingface(tmp_path, {"bos": "<|im_end|>", "eos": "<|im_end|>"})
+    assert from_huggingface(tmp_path, {"bos": "<|im_end|>", "cls": "<|im_end|>"}).special_ids == {"bos": pad + 2}
 
 
 def changed(path, **changes):
