@@ -72,6 +72,7 @@ class Graph(NamedTuple):
     `nodes`: of the graph itself, name -> Node. `functions`: name -> Function. `signatures`: name -> Signature.
     `assets`: the names of the files that it reads when it is loaded. `saver`: the nodes that write and read the
     variables, as `(file name, save, restore)`. `at_start`: the nodes that run after loading. `content`: the file's bytes.
+    `in_python`: the function that Python's loader runs for each signature, name -> name.
     """
 
     nodes: dict
@@ -81,6 +82,7 @@ class Graph(NamedTuple):
     saver: tuple
     at_start: list
     content: bytes
+    in_python: dict
 
     def called(self, nodes):
         """The names of all functions that nodes may call, through others too."""
@@ -163,7 +165,27 @@ def parse_graph(content):
         tuple(saver.text(number) for number in (1, 2, 3)),
         _at_start(meta),
         content,
+        _in_python(Message(meta.block(7))),
     )
+
+
+def _in_python(objects):
+    """The functions of the signatures among the objects that Python's loader makes, those being numbered as they stand."""
+    nodes = [Message(block) for block in objects.blocks(1)]
+
+    def children(number):
+        found = {}
+        for block in nodes[number].blocks(1) if number < len(nodes) else ():
+            child = Message(block)
+            if child.text(2) in found:
+                raise ValueError(f"the object {child.text(2)!r} stands there twice")
+            found[child.text(2)] = child.whole(1)
+        return found
+
+    signatures = children(children(0).get("signatures", len(nodes)))
+    if not all(number < len(nodes) for number in signatures.values()):
+        raise ValueError("a signature is an object that is not there")
+    return {name: Message(nodes[number].block(8)).text(1) for name, number in signatures.items()}
 
 
 def _at_start(meta):

@@ -13,6 +13,7 @@ write there. A .tflite file is loaded from the bytes that were checked.
 import hashlib
 import os
 import pathlib
+import posixpath
 import re
 
 import numpy as np
@@ -28,7 +29,8 @@ from seqlm_runtime.wire import Message
 
 SIDECAR = "assets.extra/seqlm.json"
 _FILES = {"saved_model.pb", "fingerprint.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"}
-_FOLDERS = ("assets.extra/",)
+_FILES |= {"assets.extra/tf_serving_warmup_requests"}
+_TOKENIZER = "assets.extra/tokenizer"
 
 OPS = frozenset(
     """
@@ -48,6 +50,8 @@ OPS = frozenset(
 )
 # TensorFlow's own function that reads the variables' files holds these, and no other function may.
 RESTORE_OPS = frozenset("AssignVariableOp RestoreV2".split())
+# And beside them nothing but these: what computed with the path could give other weights in another folder.
+_BESIDE_RESTORE = frozenset("Const Identity NoOp".split())
 # Attributes of nodes, functions and arguments. Others choose a function or a kernel in the place of another, or tell
 # TensorFlow how to change the graph.
 ATTRIBUTES = frozenset(
@@ -113,7 +117,7 @@ def check_saved_model(path, allow_ops=()):
     if not isinstance(sidecar.get("files"), dict):
         raise ValueError(f"{os.path.join(path, SIDECAR)} is damaged: it has no list of files.")
     check_files(path, sidecar["files"], leave_out=(SIDECAR,))
-    strangers = [name for name in sidecar["files"] if name not in _FILES and not name.startswith(_FOLDERS)]
+    strangers = [name for name in sidecar["files"] if name not in _FILES and posixpath.dirname(name) != _TOKENIZER]
     if strangers:
         raise ValueError(f"{path} is refused and was not loaded: no SavedModel of ours has the files {strangers}.")
     graph = check_graph(path, pathlib.Path(file).read_bytes(), allow_ops)
@@ -164,7 +168,7 @@ def refused_in(graph, allow_ops=()):
             found.setdefault(name, []).append("the graph itself" if place == MAIN else f"the function {place!r}")
 
     for place, nodes, _ in _places(graph):
-        here = allowed | RESTORE_OPS if place == reading else allowed
+        here = _BESIDE_RESTORE | RESTORE_OPS if place == reading else allowed
         for node in nodes:
             refuse(place, *{node.op} - here)
             refuse(place, *(f"the attribute {name!r}" for name in node.attributes if not _known(name, node.op)))
@@ -178,11 +182,20 @@ def refused_in(graph, allow_ops=()):
         refuse(name, *(f"the attribute {attribute!r}" for attribute in function.attributes - ATTRIBUTES))
         if name in allowed | RESTORE_OPS:  # TensorFlow would run it in the operation's place
             refuse(name, f"a function called as the operation {name}")
+    for name, function in graph.in_python.items():
+        if function not in _answering(graph, name):
+            found[f"another signature {name!r} than the server's"] = ["the objects of Python"]
     for name in (*graph.at_start, *(f"the asset {name!r}" for name in graph.assets)):
         found[name] = ["what runs when it is loaded"]
     for name in strange_fields(graph.content, SAVED_MODEL, "SavedModel"):
         found[name] = ["saved_model.pb"]
     return {name: list(dict.fromkeys(places)) for name, places in found.items()}
+
+
+def _answering(graph, name):
+    """The functions that the graph itself calls to answer a signature."""
+    outputs = graph.signatures[name].outputs.values() if name in graph.signatures else ()
+    return {call for node in graph.upstream([info.tensor for info in outputs]) for call in node.calls}
 
 
 def _known(attribute, op):

@@ -11,6 +11,7 @@ import os
 import pathlib
 
 SEAL = "seal"
+_NO_FILE = "no file"
 AGAIN = "export it again"
 _MOST_BYTES = 2**24  # of a sidecar
 
@@ -31,12 +32,12 @@ def folder_hashes(folder, leave_out=()):
     folder, found = pathlib.Path(folder), {}
     for place, folders, files in os.walk(folder):
         place = pathlib.Path(place)
-        # A link to a folder, a socket: what is no file stands there by its name and equals no hash.
+        # A link, whose end is no part of the folder, or a socket: what is no file stands there by its name and equals no hash.
         names = files + [name for name in folders if (place / name).is_symlink()]
         for path in (place / name for name in names):
             within = path.relative_to(folder).as_posix()
             if within not in leave_out:
-                found[within] = file_hash(path) if path.is_file() else "no file"
+                found[within] = file_hash(path) if path.is_file() and not path.is_symlink() else _NO_FILE
     return dict(sorted(found.items()))
 
 
@@ -54,7 +55,8 @@ def check_files(folder, hashes, leave_out=()):
     found = folder_hashes(folder, leave_out)
     wrong = [f"{name} is missing" for name in hashes if name not in found]
     wrong += [f"{name} does not belong there" for name in found if name not in hashes]
-    wrong += [f"{name} was changed" for name in found if name in hashes and found[name] != hashes[name]]
+    wrong += [f"{name} is a link or no file" for name in found if found[name] == _NO_FILE]
+    wrong += [f"{name} was changed" for name in found if name in hashes and found[name] not in (hashes[name], _NO_FILE)]
     if wrong:
         raise ValueError(f"{folder} is damaged or was replaced: {', '.join(wrong)}. Copy it, or {AGAIN}.")
 

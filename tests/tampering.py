@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -645,6 +646,41 @@ def swapped_options(meta, graph, functions, marker):
     inputs["top_p"].name, inputs["min_p"].name = inputs["min_p"].name, inputs["top_p"].name
 
 
+@graph_tampering("StaticRegexReplace in the function '__inference__traced_restore")
+def other_weights_in_another_folder(meta, graph, functions, marker):
+    """The function that reads the variables knows where they lie."""
+    added = of(functions, "traced_restore").node_def.add(name="seen", op="StaticRegexReplace", input=["file_prefix"])
+    added.attr["pattern"].s, added.attr["rewrite"].s = b"^.*/served/.*$", b"X"
+
+
+@graph_tampering("another signature 'generate' than the server's in the objects of Python")
+def another_signature_for_python(meta, graph, functions, marker):
+    """What `tf.saved_model.load` gives is another function than a server runs."""
+    name = next(name for name in functions if re.fullmatch(r"__inference_signature_wrapper_generate_\d+", name))
+    another = graph.library.function.add()
+    another.CopyFrom(functions[name])
+    another.signature.name = "another"
+    objects = meta.object_graph_def
+    objects.concrete_functions["another"].CopyFrom(objects.concrete_functions[name])
+    for item in objects.nodes:
+        if item.bare_concrete_function.concrete_function_name == name:
+            item.bare_concrete_function.concrete_function_name = "another"
+
+
+@tampering(SAVED_MODEL, "has the files ['assets.extra/run_me.sh']")
+def a_stranger_in_assets_extra(artifact, marker):
+    (artifact / "assets.extra" / "run_me.sh").write_text("#!/bin/sh")
+    seal(artifact)
+
+
+@tampering(SAVED_MODEL, "variables.data-00000-of-00001 is a link or no file")
+def variables_that_lie_elsewhere(artifact, marker):
+    file = artifact / "variables" / "variables.data-00000-of-00001"
+    elsewhere = pathlib.Path(shutil.move(file, artifact.parent / "elsewhere"))
+    file.symlink_to(elsewhere)
+    seal(artifact)
+
+
 @graph_tampering("the signature 'backdoor' is none of ours")
 def a_signature_more(meta, graph, functions, marker):
     meta.signature_def["backdoor"].CopyFrom(meta.signature_def["score"])
@@ -653,6 +689,9 @@ def a_signature_more(meta, graph, functions, marker):
 @graph_tampering("the signature 'score' is missing")
 def a_signature_less(meta, graph, functions, marker):
     del meta.signature_def["score"]
+    for item in meta.object_graph_def.nodes:
+        for child in [child for child in item.children if child.local_name == "score"]:
+            item.children.remove(child)
 
 
 @graph_tampering("the signature 'logits' takes")
