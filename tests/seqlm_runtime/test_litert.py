@@ -321,10 +321,10 @@ def test_damaged_file_is_refused(copy):
         ({"state": {}}, "no leaf 'position'"),
         ({"state": {"position": {"shape": [1]}}}, "leaf 'position'"),
         ({"eos_id": "two"}, r"\['eos_id'\]"),
-        ({"max_prompt_tokens": 0}, "max_prompt_tokens is 0, with a max_length of 40"),
+        ({"max_prompt_tokens": 0}, r"\['max_prompt_tokens'\] are no whole numbers, too small"),
         ({"max_prompt_tokens": 40}, "max_prompt_tokens is 40, with a max_length of 40"),
-        ({"max_prompt_tokens": "all"}, "max_prompt_tokens is 'all'"),
-        ({"prefill_lengths": [4, 16]}, r"lacks the signatures \['prefill_16'\]"),
+        ({"max_prompt_tokens": "all"}, r"\['max_prompt_tokens'\] are no whole numbers"),
+        ({"prefill_lengths": [4, 16]}, "the signature 'prefill_16' is missing"),
         ({"tokenizer_hash": "0" * 16}, "was trained with 0000"),
     ],
 )

@@ -107,10 +107,12 @@ def test_the_graph_gives_the_same_ids(pairs, served, texts, adversarial_strings,
     graph_equals_python(pairs[kind][1], served[kind], texts + adversarial_strings[-500:])
 
 
-def test_the_gate_lets_the_graphs_of_all_kinds_pass(served, tmp_path):
+def test_the_gate_lets_their_graphs_pass(served, tmp_path):
     """Of Qwen's and GPT-NeoX's normal form it did not know an attribute: their exports were refused."""
     module = tf.Module()
-    module.graphs = list(served.values())
+    module.graphs = [
+        served[kind] for kind in ("roberta_prefix", "llama3", "qwen2_nfc", "gpt_neox", "bert_added", "llama2")
+    ]
     save_served_part(module, str(tmp_path), signatures=None)
     assert refused_in(read_graph(tmp_path)) == {}
 
