@@ -1211,7 +1211,8 @@ for _name, _value in (
     ("prefill_lengths", [16]),
     ("state", {"position": {"shape": [1], "dtype": "int32"}, "h_0": {"shape": [1, 2**40], "dtype": "float32"}}),
 ):
-    _said = "has no usable shape" if _name == "state" else f"its sidecar says {_name}"
+    _said = {"state": "has no usable shape", "prefill_lengths": "the signature 'prefill_256' is none of ours"}
+    _said = _said.get(_name, f"its sidecar says {_name}")
 
     @tampering(LITE, _said, f"a lite sidecar's {_name}", changes={_name: _value})
     def lite_told_otherwise(artifact, marker, changes):
