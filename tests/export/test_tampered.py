@@ -29,11 +29,8 @@ SHOWN_BY_ANSWERS = ASKED | {
     *("other_lite_vectors", "long prompts of litert"),
     *("another_text_beyond_64_tokens", "logits_without_bounds", "no_warm_up"),
 }
-SHOWN_BY_FACTS = (
-    {name for name in TAMPERINGS if "sidecar's" in name}
-    - {"a lite sidecar's state"}
-    - {"a lite sidecar's prefill_lengths"}
-)
+UNREAD_OF_THEM = {"a lite sidecar's state", "a lite sidecar's prefill_lengths"}
+SHOWN_BY_FACTS = {name for name in TAMPERINGS if "sidecar's" in name} - UNREAD_OF_THEM
 REFUSED_UNREAD = set(TAMPERINGS) - SHOWN_BY_ANSWERS - SHOWN_BY_FACTS
 
 
