@@ -36,70 +36,12 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     module = tf.Module()
     module.variables_of_the_model = [variable.value for variable in model.variables]
     module.tokenizer = tokenizer.in_graph()
-    context, most = model.max_length, served_prompt_room(model, max_prompt_tokens)
-    eos_id = tf.constant(-1 if tokenizer.eos_id is None else tokenizer.eos_id, tf.int32)
-    suppressed_ids = tokenizer.suppressed_ids
+    answer, text_scores, text_logits = _answers(
+        model, tokenizer, module.tokenizer, max_new_tokens_limit, served_prompt_room(model, max_prompt_tokens)
+    )
     # Of one row each, which `answer` repeats: so a server that batches can fill them in for a request of one row.
     new_tokens = tf.constant([DEFAULT_NEW_TOKENS], tf.int32)
     off = {name: tf.constant([value], tf.as_dtype(dtype)) for name, (dtype, value) in OPTIONS.items()}
-
-    def write(ids, lengths, budget, options, room, compiled=False):
-        cache = tf.shape(ids)[1] + room  # of all rows; that of none needs more slots than the context
-        cache = cache if context is None else tf.minimum(cache, context)
-        if context is None:
-            state = InParts(model, ids, lengths - 1, select=not compiled).state()
-        else:  # groups are of no fixed shape, which XLA wants
-            state = None if compiled else InGroups(model, ids, lengths - 1, context).state(cache)
-        carry = start(model, cache, ids, lengths, budget, state=state)
-        token_ids, written, _ = advance(model, room, suppressed_ids, None, carry, options, eos_id)
-        return token_ids, written
-
-    compiled_write = tf.function(
-        lambda ids, lengths, budget, options: write(ids, lengths, budget, options, max_new_tokens_limit, True),
-        jit_compile=True,
-        autograph=False,
-    )
-
-    def answer(text, max_new_tokens, *values, xla=False):
-        options = dict(zip(OPTIONS, values, strict=True))
-        ids, kept, truncated = read_rows(module.tokenizer, tokenizer, text, most)
-        rows = tf.shape(text)
-        options = clamp({name: tf.broadcast_to(value, rows) for name, value in options.items()})
-        wanted = tf.clip_by_value(tf.broadcast_to(max_new_tokens, rows), 0, max_new_tokens_limit)
-        left = wanted if context is None else tf.maximum(context - kept, 1)
-        budget = tf.where(kept > 0, tf.minimum(wanted, left), 0)  # after no id, not even bos, nothing can be written
-        # As seqlm_runtime.prompts.has_text says it.
-        after_text = truncated | (kept > (0 if tokenizer.bos_id is None else 1))
-        kept = tf.maximum(kept, 1)
-        if xla:
-            parts = pad_to_buckets(ids, kept, budget, options, most)
-            token_ids, written = (part[: rows[0]] for part in compiled_write(*parts))
-        else:
-            room = tf.reduce_max(tf.concat([budget, [0]], axis=0))
-            token_ids, written = write(ids, kept, budget, options, room)
-        return {
-            "generated_text": module.tokenizer.detokenize_after(token_ids, written, after_text),
-            "token_ids": token_ids,
-            "num_tokens": written,
-            "truncated": truncated,
-        }
-
-    def text_scores(text):
-        # What a model reads predicts one id more. A score is of a text's beginning, as Python's is of the whole.
-        longest = (most if context is None else context) + 1
-        ids, lengths, truncated = read_rows(module.tokenizer, tokenizer, text, longest, end=False)
-        lengths = tf.maximum(lengths - 1, 0)
-        reader = InParts(model, ids, lengths) if context is None else InGroups(model, ids, lengths, context)
-        sums = reader.log_probabilities()
-        return {"log_probability": sums, "num_tokens": lengths, "truncated": truncated}
-
-    def text_logits(token_ids, lengths):
-        longest = most + max_new_tokens_limit if context is None else context
-        token_ids = checked_ids(token_ids, lengths, longest, model.vocabulary_size)
-        time = tf.shape(token_ids)[1]
-        some = tf.pad(token_ids, [[0, 0], [0, tf.maximum(1 - time, 0)]])  # no recurrent layer reads none
-        real = tf.sequence_mask(lengths, time)
-        return {"logits": tf.where(real[:, :, None], model({"token_ids": some})[:, :time], 0.0)}
 
     text = [tf.TensorSpec([None], tf.string, "text")]
     options = [tf.TensorSpec([None], tf.as_dtype(dtype), name) for name, (dtype, _) in OPTIONS.items()]
@@ -153,6 +95,80 @@ def serving_module(model, tokenizer, max_new_tokens_limit, max_prompt_tokens=Non
     }
     module.signatures_of_the_model = signatures
     return module, {"serving_default": signatures["generate_text"], **signatures}
+
+
+def _answers(model, tokenizer, graph, max_new_tokens_limit, most):
+    """What the signatures compute: functions of texts with options, of texts, and of ids.
+
+    Args:
+        model, tokenizer, max_new_tokens_limit: as of `serving_module`.
+        graph: the tokenizer's `in_graph()`.
+        most: ids that are read of a prompt.
+    """
+    import tensorflow as tf
+
+    context, suppressed_ids = model.max_length, tokenizer.suppressed_ids
+    eos_id = tf.constant(-1 if tokenizer.eos_id is None else tokenizer.eos_id, tf.int32)
+
+    def write(ids, lengths, budget, options, room, compiled=False):
+        cache = tf.shape(ids)[1] + room  # of all rows; that of none needs more slots than the context
+        cache = cache if context is None else tf.minimum(cache, context)
+        if context is None:
+            state = InParts(model, ids, lengths - 1, select=not compiled).state()
+        else:  # groups are of no fixed shape, which XLA wants
+            state = None if compiled else InGroups(model, ids, lengths - 1, context).state(cache)
+        carry = start(model, cache, ids, lengths, budget, state=state)
+        token_ids, written, _ = advance(model, room, suppressed_ids, None, carry, options, eos_id)
+        return token_ids, written
+
+    compiled_write = tf.function(
+        lambda ids, lengths, budget, options: write(ids, lengths, budget, options, max_new_tokens_limit, True),
+        jit_compile=True,
+        autograph=False,
+    )
+
+    def answer(text, max_new_tokens, *values, xla=False):
+        options = dict(zip(OPTIONS, values, strict=True))
+        ids, kept, truncated = read_rows(graph, tokenizer, text, most)
+        rows = tf.shape(text)
+        options = clamp({name: tf.broadcast_to(value, rows) for name, value in options.items()})
+        wanted = tf.clip_by_value(tf.broadcast_to(max_new_tokens, rows), 0, max_new_tokens_limit)
+        left = wanted if context is None else tf.maximum(context - kept, 1)
+        budget = tf.where(kept > 0, tf.minimum(wanted, left), 0)  # after no id, not even bos, nothing can be written
+        # As seqlm_runtime.prompts.has_text says it.
+        after_text = truncated | (kept > (0 if tokenizer.bos_id is None else 1))
+        kept = tf.maximum(kept, 1)
+        if xla:
+            parts = pad_to_buckets(ids, kept, budget, options, most)
+            token_ids, written = (part[: rows[0]] for part in compiled_write(*parts))
+        else:
+            room = tf.reduce_max(tf.concat([budget, [0]], axis=0))
+            token_ids, written = write(ids, kept, budget, options, room)
+        return {
+            "generated_text": graph.detokenize_after(token_ids, written, after_text),
+            "token_ids": token_ids,
+            "num_tokens": written,
+            "truncated": truncated,
+        }
+
+    def text_scores(text):
+        # What a model reads predicts one id more. A score is of a text's beginning, as Python's is of the whole.
+        longest = (most if context is None else context) + 1
+        ids, lengths, truncated = read_rows(graph, tokenizer, text, longest, end=False)
+        lengths = tf.maximum(lengths - 1, 0)
+        reader = InParts(model, ids, lengths) if context is None else InGroups(model, ids, lengths, context)
+        sums = reader.log_probabilities()
+        return {"log_probability": sums, "num_tokens": lengths, "truncated": truncated}
+
+    def text_logits(token_ids, lengths):
+        longest = most + max_new_tokens_limit if context is None else context
+        token_ids = checked_ids(token_ids, lengths, longest, model.vocabulary_size)
+        time = tf.shape(token_ids)[1]
+        some = tf.pad(token_ids, [[0, 0], [0, tf.maximum(1 - time, 0)]])  # no recurrent layer reads none
+        real = tf.sequence_mask(lengths, time)
+        return {"logits": tf.where(real[:, :, None], model({"token_ids": some})[:, :time], 0.0)}
+
+    return answer, text_scores, text_logits
 
 
 def checked_ids(token_ids, lengths, longest, vocabulary_size):

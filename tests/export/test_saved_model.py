@@ -12,6 +12,7 @@ from sentences import ARCHITECTURES, PROMPTS
 
 from keras_seqlm import export
 from keras_seqlm.export.inspection import forbidden_ops
+from keras_seqlm.export.questions import MODES
 from seqlm_runtime import SavedModel
 from seqlm_runtime.graph_file import read_graph
 
@@ -50,15 +51,7 @@ SIGNATURES = {
     ),
 }
 # One batch whose rows want different things, of one prompt each from PROMPTS.
-MIXED = {
-    "max_new_tokens": [12, 40, 0, 20, 7, 33, 1, 60],
-    "temperature": [0.0, 0.8, 0.8, 1.5, 0.0, 0.3, 1.0, 0.7],
-    "top_k": [0, 40, 0, 5, 3, 0, 1, 0],
-    "top_p": [1.0, 0.95, 0.5, 1.0, 1.0, 0.7, 1.0, 0.9],
-    "min_p": [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.02],
-    "repetition_penalty": [1.0, 1.0, 1.0, 1.2, 1.5, 1.0, 1.0, 1.1],
-    "seed": [0, 7, 1, 2, 3, 2**31 - 1, 5, 6],
-}
+MIXED = {**MODES["mixed"], "max_new_tokens": [12, 40, 0, 20, 7, 33, 1, 60]}
 
 
 def latin(texts):
