@@ -74,10 +74,8 @@ def _saved_logits(model, request):
     names = [name.removesuffix("_ids") for name in _along(request)]
     names.sort(key=lambda name: len(request[f"{name}_ids"]))
     while names:
-        width = len(request[f"{names[0]}_ids"])
-        width = max(
-            16, 1 << (width - 1).bit_length()
-        )  # texts of about a length together, or most of the work is padding
+        # Texts of about a length together, or most of the work is padding.
+        width = max(16, 1 << (len(request[f"{names[0]}_ids"]) - 1).bit_length())
         here = [name for name in names if len(request[f"{name}_ids"]) <= width]
         here = here[: max(1, _AT_ONCE // (width * int(request["vocabulary_size"])))]
         names = names[len(here) :]

@@ -21,10 +21,8 @@ SCORED = ("log_probability", "num_tokens", "truncated")
 
 def rows_along(expected):
     """The rows along which an artifact's logits are asked: pairs of a mode and a number."""
-    return [
-        (mode, row) for mode in expected["asked"] for row in range(len(expected["asked"][mode]))
-        if f"{mode}_{row}_ids" in expected
-    ]  # fmt: skip
+    every = ((mode, row) for mode, rows in expected["asked"].items() for row in range(len(rows)))
+    return [(mode, row) for mode, row in every if f"{mode}_{row}_ids" in expected]
 
 
 def wrong_shapes(expected, got):
@@ -68,10 +66,10 @@ def wrong_cuts(ways, expected, got):
 
 def wrong_cut(mode, row, expected, got, way, at):
     """What is wrong about `truncated` of one text, "" where nothing is."""
-    wanted, found = (bool(expected[f"{mode}_{row}_truncated"]), bool(got[f"{way.name}|truncated"][at]))
-    return (
-        "" if wanted == found else f"{_named(way, mode)}: of row {row} truncated is {found}, and of the model {wanted}"
-    )
+    wanted, found = bool(expected[f"{mode}_{row}_truncated"]), bool(got[f"{way.name}|truncated"][at])
+    if wanted == found:
+        return ""
+    return f"{_named(way, mode)}: of row {row} truncated is {found}, and of the model {wanted}"
 
 
 def compare_text(mode, row, expected, got, way, at):
