@@ -18,9 +18,8 @@ from keras_seqlm.export.questions import (
     text_of,
 )
 from keras_seqlm.export.sidecar import description
-from keras_seqlm.export.signatures import RECURRENT_PREFILLS
+from keras_seqlm.export.signatures import prefill_lengths
 from keras_seqlm.export.vectors import of_tokenizer
-from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.generation.generate import prompt_room
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, has_text, read_ids
 from seqlm_runtime.sampler import sample
@@ -214,7 +213,7 @@ def _facts(model, tokenizer, most):
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "state": state,
-        "prefill_lengths": list(RECURRENT_PREFILLS if model.max_length is None else buckets(model.max_length)),
+        "prefill_lengths": prefill_lengths(model.max_length),
         "tokenizer_files": files,
         **description(model, tokenizer, {}, "tokenizer", most),
         "test_vectors": of_tokenizer(tokenizer),
@@ -263,9 +262,9 @@ def log_probabilities(logits, targets):
 
 def _long(model, written, rows):
     """A text as long as the longest prefill of a LiteRT file, and the model's logits after every prefill of it."""
-    lengths = list(RECURRENT_PREFILLS if model.max_length is None else buckets(model.max_length))
+    lengths = prefill_lengths(model.max_length)
     some = np.concatenate([written[f"greedy_{row}_ids"] for row in range(rows)])
-    most = max(lengths) + 2
+    most = max(lengths, default=1) + 2
     ids = np.resize(some, most if model.max_length is None else min(most, model.max_length))
     (logits,) = logits_along(model, [ids])
     found, places = {}, sorted({(length, count) for length in lengths for count in (length, length // 2 + 1)})

@@ -222,7 +222,7 @@ def litert_module(model):
 
     module = tf.Module()
     module.variables_of_the_model = [variable.value for variable in model.variables]
-    prefills = RECURRENT_PREFILLS if model.max_length is None else buckets(model.max_length)
+    prefills = prefill_lengths(model.max_length)
     zeros = {name: ops.convert_to_numpy(leaf) for name, leaf in model.initial_state(1).items()}
 
     def step(token_ids, lengths, **state):
@@ -243,4 +243,13 @@ def litert_module(model):
         function = tf.function(step, autograph=False)
         setattr(module, name, function)
         signatures[name] = function.get_concrete_function(**specs)
-    return module, signatures, list(prefills), zeros
+    return module, signatures, prefills, zeros
+
+
+def prefill_lengths(max_length):
+    """How many tokens the prefills of a LiteRT file read, by the context of its model; one token is read by `decode`.
+
+    >>> prefill_lengths(20), prefill_lengths(1)
+    ([16, 20], [])
+    """
+    return [length for length in (RECURRENT_PREFILLS if max_length is None else buckets(max_length)) if length > 1]

@@ -13,6 +13,8 @@ from sentences import ARCHITECTURES, CONTEXT, PROMPTS, QUANTIZED
 
 from keras_seqlm import export, tokenizers
 from keras_seqlm.export.inspection import forbidden_ops
+from keras_seqlm.models import TransformerLM
+from keras_seqlm.tasks import TextGeneration
 from keras_seqlm.tokenizers import CharacterTokenizer
 from seqlm_runtime import LiteRTModel
 
@@ -174,3 +176,17 @@ def test_a_failed_export_leaves_nothing(run_folder, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError)):
         export.litert(tmp_path / "run", tmp_path / "out" / "books.tflite")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_context_of_one_token_has_no_prefill(tmp_path):
+    """Its export failed: one token was a prefill by its length, and `decode` by its name."""
+    model = TransformerLM(260, size="nano", num_layers=1, hidden_dim=16, num_heads=2, max_length=1)
+    model.build()
+    task, path = TextGeneration(model, tokenizers.ByteTokenizer()), str(tmp_path / "one.tflite")
+    export.litert(task, path)
+    lite = LiteRTModel(path)
+    (written,) = task.write("", 3)
+    assert lite.prefill_lengths == []
+    assert (
+        lite.generate("", max_new_tokens=3)["token_ids"].tolist() == written.token_ids and len(written.token_ids) == 1
+    )
