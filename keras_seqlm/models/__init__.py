@@ -1,8 +1,28 @@
-"""Language models on one contract: state in, state out."""
+"""Models of sequences: language models on one contract (state in, state out), encoders, and heads on either."""
 
+from keras_seqlm.models.encoders import RecurrentEncoder, TransformerEncoder
+from keras_seqlm.models.heads import Classifier, Embedder, MaskedLM, SpanFinder, Tagger
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import RECURRENT_SIZES, SIZES, TRANSFORMER_SIZES
 from keras_seqlm.models.recurrent_lm import RecurrentLM
+from keras_seqlm.models.sequence_model import SequenceModel
+from keras_seqlm.models.token_model import TokenModel
 from keras_seqlm.models.transformer_lm import TransformerLM
 
-__all__ = ["RECURRENT_SIZES", "SIZES", "TRANSFORMER_SIZES", "LanguageModel", "RecurrentLM", "TransformerLM"]
+__all__ = [
+    "RECURRENT_SIZES",
+    "SIZES",
+    "TRANSFORMER_SIZES",
+    "Classifier",
+    "Embedder",
+    "LanguageModel",
+    "MaskedLM",
+    "RecurrentEncoder",
+    "RecurrentLM",
+    "SequenceModel",
+    "SpanFinder",
+    "Tagger",
+    "TokenModel",
+    "TransformerEncoder",
+    "TransformerLM",
+]

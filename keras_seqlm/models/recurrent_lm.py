@@ -5,7 +5,6 @@ from keras import ops
 
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
-from keras_seqlm.layers.layouts import RECURRENT, VOCABULARY, layout_map
 from keras_seqlm.layers.recurrent import RecurrentStack
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import RECURRENT_SIZES, count, parts_of
@@ -111,6 +110,10 @@ class RecurrentLM(LanguageModel):
                 )
         self.built = True
 
+    @property
+    def width(self):
+        return self.hidden_dim if self.bridge is None else self.embedding_dim
+
     def initial_state(self, batch_size, max_length=None):
         return {"position": ops.zeros((batch_size,), "int32"), **self.recurrent.initial_state(batch_size)}
 
@@ -156,7 +159,3 @@ class RecurrentLM(LanguageModel):
 
     def projection(self):
         return self.output_projection or self.token_embedding, self.output_bias
-
-    def layout_map(self, mesh):
-        """How the weights are cut over a mesh with an axis "model": see `TransformerLM.layout_map`."""
-        return layout_map(mesh, {**RECURRENT, **VOCABULARY}, self.vocabulary_size)

@@ -5,20 +5,14 @@ from keras import ops
 
 from keras_seqlm.cache import cache_slots, first_cache
 from keras_seqlm.layers.attention import as_bias, bias_dtype, visibility, visible_at
-from keras_seqlm.layers.blocks import TransformerBlock
 from keras_seqlm.layers.dense import Dense
-from keras_seqlm.layers.embeddings import TokenEmbedding
-from keras_seqlm.layers.layouts import ATTENTION, FEED_FORWARD, VOCABULARY, layout_map
-from keras_seqlm.layers.normalization import normalization
-from keras_seqlm.layers.positions import LearnedPositions, SinusoidalPositions, rotary_frequencies, rotation
 from keras_seqlm.models.language_model import LanguageModel
-from keras_seqlm.models.presets import TRANSFORMER_SIZES, count, parts_of
-
-POSITIONS = ("learned", "sinusoidal", "rotary")
+from keras_seqlm.models.presets import count
+from keras_seqlm.models.transformer_body import TransformerBody, documents
 
 
 @keras.saving.register_keras_serializable("keras_seqlm")
-class TransformerLM(LanguageModel):
+class TransformerLM(TransformerBody, LanguageModel):
     """A causal Transformer: embedding, positions, blocks, norm, projection to the vocabulary.
 
     References: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019 (GPT-2).
@@ -99,94 +93,48 @@ class TransformerLM(LanguageModel):
         dtype=None,
         trainable=True,
     ):
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        parts = parts_of(size, TRANSFORMER_SIZES)
-        if positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {list(POSITIONS)}, got {positions!r}")
-        if positions != "rotary" and (rotary_base != 10000.0 or rotary_scaling is not None):
-            raise ValueError(f"rotary_base and rotary_scaling are of positions='rotary', and these are {positions!r}")
-        self.vocabulary_size = count("vocabulary_size", vocabulary_size)
-        self.size = size
-        self.max_length = count("max_length", max_length, parts["max_length"])
-        self.num_layers = count("num_layers", num_layers, parts["num_layers"])
-        self.hidden_dim = count("hidden_dim", hidden_dim, parts["hidden_dim"])
-        self.num_heads = count("num_heads", num_heads, parts["num_heads"])
-        self.num_kv_heads = count("num_kv_heads", num_kv_heads, self.num_heads)
-        self.head_dim = count("head_dim", head_dim)
-        gated = activation in ("swiglu", "geglu")
-        self.intermediate_dim = count(
-            "intermediate_dim", intermediate_dim, -(-8 * self.hidden_dim // 96) * 32 if gated else 4 * self.hidden_dim
+        super().__init__(
+            vocabulary_size,
+            size=size,
+            max_length=max_length,
+            num_layers=num_layers,
+            hidden_dim=hidden_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            intermediate_dim=intermediate_dim,
+            activation=activation,
+            norm=norm,
+            norm_first=norm_first,
+            epsilon=epsilon,
+            positions=positions,
+            rotary_base=rotary_base,
+            rotary_scaling=rotary_scaling,
+            attention_scale=attention_scale,
+            scale_embedding=scale_embedding,
+            use_bias=use_bias,
+            qkv_bias=qkv_bias,
+            output_bias=output_bias,
+            feed_forward_bias=feed_forward_bias,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            name=name,
+            dtype=dtype,
+            trainable=trainable,
         )
-        self.activation = activation
-        self.norm = norm
-        self.norm_first = norm_first
-        self.epsilon = epsilon
-        self.positions = positions
-        self.rotary_base = rotary_base
-        self.rotary_scaling = rotary_scaling
         self.window = count("window", window)
-        self.attention_scale = attention_scale
         self.tie_embedding = tie_embedding
-        self.scale_embedding = positions == "sinusoidal" if scale_embedding is None else scale_embedding
-        self.use_bias = use_bias
-        self.qkv_bias = qkv_bias
-        self.output_bias = output_bias
-        self.feed_forward_bias = feed_forward_bias
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
         self.tokenizer_hash = tokenizer_hash
-
-        policy = {"dtype": self.dtype_policy}
-        self.token_embedding = TokenEmbedding(vocabulary_size, self.hidden_dim, name="token_embedding", **policy)
-        self.position_embedding = None
-        if positions == "learned":
-            self.position_embedding = LearnedPositions(self.max_length, self.hidden_dim, name="positions", **policy)
-        if positions == "sinusoidal":
-            self.position_embedding = SinusoidalPositions(self.hidden_dim, name="positions", **policy)
-        self.embedding_dropout = keras.layers.Dropout(dropout, **policy) if dropout else None
-        self.blocks = [
-            TransformerBlock(
-                self.hidden_dim,
-                self.num_heads,
-                self.intermediate_dim,
-                num_kv_heads=self.num_kv_heads,
-                head_dim=head_dim,
-                activation=activation,
-                norm=norm,
-                norm_first=norm_first,
-                epsilon=epsilon,
-                dropout=dropout,
-                attention_dropout=attention_dropout,
-                attention_scale=attention_scale,
-                use_bias=use_bias,
-                qkv_bias=qkv_bias,
-                output_bias=output_bias,
-                feed_forward_bias=feed_forward_bias,
-                residual_branches=2 * self.num_layers,
-                name=f"block_{i}",
-                **policy,
-            )
-            for i in range(self.num_layers)
-        ]
-        self.frequencies = None
-        if positions == "rotary":
-            frequencies = rotary_frequencies(self.blocks[0].attention.head_dim, rotary_base, rotary_scaling)
-            self.frequencies = tuple(frequencies.tolist())
-        self.output_norm = normalization(norm, epsilon, name="output_norm", **policy) if norm_first else None
         self.output_projection = None
         if not tie_embedding:
-            self.output_projection = Dense(vocabulary_size, use_bias=False, name="output_projection", **policy)
+            self.output_projection = Dense(
+                vocabulary_size, use_bias=False, name="output_projection", dtype=self.dtype_policy
+            )
 
     def build(self, inputs_shape=None, state_shape=None):
-        self.token_embedding.build()
-        if self.position_embedding is not None:
-            self.position_embedding.build()
-        for block in self.blocks:
-            block.build()
-        for layer in (self.output_norm, self.output_projection):
-            if layer is not None:
-                layer.build((None, None, self.hidden_dim))
-        self.built = True
+        super().build()
+        if self.output_projection is not None:
+            self.output_projection.build((None, None, self.hidden_dim))
 
     def initial_state(self, batch_size, max_length=None):
         room = self.max_length if max_length is None else max_length  # may be a tensor while an export is traced
@@ -219,22 +167,12 @@ class TransformerLM(LanguageModel):
             seen = {"causal": False, "bias": bias}
             slots = cache_slots(position, lengths, time, room, self.num_kv_heads)
         elif "segment_ids" in inputs:
-            segment_ids = inputs["segment_ids"]
-            same = segment_ids[:, :, None] == segment_ids[:, None, :]  # (batch, time, time)
-            before = ops.logical_and(same, steps[:, :, None] >= steps[:, None, :])
-            positions = ops.sum(ops.cast(before, "int32"), axis=-1) - 1  # they start anew in each document
+            same, positions = documents(inputs["segment_ids"])
             seen = visibility(time, self.compute_dtype, same[:, None], self.window)
         else:
             positions = steps
             seen = visibility(time, self.compute_dtype, window=self.window)
-        x = self.token_embedding(token_ids)  # (batch, time, hidden)
-        if self.scale_embedding:
-            x = x * self.hidden_dim**0.5
-        if self.position_embedding is not None:
-            x = x + self.position_embedding(positions)
-        if self.embedding_dropout is not None:
-            x = self.embedding_dropout(x, training=training)
-        turn = None if self.frequencies is None else rotation(positions, self.frequencies)
+        x, turn = self.embedded(token_ids, positions, training)
         keeps = state is not None or room is not None
         new_state = {"position": lengths if state is None else position + lengths} if keeps else None
         for i, block in enumerate(self.blocks):
@@ -257,14 +195,3 @@ class TransformerLM(LanguageModel):
 
     def projection(self):
         return self.output_projection or self.token_embedding, None
-
-    def layout_map(self, mesh):
-        """How the weights are cut over a mesh with an axis "model", for `keras.distribution.ModelParallel` (JAX).
-
-        `Recipe(distribution="model-parallel")` does all of this. By hand, before the weights are made:
-
-            distribution = keras.distribution.ModelParallel(layout_map=model.layout_map(mesh), batch_dim_name="batch")
-            with distribution.scope():
-                model.build()
-        """
-        return layout_map(mesh, {**ATTENTION, **FEED_FORWARD, **VOCABULARY}, self.vocabulary_size)
