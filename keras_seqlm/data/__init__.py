@@ -1,9 +1,10 @@
 """Text becomes token blocks for `fit`: read as a stream, tokenized once into a memory-mapped cache, cut anew in each epoch."""
 
-from keras_seqlm.corpora import Corpus, texts
+from keras_seqlm.corpora import Corpus, Rows, texts
 from keras_seqlm.data.blocks import CausalBlocks
 from keras_seqlm.data.cache_folder import list_cache, prune_cache
 from keras_seqlm.data.causal import causal_blocks
+from keras_seqlm.data.examples import Examples
 from keras_seqlm.data.mixtures import MixedBlocks
 from keras_seqlm.data.packing import TokenStore, pack
 from keras_seqlm.data.permutation import permute
@@ -11,7 +12,9 @@ from keras_seqlm.data.permutation import permute
 __all__ = [
     "CausalBlocks",
     "Corpus",
+    "Examples",
     "MixedBlocks",
+    "Rows",
     "TokenStore",
     "causal_blocks",
     "list_cache",

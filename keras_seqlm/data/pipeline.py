@@ -10,12 +10,13 @@ def tf_dataset(blocks, first_step=0, num_steps=None):
     """Wrap the batches of a data set that computes them by step.
 
     Args:
-        blocks: has `batch(step)`, `len()` and `complete`, as `CausalBlocks`.
+        blocks: has `batch(step)`, `len()` and `complete`, as `CausalBlocks`; and, where batches are of several widths,
+            `open_shapes(batch)`, as `Examples`.
         first_step: step of the first batch, counted over all epochs.
         num_steps: number of batches; None is without end, or up to the end of the pass if `blocks.complete`.
 
     Returns:
-        A `tf.data.Dataset` whose `element_spec` has static shapes.
+        A `tf.data.Dataset` whose `element_spec` has static shapes, but for axes that differ between batches.
 
     Raises:
         ValueError: if a count is negative.
@@ -37,7 +38,11 @@ def tf_dataset(blocks, first_step=0, num_steps=None):
         steps = itertools.count(first_step) if num_steps is None else range(first_step, first_step + num_steps)
         return map(blocks.batch, steps)
 
-    signature = tf.nest.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), blocks.batch(first_step))
+    first = blocks.batch(first_step)
+    shapes = getattr(blocks, "open_shapes", lambda batch: keras.tree.map_structure(lambda array: array.shape, batch))
+    shapes = keras.tree.flatten_up_to(first, shapes(first))
+    specs = [tf.TensorSpec(shape, array.dtype) for shape, array in zip(shapes, keras.tree.flatten(first), strict=True)]
+    signature = keras.tree.pack_sequence_as(first, specs)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     size = tf.data.INFINITE_CARDINALITY if num_steps is None else num_steps
     return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(tf.data.AUTOTUNE)

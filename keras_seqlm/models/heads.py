@@ -7,6 +7,7 @@ from keras_seqlm.layers.attention import lowest
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.normalization import LayerNormalization
 from keras_seqlm.layers.pooling import POOLINGS, pool
+from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.models.presets import count
 from keras_seqlm.models.sequence_model import SequenceModel
 from keras_seqlm.models.token_model import TokenModel
@@ -157,6 +158,8 @@ class Classifier(Head):
         hidden_dim: width of a layer between, as BERT's pooler has it; None for none.
         activation: of that layer.
         dropout: of what the last layer reads.
+        answers: what the logits are of, which decides the default loss: one "class" of several, any of the "labels", or a
+            "number".
         name, dtype, trainable: see `Head`.
 
     Call arguments:
@@ -181,11 +184,15 @@ class Classifier(Head):
         hidden_dim=None,
         activation="tanh",
         dropout=0.0,
+        answers="class",
         name=None,
         dtype=None,
         trainable=True,
     ):
         super().__init__(backbone, name=name, dtype=dtype, trainable=trainable)
+        if answers not in ("class", "labels", "number"):
+            raise ValueError(f"answers must be 'class', 'labels' or 'number', got {answers!r}")
+        self.answers = answers
         self.num_classes = count("num_classes", num_classes)
         self.pooling = _pooling(pooling, backbone)
         self.hidden_dim = count("hidden_dim", hidden_dim)
@@ -200,6 +207,16 @@ class Classifier(Head):
         if self.pooler is not None:
             self.pooler.build((None, self.width))
         self.classes.build((None, self.width if self.pooler is None else self.hidden_dim))
+
+    def default_loss(self, label_smoothing=0.0, z_loss=0.0):
+        """See `SequenceModel`: the cross-entropy of classes or of labels, the squared error of a number."""
+        if self.answers == "class":
+            return CrossEntropy(label_smoothing, z_loss)
+        if z_loss or (label_smoothing and self.answers == "number"):
+            raise ValueError(f"z_loss and label_smoothing are of classes, and this model gives {self.answers}")
+        if self.answers == "labels":
+            return keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+        return keras.losses.MeanSquaredError()
 
     def call(self, inputs, training=None):
         inputs = self.checked_inputs(inputs)
@@ -296,6 +313,12 @@ class SpanFinder(Head):
 
     def build_head(self):
         self.ends.build((None, None, self.width))
+
+    def default_loss(self, label_smoothing=0.0, z_loss=0.0):
+        """See `SequenceModel`: the cross-entropy of the places, the mean of that of beginnings and that of ends."""
+        if label_smoothing or z_loss:
+            raise ValueError("label_smoothing and z_loss would count places where no answer can be; leave them at 0")
+        return CrossEntropy()
 
     def call(self, inputs, training=None):
         inputs = self.checked_inputs(inputs)

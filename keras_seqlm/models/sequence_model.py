@@ -74,6 +74,10 @@ class SequenceModel(keras.Model):
     def build(self, inputs_shape=None, state_shape=None):
         raise TypeError(f"{type(self).__name__} must define build() and build every layer in it")
 
+    def default_loss(self, label_smoothing=0.0, z_loss=0.0):
+        """The loss that a `Recipe` compiles the model with."""
+        raise TypeError(f"{type(self).__name__} has no loss of its own: put a head on it, or compile it with a loss")
+
     def layout_map(self, mesh):
         """How the weights are cut over a mesh with an axis "model", for `keras.distribution.ModelParallel` (JAX).
 

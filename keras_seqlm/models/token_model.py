@@ -48,6 +48,12 @@ class TokenModel(SequenceModel):
         hidden = super().call(inputs, training)
         return hidden if _IN_FUSED_STEP.get() is self else self.logits_of(hidden)
 
+    def default_loss(self, label_smoothing=0.0, z_loss=0.0):
+        """See `SequenceModel`: the cross-entropy of tokens; fused, where the logits are of a `projection()`."""
+        owners = [name for owner in type(self).__mro__ for name in ("projection", "logits_of") if name in vars(owner)]
+        fused = owners.index("projection") < owners.index("logits_of")
+        return (FusedCrossEntropy if fused else CrossEntropy)(label_smoothing, z_loss)
+
     def compile(
         self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, *args, **options
     ):

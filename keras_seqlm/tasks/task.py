@@ -14,7 +14,7 @@ from keras_seqlm.checkpoints import Checkpoints
 from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, is_older_than_checkpoints
 from keras_seqlm.checkpoints.state import model_of
 from keras_seqlm.files import read_json, replacing, write_json
-from keras_seqlm.models import LanguageModel
+from keras_seqlm.models import SequenceModel
 
 MODEL, TOKENIZER, TASK = "model.keras", "tokenizer", "task.json"
 _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"  # inside a .keras file
@@ -25,20 +25,22 @@ class Task:
     """Joins a model and the tokenizer whose ids it reads; a subclass says what goes in and what comes out.
 
     Args:
-        model: a `LanguageModel`.
+        model: of the class that the task is for, `model_class`.
         tokenizer: a tokenizer of `keras_seqlm.tokenizers`.
 
     Raises:
-        ValueError: no `LanguageModel`, or the two do not belong together: another vocabulary size, or another
+        ValueError: a model of another class, or the two do not belong together: another vocabulary size, or another
             tokenizer's hash in the model.
     """
+
+    model_class = SequenceModel
 
     def __init_subclass__(cls):
         _TASKS[cls.__name__] = cls
 
     def __init__(self, model, tokenizer):
-        if not isinstance(model, LanguageModel):
-            raise ValueError(f"expected a LanguageModel, got {type(model).__name__}")
+        if not isinstance(model, self.model_class):
+            raise ValueError(f"expected a {self.model_class.__name__}, got {type(model).__name__}")
         if model.vocabulary_size != tokenizer.vocabulary_size:
             raise ValueError(
                 f"the model knows {model.vocabulary_size} ids and the tokenizer has {tokenizer.vocabulary_size}; "
@@ -65,7 +67,11 @@ class Task:
     def begin(self, folder):
         """Write what is known before the model has learned: `tokenizer/` and `task.json`; checkpoints give the model."""
         self.tokenizer.save(pathlib.Path(folder) / TOKENIZER)
-        write_json(pathlib.Path(folder) / TASK, {"format": 1, "task": type(self).__name__})
+        write_json(pathlib.Path(folder) / TASK, {"format": 1, "task": type(self).__name__, **self.settings()})
+
+    def settings(self):
+        """What the task was made with beside model and tokenizer: arguments of its class, as JSON takes them."""
+        return {}
 
 
 def load(folder, checkpoint=None):
@@ -109,12 +115,17 @@ def load(folder, checkpoint=None):
     if checkpoint is None and not (folder / MODEL).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(f"{str(folder)!r} is no run folder: it has no {MODEL} (found: {found})")
-    name = read_json(folder / TASK).get("task") if (folder / TASK).exists() else "TextGeneration"
+    settings = read_json(folder / TASK) if (folder / TASK).exists() else {}
+    name = settings.pop("task", None) or "TextGeneration"
     if name not in _TASKS:
         raise ValueError(f"{folder / TASK} names the task {name!r}; this version knows {', '.join(sorted(_TASKS))}")
     tokenizer = tokenizers.load(folder / TOKENIZER)
     model = _load_model(folder / MODEL) if checkpoint is None else model_of(checkpoints.choose(checkpoint))
-    task = _TASKS[name](model, tokenizer)
+    settings.pop("format", None)
+    try:
+        task = _TASKS[name](model, tokenizer, **settings)
+    except TypeError as error:
+        raise ValueError(f"{folder / TASK} does not say what {name} is made with: {error}") from error
     task.folder = folder
     return task
 

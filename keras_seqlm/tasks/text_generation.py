@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_seqlm.generation import generate, score, stream
 from keras_seqlm.generation.generate import prompt_room
+from keras_seqlm.models import LanguageModel
 from keras_seqlm.tasks.task import Task
 from seqlm_runtime.prompts import has_text, read_ids
 from seqlm_runtime.tokenizers.tokenizer import as_text
@@ -35,6 +36,8 @@ class TextGeneration(Task):
     >>> len(writer.write("It was a dark", max_new_tokens=8)[0].token_ids) <= 8
     True
     """
+
+    model_class = LanguageModel
 
     def generate(self, prompt, max_new_tokens=64, **options):
         """The new text after a prompt.

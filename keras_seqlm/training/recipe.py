@@ -13,7 +13,7 @@ import numpy as np
 from keras_seqlm.devices import check_name, strategy
 from keras_seqlm.files import write_json
 from keras_seqlm.half_precision import refuse_lost_decays
-from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
+from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage, tell_of_run
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses, is_out_of_memory
@@ -184,10 +184,10 @@ class Recipe:
         )
 
     def compile(self, model):
-        """Compile with the recipe's optimizer and the cross-entropy of the next token, in nats.
+        """Compile with the recipe's optimizer and the model's default loss, as the cross-entropy of the next token in nats.
 
         Args:
-            model: gives logits (batch, time, vocabulary); built in `scope()`.
+            model: one of ours (its `default_loss`), or any that gives logits (batch, time, vocabulary); built in `scope()`.
 
         Raises:
             ValueError: the model was built outside the strategy's scope, or does not go with it; what the backend, or
@@ -202,7 +202,7 @@ class Recipe:
             self._rematerialize(model)
             model.compile(
                 optimizer=new_optimizer(self, model),
-                loss=(FusedCrossEntropy if _projects(model) else CrossEntropy)(self.label_smoothing, self.z_loss),
+                loss=getattr(model, "default_loss", CrossEntropy)(self.label_smoothing, self.z_loss),
                 steps_per_execution=self.steps_per_execution,
                 jit_compile=self.jit_compile,
             )
@@ -402,12 +402,6 @@ class _StopAtTheEnd(RunCallback):
 def _bytes_per_token(validation):
     size, targets = getattr(validation, "num_bytes", None), getattr(validation, "num_targets", None)
     return size / targets if size and targets else None
-
-
-def _projects(model):
-    """Whether a model makes its logits by a `projection()`, and not by a `logits_of` of its own."""
-    owners = [name for owner in type(model).__mro__ for name in ("projection", "logits_of") if name in vars(owner)]
-    return {"projection", "logits_of"} <= set(owners) and owners.index("projection") < owners.index("logits_of")
 
 
 def _build(model):

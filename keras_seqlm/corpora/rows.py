@@ -1,0 +1,229 @@
+"""Tables of examples: rows of named fields, from files of any common kind or from whatever can be iterated over."""
+
+import csv
+import io
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+
+from keras_seqlm.corpora.json_text import elements_of, lines_of, shape_of
+from keras_seqlm.corpora.layouts_of_rows import UNFOLDED
+from keras_seqlm.corpora.opening import HEAD_SIZE, TABLES, ending_of, reader_of_tables, sources
+from keras_seqlm.corpora.paths import find_files
+from keras_seqlm.corpora.unpacking import damage
+
+TOLERANCE = 0.01
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_SHOWN = 5
+_MOST_FIELD = 1 << 24  # characters; csv's own limit is 131,072
+
+
+class Rows:
+    """Rows of named fields, dicts, each with the place that it is from; what is no row is counted and named.
+
+    Read are `.csv` and `.tsv` (with a line of names), `.jsonl`, `.ndjson`, `.json` (a list of objects; of SQuAD's form a row
+    for each question; of PolyAI's span files a row for each utterance), `.conll`, `.bio` and `.iob` (a token and its tag in a
+    line, a blank line between sentences), `.parquet` and `.arrow`, each of them packed or not. Or any iterable of mappings, as
+    a list of dicts or a Hugging Face data set.
+
+    Args:
+        source: a path, a glob pattern, or a list of these; or an iterable of mappings.
+        columns: dict of the names that a task knows to those that the source has, as `{"text": "content"}`.
+        tolerance: the share of rows that may be broken.
+
+    Attributes:
+        bad: a list of (place, reason), one for each row that was left out. A task adds its own by `refuse`.
+        count: rows met so far, broken ones among them.
+
+    Raises:
+        FileNotFoundError: a file is absent.
+        ValueError: from `check`: more than `tolerance` of the rows are broken, or there is none.
+
+    Example:
+
+    >>> rows = Rows([{"text": "Where is my card?", "label": "card_arrival"}, {"text": None}])
+    >>> list(rows)[0]
+    ('row 1', {'text': 'Where is my card?', 'label': 'card_arrival'})
+    """
+
+    def __init__(self, source, columns=None, tolerance=TOLERANCE):
+        if not 0 <= tolerance <= 1:
+            raise ValueError(f"tolerance must be a share from 0 to 1, got {tolerance!r}")
+        self.columns = dict(columns or {})
+        self.tolerance = tolerance
+        self.bad, self.count = [], 0
+        is_iterable = isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping)
+        first = list(itertools.islice(source, 1)) if isinstance(source, list | tuple) else []
+        self.files = None
+        if is_iterable and (not isinstance(source, list | tuple) or (first and isinstance(first[0], Mapping))):
+            self._records = source
+        else:
+            self.files = find_files(source)
+
+    def __iter__(self):
+        """Yield (place, row), from the beginning."""
+        self.bad, self.count = [], 0
+        pieces = (
+            [("", self._numbered())] if self.files is None else [(str(path), _of_file(path)) for path in self.files]
+        )
+        for name, records in pieces:
+            for place, record in records:
+                self.count += 1
+                place = f"{name}, {place}" if name else place
+                if isinstance(record, ValueError):
+                    self.refuse(place, str(record))
+                elif not isinstance(record, Mapping):
+                    self.refuse(place, f"no row of named fields, but {type(record).__name__}")
+                else:
+                    yield place, self._renamed(record)
+
+    def refuse(self, place, reason):
+        """Count a row as broken."""
+        self.bad.append((place, reason))
+
+    def check(self):
+        """Refuse a source of which too much is broken, or that holds nothing.
+
+        Raises:
+            ValueError: with the first rows that are broken, and why.
+        """
+        if not self.count:
+            raise ValueError(f"there are no rows in {', '.join(map(str, self.files or ['what was given']))}")
+        if len(self.bad) > self.tolerance * self.count or len(self.bad) == self.count:
+            said = "\n".join(f"  {place}: {reason}" for place, reason in self.bad[:_SHOWN])
+            raise ValueError(
+                f"{len(self.bad)} of {self.count} rows are broken, and at most {self.tolerance:.1%} may be; the first of them:\n"
+                f"{said}\nMend them, rename columns (columns={{'text': 'content'}}, --columns text=content), or raise tolerance "
+                "(--tolerance)"
+            )
+
+    def _numbered(self):
+        for number, record in enumerate(self._records, 1):
+            yield f"row {number}", record
+
+    def _renamed(self, record):
+        theirs = set(self.columns.values())
+        row = {name: value for name, value in record.items() if name not in theirs}
+        return {**row, **{ours: record[name] for ours, name in self.columns.items() if name in record}}
+
+
+def _of_file(path):
+    for source in sources(path):
+        ending = ending_of(source.name)
+        if source.kind in TABLES:
+            yield from _of_table(path, source.kind)
+        elif source.kind == "lines":
+            yield from unfolded(lines_of(source.handle))
+        elif source.kind == "json":
+            yield from unfolded(_of_json(source))
+        elif ending in _DELIMITERS:
+            yield from _of_csv(source.handle, _DELIMITERS[ending])
+        elif ending in (".conll", ".bio", ".iob"):
+            yield from _of_conll(source.handle)
+        else:
+            raise ValueError(
+                f"{source.name} is no table that is known by its ending: expected .csv, .tsv, .jsonl, .json, .parquet, "
+                ".arrow or .conll (packed or not)"
+            )
+        lost = damage(source.handle)
+        if lost is not None:
+            raise ValueError(f"{source.name} is cut or damaged: {lost}")
+
+
+def unfolded(records):
+    """Yield (place, row) of records, some of which hold many rows, as an article of SQuAD does."""
+    for place, record in records:
+        unfold = next((unfold for fits, unfold in UNFOLDED if isinstance(record, Mapping) and fits(record)), None)
+        if unfold is None:
+            yield place, record
+        else:
+            yield from ((f"{place}, {within}" if within else place, row) for within, row in unfold(record))
+
+
+def _of_json(source):
+    head = source.handle.peek(HEAD_SIZE)
+    if shape_of(head) == "lines":
+        yield from lines_of(source.handle)
+    elif shape_of(head) == "array":
+        yield from elements_of(source.name, source.handle)
+    else:
+        try:
+            record = json.load(source.handle)
+        except ValueError as error:
+            record = ValueError(f"no JSON: {error}")
+        yield "the object", record
+
+
+def _of_csv(handle, delimiter):
+    csv.field_size_limit(_MOST_FIELD)
+    lines = io.TextIOWrapper(handle, "utf-8", errors="surrogateescape", newline="")
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    names, number = None, 1
+    while True:
+        first = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            yield f"line {first}", ValueError(f"no row of this table: {error}")
+            continue
+        if not fields:
+            continue
+        if names is None:
+            names = [name.strip() for name in fields]
+            if len(set(names)) < len(names):
+                raise ValueError(f"the first line must name each column once, got {names}")
+            continue
+        number += 1
+        if len(fields) != len(names):
+            yield f"line {first}", ValueError(f"{len(fields)} fields, and the first line names {len(names)}")
+        elif any(any("\udc80" <= character <= "\udcff" for character in field) for field in fields):
+            yield f"line {first}", ValueError("bytes that are no UTF-8; convert the file, as with iconv")
+        else:
+            yield f"line {first}", dict(zip(names, fields, strict=True))
+
+
+def _of_conll(handle):
+    """Sentences of lines whose first word is the token and whose last is its tag: {"tokens": [...], "tags": [...]}."""
+    tokens, tags, first = [], [], 1
+    wrong = None
+    for number, line in enumerate(itertools.chain(handle, [b"\n"]), 1):
+        try:
+            words = line.decode("utf-8").split()
+        except UnicodeDecodeError:
+            words, wrong = ["?", "?"], wrong or ValueError(f"line {number} is no UTF-8")
+        if words and words[0] == "-DOCSTART-":
+            continue
+        if words:
+            if len(words) < 2:
+                wrong = wrong or ValueError(f"line {number} has a token and no tag: {' '.join(words)[:40]!r}")
+            tokens.append(words[0])
+            tags.append(words[-1])
+            continue
+        if tokens:
+            yield f"line {first}", wrong or {"tokens": tokens, "tags": tags}
+        tokens, tags, first, wrong = [], [], number + 1, None
+
+
+def _of_table(path, kind):
+    library = reader_of_tables(path, kind)
+    if kind == "parquet":
+        with library.ParquetFile(path) as file:
+            batches = (batch for batch in file.iter_batches(batch_size=1024))
+            yield from _rows_of_batches(batches)
+        return
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        try:
+            table = library.open_file(file).read_all()
+        except pyarrow.ArrowInvalid:
+            table = library.open_stream(file).read_all()
+        yield from _rows_of_batches(table.to_batches(max_chunksize=1024))
+
+
+def _rows_of_batches(batches):
+    numbers = itertools.count(1)
+    for batch in batches:
+        yield from ((f"row {next(numbers)}", row) for row in batch.to_pylist())

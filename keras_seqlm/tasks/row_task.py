@@ -1,0 +1,159 @@
+"""What the tasks share that are learned from rows of named fields, and answer each row by itself."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_seqlm.corpora import Rows
+from keras_seqlm.data import Examples
+from keras_seqlm.data.examples import width_of
+from keras_seqlm.generation.compiled import compiled
+from keras_seqlm.tasks.task import Task
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
+
+
+class RowTask(Task):
+    """A subclass names its `head` and says what a row is to the model (`example`) and what the model's numbers mean.
+
+    Its texts are read as `bos + text + eos`, from their beginning, as far as the model reads.
+    """
+
+    of_tokens = False  # whether there is a target for each token
+    fields = ()  # what every row must have
+
+    @classmethod
+    def settings_from(cls, rows):
+        """The task's settings, as far as rows tell them: the labels, say.
+
+        Args:
+            rows: an iterable of (place, row), as `data.Rows`.
+        """
+        return {}
+
+    @classmethod
+    def head(cls, backbone, settings, **options):
+        """The model to be trained, around a backbone."""
+        raise TypeError(f"{cls.__name__} must define head(backbone, settings)")
+
+    @classmethod
+    def begin_with(cls, rows, backbone, tokenizer, **options):
+        """The task before it has learned anything: with a new head, for what the rows hold.
+
+        Args:
+            rows: `data.Rows`, or what makes them.
+            backbone: an encoder or a language model.
+            tokenizer: the backbone's.
+            **options: of the head.
+        """
+        settings = cls.settings_from(as_rows(rows))
+        model = cls.head(backbone, settings, **options)
+        model.build()
+        return cls(model, tokenizer, **settings)
+
+    def example(self, row):
+        """The inputs of a row, a dict of lists of ints, and its target.
+
+        Raises:
+            ValueError: the row lacks something, or holds what cannot be; it is counted as broken.
+        """
+        raise TypeError(f"{type(self).__name__} must define example(row)")
+
+    def examples(self, rows, batch_size, *, seed=0, complete=False):
+        """Batches of rows to train on, or with `complete` to validate on; see `data.Examples`.
+
+        Raises:
+            ValueError: more than the tolerance of the rows are broken; they are named.
+        """
+        rows = as_rows(rows)
+        inputs, targets = [], []
+        for place, row in rows:
+            try:
+                one, target = self.example(self._held(row))
+            except ValueError as error:
+                rows.refuse(place, str(error))
+                continue
+            inputs.append(one)
+            targets.append(target)
+        rows.check()
+        options = {"of_tokens": self.of_tokens, "max_length": self.room}
+        return Examples(inputs, targets, batch_size, seed=seed, complete=complete, **options)
+
+    @property
+    def room(self):
+        """How many ids are read of a row."""
+        return self.model.max_length or MAX_PROMPT_TOKENS
+
+    def ids_of(self, text):
+        """The ids of one text: bos, its own as far as there is room, eos. int32 (time,)."""
+        if not isinstance(text, str | bytes):
+            raise ValueError(f"expected a text, got {text!r:.40}")
+        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        ids, _ = read_ids(self.tokenizer, text, self.room - len(end), end=False)
+        ids = np.concatenate([ids, np.asarray(end, "int32")])
+        if not len(ids):
+            raise ValueError("the text has no tokens, and the tokenizer neither bos nor eos")
+        return ids
+
+    def pair_inputs(self, text, pair=None):
+        """What the model reads of one text, or of two: bos, the first, eos, the second, eos; of the longer one its end goes first.
+
+        `token_types` are 0 in the first and 1 in the second, where the model reads some.
+        """
+        if pair is None:
+            ids = self.ids_of(text)
+            types = np.zeros(len(ids), "int32")
+        else:
+            first, second = self.ids_of(text), self.ids_of(pair)
+            second = second[self.tokenizer.bos_id is not None :]
+            more = len(first) + len(second) - self.room
+            if more > 0:
+                ends = int(self.tokenizer.eos_id is not None)
+                kept = min(len(first), max(self.room - len(second), self.room // 2))
+                first, second = _cut(first, kept, ends), _cut(second, self.room - kept, ends)
+            ids = np.concatenate([first, second])
+            types = np.repeat(np.array([0, 1], "int32"), [len(first), len(second)])
+        return {"token_ids": ids, **({"token_types": types} if "token_types" in self.model.reads else {})}
+
+    def _held(self, row):
+        missing = [name for name in self.fields if row.get(name) is None]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}; its fields are {', '.join(map(str, row)) or 'none'}")
+        return row
+
+    def outputs(self, inputs, batch_size=32):
+        """The model's numbers for rows of any lengths, a list of arrays, one a row, in the order of the rows.
+
+        Args:
+            inputs: a list of dicts, as `example` gives them.
+            batch_size: rows of a call.
+        """
+        run = compiled(self.model, _forward)
+        found = [None] * len(inputs)
+        order = np.argsort([len(one["token_ids"]) for one in inputs], kind="stable")
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            sizes = np.array([len(inputs[row]["token_ids"]) for row in chosen], "int32")
+            width = width_of(int(sizes.max()), self.room)
+            batch = {name: np.zeros((batch_size, width), "int32") for name in inputs[0]}
+            for index, row in enumerate(chosen):
+                for name, ids in inputs[row].items():
+                    batch[name][index, : len(ids)] = ids
+            batch["lengths"] = np.concatenate([sizes, np.ones(batch_size - len(sizes), "int32")])
+            numbers = ops.convert_to_numpy(run(keras.tree.map_structure(ops.convert_to_tensor, batch)))
+            for index, row in enumerate(chosen):
+                found[row] = numbers[index]
+        return found
+
+
+def as_rows(rows):
+    """`data.Rows`, or the rows of what it takes."""
+    return rows if isinstance(rows, Rows) else Rows(rows)
+
+
+def _cut(ids, size, ends):
+    """The beginning of `ids`, of `size`, with the last `ends` of them at its end."""
+    return ids if len(ids) <= size else np.concatenate([ids[: size - ends], ids[len(ids) - ends :]])
+
+
+def _forward(model, inputs):
+    return model(inputs, training=False)
