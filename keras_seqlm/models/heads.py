@@ -65,7 +65,7 @@ class Head(SequenceModel):
         inputs = {name: leaf for name, leaf in inputs.items() if name in self.backbone.reads}
         return self.backbone.hidden_states(inputs, training=training)
 
-    def build(self, inputs_shape=None, state_shape=None):
+    def build(self, inputs_shape=None):
         if not self.backbone.built:
             self.backbone.build()
         self.build_head()

@@ -71,7 +71,7 @@ class SequenceModel(keras.Model):
             raise ValueError(f"lengths must be from 0 to {time}, the tokens of a row, got {lengths.tolist()}")
         return inputs
 
-    def build(self, inputs_shape=None, state_shape=None):
+    def build(self, inputs_shape=None):
         raise TypeError(f"{type(self).__name__} must define build() and build every layer in it")
 
     def default_loss(self, label_smoothing=0.0, z_loss=0.0):
