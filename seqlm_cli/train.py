@@ -78,6 +78,25 @@ def arguments(p):
     p.add_argument(
         "--config", metavar="FILE.toml", help="flags from a file, as RUN/run.toml; those given here go before"
     )
+    add_starts(p)
+    add_tokenizer(p)
+    group = p.add_argument_group("data")
+    group.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
+    group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
+    group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
+    group.add_argument(
+        "--validation-fraction", type=float, default=0.1, help="else on the last documents of each file (default 0.1)"
+    )
+    group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
+    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
+    add_parts(p)
+    add_recipe(p)
+    add_devices(p)
+    add_watching(p)
+
+
+def add_starts(p):
+    """Add the flags of how a run begins and goes on, and of its checkpoints."""
     p.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     p.add_argument(
         "--resume",
@@ -90,21 +109,20 @@ def arguments(p):
     p.add_argument("--allow-changes", action="store_true", help="go on although settings or data changed")
     add_backend(p)
     add_imports(p)
+
+
+def add_tokenizer(p):
+    """Add the flags of the tokenizer."""
     group = p.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer",
         help="byte (default), character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
     )
     group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
-    group = p.add_argument_group("data")
-    group.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
-    group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
-    group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
-    group.add_argument(
-        "--validation-fraction", type=float, default=0.1, help="else on the last documents of each file (default 0.1)"
-    )
-    group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
-    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
+
+
+def add_parts(p):
+    """Add the flags of the model's parts."""
     group = p.add_argument_group("parts of the model (override the size)")
     for name in ("layers", "hidden-dim", "heads", "kv-heads", "intermediate-dim", "embedding-dim", "context"):
         group.add_argument(f"--{name}", type=int, default=None)
@@ -113,6 +131,10 @@ def arguments(p):
     group.add_argument("--positions", default=None, help="learned, sinusoidal, rotary")
     group.add_argument("--untied", action="store_true", help="an output projection of its own")
     group.add_argument("--dropout", type=float, help="default 0")
+
+
+def add_recipe(p):
+    """Add the flags of the recipe."""
     group = p.add_argument_group("recipe")
     group.add_argument("--batch", type=int, default=16)
     group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
@@ -140,6 +162,10 @@ def arguments(p):
     group.add_argument(
         "--roll-back", type=float, default=None, metavar="FACTOR", help="undo a jump of the loss, as 2.0"
     )
+
+
+def add_devices(p):
+    """Add the flags of devices and memory."""
     group = p.add_argument_group("devices and memory")
     group.add_argument(
         "--distribution",
@@ -149,6 +175,10 @@ def arguments(p):
     group.add_argument("--rematerialize", action="store_true", help="less memory for one more forward pass in a step")
     group.add_argument("--steps-per-execution", type=int, default=1, help="batches in one call (TensorFlow, JAX)")
     group.add_argument("--jit-compile", choices=["auto", "on", "off"], default="auto", help="compile the step")
+
+
+def add_watching(p):
+    """Add the flags of what is written while a run trains."""
     group = p.add_argument_group("watching")
     group.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard")
     group.add_argument("--sample-every", type=int, default=None, metavar="N", help="steps (default each validation)")
@@ -165,11 +195,11 @@ def run(args):
                 check_name(word)  # before anything is written
     import_modules(args.imports)
     recurrent = _check_options(args)
-    recipe = _recipe(args)
+    recipe = recipe_of(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
     folder = training.RunFolder(args.out)
     try:
-        going_on = training.chief_decides(lambda: _open(folder, args))
+        going_on = training.chief_decides(lambda: open_run(folder, args))
         _train(args, folder, going_on, recipe, recurrent)
     finally:
         folder.close()
@@ -234,10 +264,10 @@ def _train(args, folder, going_on, recipe, recurrent):
         task = tasks.load(folder.path, step)
     if training.is_chief():
         task.save(folder.path)
-        print(f"{folder.path}: {_last_words(folder.path, step or max(resume.step, resume.step_before))}")
+        print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before))}")
 
 
-def _last_words(folder, step):
+def last_words(folder, step):
     """The step of the model that was saved, and its validation loss where the history has it."""
     from keras_seqlm import training
 
@@ -278,7 +308,7 @@ def prompts_from(tokens, tokenizer):
     return prompts
 
 
-def _open(folder, args):
+def open_run(folder, args):
     """Take the folder; returns whether the run that it holds goes on."""
     folder.open()
     if args.overwrite:
@@ -398,7 +428,7 @@ def _given(args, name):
     return value is not None and value is not False  # a dropout of 0 is given
 
 
-def _recipe(args):
+def recipe_of(args):
     from keras_seqlm import training
 
     words = in_effect(vars(args))
