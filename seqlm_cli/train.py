@@ -46,13 +46,15 @@ MAY_CHANGE = (  # between two starts of a run
     "stop_after_skipped",
     "roll_back",
     "early_stopping",
-    "text",  # these two are known by their content: see `_settings`
+    "text",  # these are known by their content: see `_settings`
     "validation",
+    "data",
+    "epochs",
     "out",
     "imports",
 )
 # Of one start alone: a file of flags that kept them would accept any change, or replace the run, in every later one.
-_OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
+OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 _DEFAULTS = {"model": "transformer", "size": "tiny", "tokenizer": "byte", "dropout": 0.0}  # where no --from has others
@@ -325,6 +327,12 @@ def open_run(folder, args):
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
     now = vars(args)
+    if before.get("task") != now.get("task"):
+        verbs = [
+            "`seqlm finetune --task {}`".format(one["task"]) if "task" in one else "`seqlm train`"
+            for one in (before, now)
+        ]
+        raise FileExistsError(f"{folder.path} holds a run of {verbs[0]}, and this is {verbs[1]}; name another folder")
     of_before, of_now = in_effect(before), in_effect(now)
     changed = [
         f"--{flag_of(name)} was {before[name]} and is {now[name]}"
@@ -353,17 +361,24 @@ def _same(name, before, now):
 
 def _begin(args, folder, going_on, recipe, task, prompts):
     """Write what the run is made of; `recipe.json` comes last, and says that all is there."""
-    import keras
-
-    from keras_seqlm.checkpoints.run_folder import FLAGS
-    from keras_seqlm.files import write_json, write_text
+    from keras_seqlm.files import write_json
 
     if not going_on:
         if args.overwrite:
             folder.replace()
         task.begin(folder.path)
         write_json(folder.path / "prompts.json", {"prompts": prompts})
-    settings = {key: value for key, value in vars(args).items() if key not in _OF_ONE_START}
+    write_settings(args, folder, recipe)
+
+
+def write_settings(args, folder, recipe):
+    """Write `run.toml` and, last, `recipe.json`: with what flags a run was begun, or goes on."""
+    import keras
+
+    from keras_seqlm.checkpoints.run_folder import FLAGS
+    from keras_seqlm.files import write_text
+
+    settings = {key: value for key, value in vars(args).items() if key not in OF_ONE_START}
     write_text(folder.path / FLAGS, as_toml(settings))
     folder.begin({"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()})
 

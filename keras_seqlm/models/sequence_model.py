@@ -43,6 +43,11 @@ class SequenceModel(keras.Model):
     def width(self):
         raise TypeError(f"{type(self).__name__} must define width, of its hidden states")
 
+    @property
+    def of_logits_alone(self):
+        """The variables that no hidden state depends on: those that a head on this model leaves idle."""
+        return []
+
     def hidden_states(self, inputs, state=None, training=None):
         """From a dict of int32 inputs to hidden states (batch, time, width), and the new state (or None)."""
         raise TypeError(f"{type(self).__name__} must define hidden_states(inputs, state, training)")

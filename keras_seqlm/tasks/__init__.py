@@ -2,8 +2,19 @@
 
 from keras_seqlm.tasks.classification import Classification, TextClassification
 from keras_seqlm.tasks.evaluation import evaluate
-from keras_seqlm.tasks.row_task import RowTask
-from keras_seqlm.tasks.task import Task, load
+from keras_seqlm.tasks.row_task import RowTask, write_figures
+from keras_seqlm.tasks.task import Task, load, settings_in
 from keras_seqlm.tasks.text_generation import Text, TextGeneration
 
-__all__ = ["Classification", "RowTask", "Task", "Text", "TextClassification", "TextGeneration", "evaluate", "load"]
+__all__ = [
+    "Classification",
+    "RowTask",
+    "Task",
+    "Text",
+    "TextClassification",
+    "TextGeneration",
+    "evaluate",
+    "load",
+    "settings_in",
+    "write_figures",
+]
