@@ -29,7 +29,7 @@ EXAMPLES = (
         "where the file calls a label otherwise",
     ),
     (
-        "seqlm finetune --task classify --data a.jsonl --from runs/books --out runs/b",
+        "seqlm finetune --task classify --data b.csv --from runs/books --out runs/b",
         "on the model of another run",
     ),
     ("seqlm finetune --task classify --data a.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
@@ -43,7 +43,13 @@ _DEFAULTS = {"model": "transformer", "size": "micro", "tokenizer": "bpe", "dropo
 def arguments(p):
     """Add what the verb takes to its parser."""
     p.epilog, p.formatter_class = size_table(), argparse.RawDescriptionHelpFormatter
-    p.add_argument("--task", required=True, choices=sorted(TASKS), help="what is learned")
+    p.add_argument(
+        "--task",
+        required=True,
+        choices=sorted(TASKS),
+        metavar="TASK",
+        help="what is learned: " + ", ".join(sorted(TASKS)),
+    )
     add_data(p, required=True)
     p.add_argument("--out", required=True, metavar="runs/NAME", help="the run folder to write")
     p.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these rows")
