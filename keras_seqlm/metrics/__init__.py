@@ -2,5 +2,6 @@
 
 from keras_seqlm.metrics.classification import accuracy, macro_f1
 from keras_seqlm.metrics.intervals import bootstrap
+from keras_seqlm.metrics.spans import span_counts, span_f1, spans_of_tags
 
-__all__ = ["accuracy", "bootstrap", "macro_f1"]
+__all__ = ["accuracy", "bootstrap", "macro_f1", "span_counts", "span_f1", "spans_of_tags"]

@@ -3,7 +3,20 @@
 from keras_seqlm.tasks.classification import Classification, TextClassification
 from keras_seqlm.tasks.evaluation import evaluate
 from keras_seqlm.tasks.row_task import RowTask
+from keras_seqlm.tasks.tagging import Span, Tagging, TokenTagging
 from keras_seqlm.tasks.task import Task, load
 from keras_seqlm.tasks.text_generation import Text, TextGeneration
 
-__all__ = ["Classification", "RowTask", "Task", "Text", "TextClassification", "TextGeneration", "evaluate", "load"]
+__all__ = [
+    "Classification",
+    "RowTask",
+    "Span",
+    "Tagging",
+    "Task",
+    "Text",
+    "TextClassification",
+    "TextGeneration",
+    "TokenTagging",
+    "evaluate",
+    "load",
+]
