@@ -5,14 +5,27 @@ import importlib
 import os
 import sys
 
-from seqlm_cli import cache, completion, demo, evaluate, export, generate, runs, streams, train, verify
+from seqlm_cli import (
+    cache,
+    completion,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    predict,
+    runs,
+    streams,
+    train,
+    verify,
+)
 from seqlm_cli.config import words_of
 from seqlm_cli.endings import INTERRUPTED, USAGE, exit_code
 from seqlm_cli.options import check_answer, size_table, without_keras
 from seqlm_cli.parsers import Parser, flags_named_in, short_usage
 
-VERBS = {"demo": demo, "train": train, "runs": runs, "generate": generate, "evaluate": evaluate, "export": export}
-VERBS |= {"verify": verify, "cache": cache, "completion": completion}
+VERBS = {"demo": demo, "train": train, "finetune": finetune, "runs": runs, "generate": generate, "predict": predict}
+VERBS |= {"evaluate": evaluate, "export": export, "verify": verify, "cache": cache, "completion": completion}
 EXAMPLES = (
     ("seqlm demo", "three models of Python's own documentation, in five minutes"),
     ("seqlm train --text 'books/*.txt' --model lstm --out runs/books", "a model of texts of your own"),

@@ -1,15 +1,16 @@
-"""`seqlm evaluate`: how well a run predicts texts."""
+"""`seqlm evaluate`: how well a run predicts texts, or answers rows."""
 
+from seqlm_cli.finetune import add_data, figures_line, rows_of
 from seqlm_cli.options import add_common, add_run, load_task, write_answer
 
-HELP = "loss, bits per byte and perplexity of text files"
+HELP = "how well a run does on texts or rows that it has not seen"
 EXAMPLES = (
     ("seqlm evaluate runs/books --text held_out.txt", "of a text that was not trained on"),
     (
         "seqlm evaluate runs/books --text 'news/*.jsonl' --text-field body",
         "of records, by the field that holds the text",
     ),
-    ("seqlm evaluate runs/books --text held_out.txt --checkpoint best", "by the best checkpoint"),
+    ("seqlm evaluate runs/intents --data test.csv --columns label=category", "a task's figures, with their intervals"),
     ("seqlm evaluate runs/books --text held_out.txt --stride 64", "Transformer: with more text before each token"),
 )
 
@@ -17,7 +18,8 @@ EXAMPLES = (
 def arguments(p):
     """Add what the verb takes to its parser."""
     add_run(p)
-    p.add_argument("--text", nargs="+", required=True, metavar="FILE", help="files, folders, globs of text")
+    p.add_argument("--text", nargs="+", metavar="FILE", help="files, folders, globs of text, for a language model")
+    add_data(p)
     p.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
     p.add_argument("--stride", type=int, default=None, help="Transformer: tokens between windows (default the context)")
     p.add_argument("--batch", type=int, default=32, help="windows of a batch")
@@ -25,11 +27,23 @@ def arguments(p):
 
 
 def run(args):
-    """`seqlm evaluate`: loss, bits per byte, perplexity."""
+    """`seqlm evaluate`: loss, bits per byte and perplexity of a language model, the figures of a task."""
     from keras_seqlm import tasks
 
+    task = load_task(args)
+    if isinstance(task, tasks.RowTask):
+        if args.data is None:
+            raise ValueError(
+                f"{args.run} is a {type(task).__name__}, which is judged by rows: give --data FILE, and --columns"
+            )
+        result = task.evaluate(rows_of(args, args.data), args.batch)
+        print(figures_line(result))
+        write_answer(args, result)
+        return
+    if args.text is None:
+        raise ValueError(f"{args.run} is a language model, which is judged by texts: give --text FILE")
     result = tasks.evaluate(
-        load_task(args),
+        task,
         args.text,
         stride=args.stride,
         batch_size=args.batch,

@@ -46,13 +46,15 @@ MAY_CHANGE = (  # between two starts of a run
     "stop_after_skipped",
     "roll_back",
     "early_stopping",
-    "text",  # these two are known by their content: see `_settings`
+    "text",  # these are known by their content: see `_settings`
     "validation",
+    "data",
+    "epochs",
     "out",
     "imports",
 )
 # Of one start alone: a file of flags that kept them would accept any change, or replace the run, in every later one.
-_OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
+OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
 _COUNTS = ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context")
 _RECURRENT_ONLY = ("embedding_dim", "carry_state")
 _DEFAULTS = {"model": "transformer", "size": "tiny", "tokenizer": "byte", "dropout": 0.0}  # where no --from has others
@@ -78,6 +80,25 @@ def arguments(p):
     p.add_argument(
         "--config", metavar="FILE.toml", help="flags from a file, as RUN/run.toml; those given here go before"
     )
+    add_starts(p)
+    add_tokenizer(p)
+    group = p.add_argument_group("data")
+    group.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
+    group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
+    group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
+    group.add_argument(
+        "--validation-fraction", type=float, default=0.1, help="else on the last documents of each file (default 0.1)"
+    )
+    group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
+    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
+    add_parts(p)
+    add_recipe(p)
+    add_devices(p)
+    add_watching(p)
+
+
+def add_starts(p):
+    """Add the flags of how a run begins and goes on, and of its checkpoints."""
     p.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     p.add_argument(
         "--resume",
@@ -90,21 +111,20 @@ def arguments(p):
     p.add_argument("--allow-changes", action="store_true", help="go on although settings or data changed")
     add_backend(p)
     add_imports(p)
+
+
+def add_tokenizer(p):
+    """Add the flags of the tokenizer."""
     group = p.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer",
         help="byte (default), character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
     )
     group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
-    group = p.add_argument_group("data")
-    group.add_argument("--text-field", default="text", metavar="NAME", help="of a record that holds the text")
-    group.add_argument("--tolerance", type=float, default=0.001, help="share of a corpus that may be damaged")
-    group.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these files")
-    group.add_argument(
-        "--validation-fraction", type=float, default=0.1, help="else on the last documents of each file (default 0.1)"
-    )
-    group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
-    group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
+
+
+def add_parts(p):
+    """Add the flags of the model's parts."""
     group = p.add_argument_group("parts of the model (override the size)")
     for name in ("layers", "hidden-dim", "heads", "kv-heads", "intermediate-dim", "embedding-dim", "context"):
         group.add_argument(f"--{name}", type=int, default=None)
@@ -113,6 +133,10 @@ def arguments(p):
     group.add_argument("--positions", default=None, help="learned, sinusoidal, rotary")
     group.add_argument("--untied", action="store_true", help="an output projection of its own")
     group.add_argument("--dropout", type=float, help="default 0")
+
+
+def add_recipe(p):
+    """Add the flags of the recipe."""
     group = p.add_argument_group("recipe")
     group.add_argument("--batch", type=int, default=16)
     group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
@@ -140,6 +164,10 @@ def arguments(p):
     group.add_argument(
         "--roll-back", type=float, default=None, metavar="FACTOR", help="undo a jump of the loss, as 2.0"
     )
+
+
+def add_devices(p):
+    """Add the flags of devices and memory."""
     group = p.add_argument_group("devices and memory")
     group.add_argument(
         "--distribution",
@@ -149,6 +177,10 @@ def arguments(p):
     group.add_argument("--rematerialize", action="store_true", help="less memory for one more forward pass in a step")
     group.add_argument("--steps-per-execution", type=int, default=1, help="batches in one call (TensorFlow, JAX)")
     group.add_argument("--jit-compile", choices=["auto", "on", "off"], default="auto", help="compile the step")
+
+
+def add_watching(p):
+    """Add the flags of what is written while a run trains."""
     group = p.add_argument_group("watching")
     group.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard")
     group.add_argument("--sample-every", type=int, default=None, metavar="N", help="steps (default each validation)")
@@ -165,11 +197,11 @@ def run(args):
                 check_name(word)  # before anything is written
     import_modules(args.imports)
     recurrent = _check_options(args)
-    recipe = _recipe(args)
+    recipe = recipe_of(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
     folder = training.RunFolder(args.out)
     try:
-        going_on = training.chief_decides(lambda: _open(folder, args))
+        going_on = training.chief_decides(lambda: open_run(folder, args))
         _train(args, folder, going_on, recipe, recurrent)
     finally:
         folder.close()
@@ -234,11 +266,11 @@ def _train(args, folder, going_on, recipe, recurrent):
         task = tasks.load(folder.path, step)
     if training.is_chief():
         task.save(folder.path)
-        print(f"{folder.path}: {_last_words(folder.path, step or max(resume.step, resume.step_before))}")
+        print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before))}")
 
 
-def _last_words(folder, step):
-    """The step of the model that was saved, and its validation loss where the history has it."""
+def last_words(folder, step, of="a token"):
+    """The step of the model that was saved, and its validation loss where the history has it, in nats of what `of` says."""
     from keras_seqlm import training
 
     try:
@@ -246,7 +278,7 @@ def _last_words(folder, step):
     except (OSError, ValueError):  # a disk that refused it has been told of
         rows = []
     loss = next((row["validation_loss"] for row in reversed(rows) if row["step"] == step), None)
-    return f"step {step}" + ("" if loss is None else f", validation loss {loss:.4f} nats a token")
+    return f"step {step}" + ("" if loss is None else f", validation loss {loss:.4f} nats {of}")
 
 
 def _callbacks(args, folder, task, prompts):
@@ -278,7 +310,7 @@ def prompts_from(tokens, tokenizer):
     return prompts
 
 
-def _open(folder, args):
+def open_run(folder, args):
     """Take the folder; returns whether the run that it holds goes on."""
     folder.open()
     if args.overwrite:
@@ -295,6 +327,12 @@ def _open(folder, args):
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
     now = vars(args)
+    if before.get("task") != now.get("task"):
+        verbs = [
+            "`seqlm finetune --task {}`".format(one["task"]) if "task" in one else "`seqlm train`"
+            for one in (before, now)
+        ]
+        raise FileExistsError(f"{folder.path} holds a run of {verbs[0]}, and this is {verbs[1]}; name another folder")
     of_before, of_now = in_effect(before), in_effect(now)
     changed = [
         f"--{flag_of(name)} was {before[name]} and is {now[name]}"
@@ -323,17 +361,24 @@ def _same(name, before, now):
 
 def _begin(args, folder, going_on, recipe, task, prompts):
     """Write what the run is made of; `recipe.json` comes last, and says that all is there."""
-    import keras
-
-    from keras_seqlm.checkpoints.run_folder import FLAGS
-    from keras_seqlm.files import write_json, write_text
+    from keras_seqlm.files import write_json
 
     if not going_on:
         if args.overwrite:
             folder.replace()
         task.begin(folder.path)
         write_json(folder.path / "prompts.json", {"prompts": prompts})
-    settings = {key: value for key, value in vars(args).items() if key not in _OF_ONE_START}
+    write_settings(args, folder, recipe)
+
+
+def write_settings(args, folder, recipe):
+    """Write `run.toml` and, last, `recipe.json`: with what flags a run was begun, or goes on."""
+    import keras
+
+    from keras_seqlm.checkpoints.run_folder import FLAGS
+    from keras_seqlm.files import write_text
+
+    settings = {key: value for key, value in vars(args).items() if key not in OF_ONE_START}
     write_text(folder.path / FLAGS, as_toml(settings))
     folder.begin({"recipe": recipe.to_dict(), "command": settings, "backend": keras.backend.backend()})
 
@@ -398,7 +443,7 @@ def _given(args, name):
     return value is not None and value is not False  # a dropout of 0 is given
 
 
-def _recipe(args):
+def recipe_of(args):
     from keras_seqlm import training
 
     words = in_effect(vars(args))

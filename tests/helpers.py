@@ -54,6 +54,19 @@ def new_model(name, vocabulary_size=VOCABULARY, **options):
 
 
 @functools.cache
+def cut_products(dtype):
+    """2 where this machine cuts the digits of products in `dtype` off, as TensorFlow does in bfloat16 on a processor without
+    AVX-512, and 1 where it rounds them: by so much is what it computes farther from the exact numbers.
+    """
+    draws = np.random.default_rng(0)
+    a, b = (ops.cast(draws.standard_normal(shape).astype("float32"), dtype) for shape in ((32, 64), (64, 32)))
+    exact = np.matmul(*(ops.convert_to_numpy(ops.cast(part, "float32")).astype("float64") for part in (a, b)))
+    found = ops.convert_to_numpy(ops.cast(ops.matmul(a, b), "float32"))
+    rounded = ops.convert_to_numpy(ops.cast(ops.cast(exact.astype("float32"), dtype), "float32"))
+    return 1 if np.abs(found - exact).max() < 1.5 * np.abs(rounded - exact).max() else 2
+
+
+@functools.cache
 def tiny(name):
     """The one model of that name that tests share which do not change it."""
     return new_model(name)

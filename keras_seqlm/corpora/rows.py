@@ -1,10 +1,13 @@
 """Tables of examples: rows of named fields, from files of any common kind or from whatever can be iterated over."""
 
+import copy
 import csv
 import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from keras_seqlm.corpora.json_text import elements_of, lines_of, shape_of
 from keras_seqlm.corpora.layouts_of_rows import UNFOLDED
@@ -54,7 +57,7 @@ class Rows:
         self.bad, self.count = [], 0
         is_iterable = isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping)
         first = list(itertools.islice(source, 1)) if isinstance(source, list | tuple) else []
-        self.files = None
+        self.files, self._places = None, None
         if is_iterable and (not isinstance(source, list | tuple) or (first and isinstance(first[0], Mapping))):
             self._records = source
         else:
@@ -62,6 +65,10 @@ class Rows:
 
     def __iter__(self):
         """Yield (place, row), from the beginning."""
+        if self._places is not None:  # read before
+            self.bad, self.count = list(self._places[0]), self._places[1]
+            yield from self._records
+            return
         self.bad, self.count = [], 0
         pieces = (
             [("", self._numbered())] if self.files is None else [(str(path), _of_file(path)) for path in self.files]
@@ -80,6 +87,37 @@ class Rows:
     def refuse(self, place, reason):
         """Count a row as broken."""
         self.bad.append((place, reason))
+
+    def read(self):
+        """These rows, read once and kept; their places stay, and what was broken stays counted."""
+        pairs = list(self)
+        return self._part(pairs)
+
+    def split(self, fraction, seed=0):
+        """Two sources, of rows drawn by chance from these: the second has `fraction` of them, and one at least.
+
+        The first keeps what was broken. Files are often sorted by label, so that a tail would hold but some of them.
+
+        Raises:
+            ValueError: a fraction that is not between 0 and 1, or fewer than two rows.
+        """
+        pairs = list(self)
+        if not 0 < fraction < 1 or len(pairs) < 2:
+            raise ValueError(f"a part of {fraction} cannot be kept of {len(pairs)} rows")
+        kept = min(len(pairs) - 1, max(1, round(fraction * len(pairs))))
+        order = np.random.default_rng(seed).permutation(len(pairs))
+        chosen = set(order[:kept].tolist())
+        second = self._part([pair for number, pair in enumerate(pairs) if number in chosen])
+        second.bad, second.count = [], kept
+        second._places = [], kept
+        return self._part([pair for number, pair in enumerate(pairs) if number not in chosen]), second
+
+    def _part(self, pairs):
+        part = copy.copy(self)
+        part._records, part.columns = pairs, {}
+        part._places = list(self.bad), len(pairs) + len(self.bad)
+        part.bad, part.count = list(self.bad), part._places[1]
+        return part
 
     def check(self):
         """Refuse a source of which too much is broken, or that holds nothing.
@@ -157,16 +195,23 @@ def _of_json(source):
 def _of_csv(handle, delimiter):
     csv.field_size_limit(_MOST_FIELD)
     lines = io.TextIOWrapper(handle, "utf-8", errors="surrogateescape", newline="")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    names, number = None, 1
+    try:
+        yield from _of_fields(csv.reader(lines, delimiter=delimiter, strict=True))
+    finally:
+        lines.detach()  # the handle is its owner's to close
+
+
+def _of_fields(reader):
+    """Rows of a `csv.reader`, whose first line has the names."""
+    names = None
     while True:
-        first = reader.line_num + 1
+        place = f"line {reader.line_num + 1}"
         try:
             fields = next(reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
-            yield f"line {first}", ValueError(f"no row of this table: {error}")
+            yield place, ValueError(f"no row of this table: {error}")
             continue
         if not fields:
             continue
@@ -174,14 +219,12 @@ def _of_csv(handle, delimiter):
             names = [name.strip() for name in fields]
             if len(set(names)) < len(names):
                 raise ValueError(f"the first line must name each column once, got {names}")
-            continue
-        number += 1
-        if len(fields) != len(names):
-            yield f"line {first}", ValueError(f"{len(fields)} fields, and the first line names {len(names)}")
-        elif any(any("\udc80" <= character <= "\udcff" for character in field) for field in fields):
-            yield f"line {first}", ValueError("bytes that are no UTF-8; convert the file, as with iconv")
+        elif len(fields) != len(names):
+            yield place, ValueError(f"{len(fields)} fields, and the first line names {len(names)}")
+        elif any("\udc80" <= character <= "\udcff" for field in fields for character in field):
+            yield place, ValueError("bytes that are no UTF-8; convert the file, as with iconv")
         else:
-            yield f"line {first}", dict(zip(names, fields, strict=True))
+            yield place, dict(zip(names, fields, strict=True))
 
 
 def _of_conll(handle):

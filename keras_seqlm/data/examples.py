@@ -99,6 +99,11 @@ class Examples(keras.utils.PyDataset):
         return sum(int((one != UNCOUNTED).sum()) for one in self._targets) if self.of_tokens else self.num_rows
 
     @property
+    def targets_are(self):
+        """What is counted, in a word."""
+        return "tokens" if self.of_tokens else "rows"
+
+    @property
     def num_tokens(self):
         """All tokens of all rows."""
         return int(self._sizes.sum())

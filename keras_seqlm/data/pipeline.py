@@ -39,10 +39,10 @@ def tf_dataset(blocks, first_step=0, num_steps=None):
         return map(blocks.batch, steps)
 
     first = blocks.batch(first_step)
-    shapes = getattr(blocks, "open_shapes", lambda batch: keras.tree.map_structure(lambda array: array.shape, batch))
-    shapes = keras.tree.flatten_up_to(first, shapes(first))
-    specs = [tf.TensorSpec(shape, array.dtype) for shape, array in zip(shapes, keras.tree.flatten(first), strict=True)]
-    signature = keras.tree.pack_sequence_as(first, specs)
+    shapes_of = getattr(blocks, "open_shapes", lambda batch: keras.tree.map_structure(lambda array: array.shape, batch))
+    signature = keras.tree.map_structure_up_to(
+        first, lambda array, shape: tf.TensorSpec(shape, array.dtype), first, shapes_of(first)
+    )
     dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
     size = tf.data.INFINITE_CARDINALITY if num_steps is None else num_steps
     return dataset.apply(tf.data.experimental.assert_cardinality(size)).prefetch(tf.data.AUTOTUNE)

@@ -20,8 +20,8 @@ def pool(hidden, lengths=None, pooling="mean"):
 
     Example:
 
-    >>> hidden = keras.ops.reshape(keras.ops.arange(6.0), (1, 3, 2))
-    >>> keras.ops.convert_to_numpy(pool(hidden, keras.ops.array([2]), "last")).tolist()
+    >>> hidden = ops.reshape(ops.arange(6.0), (1, 3, 2))
+    >>> ops.convert_to_numpy(pool(hidden, ops.array([2]), "last")).tolist()
     [[2.0, 3.0]]
     """
     if pooling == "first":

@@ -1,7 +1,7 @@
 """Models of sequences: language models on one contract (state in, state out), encoders, and heads on either."""
 
 from keras_seqlm.models.encoders import RecurrentEncoder, TransformerEncoder
-from keras_seqlm.models.heads import Classifier, Embedder, MaskedLM, SpanFinder, Tagger
+from keras_seqlm.models.heads import Classifier, Embedder, MaskedLM, SpanFinder, Tagger, backbone_of
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import RECURRENT_SIZES, SIZES, TRANSFORMER_SIZES
 from keras_seqlm.models.recurrent_lm import RecurrentLM
@@ -25,4 +25,5 @@ __all__ = [
     "TokenModel",
     "TransformerEncoder",
     "TransformerLM",
+    "backbone_of",
 ]

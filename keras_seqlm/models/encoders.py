@@ -211,7 +211,7 @@ class RecurrentEncoder(SequenceModel):
         self.forward_layers = stacks("forward")
         self.backward_layers = stacks("backward") if bidirectional else []
 
-    def build(self, inputs_shape=None, state_shape=None):
+    def build(self, inputs_shape=None):
         self.token_embedding.build()
         features = self.embedding_dim
         for i, layer in enumerate(self.forward_layers):

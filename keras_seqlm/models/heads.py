@@ -60,12 +60,31 @@ class Head(SequenceModel):
     def width(self):
         return self.backbone.width
 
+    @property
+    def trainable_variables(self):
+        idle = {id(variable) for variable in self.backbone.of_logits_alone}
+        return [variable for variable in super().trainable_variables if id(variable) not in idle]
+
+    @property
+    def trainable_weights(self):
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self):
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [variable for variable in self.variables if id(variable) not in trained]
+
+    @property
+    def non_trainable_weights(self):
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [variable for variable in self.weights if id(variable) not in trained]
+
     def hidden_states(self, inputs, state=None, training=None):
         """See `SequenceModel`: those of the backbone, which is shown what it reads."""
         inputs = {name: leaf for name, leaf in inputs.items() if name in self.backbone.reads}
         return self.backbone.hidden_states(inputs, training=training)
 
-    def build(self, inputs_shape=None, state_shape=None):
+    def build(self, inputs_shape=None):
         if not self.backbone.built:
             self.backbone.build()
         self.build_head()
@@ -384,6 +403,21 @@ class Embedder(Head):
             x = self.output_projection(x, training=training)
         x = ops.cast(x, "float32")
         return x * ops.rsqrt(ops.sum(ops.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def backbone_of(model):
+    """What a head may stand on: the backbone of a head, a language model or encoder itself.
+
+    A recurrent model that carries its state from batch to batch is built anew without, with the same weights.
+    """
+    backbone = model.backbone if isinstance(model, Head) else model
+    if getattr(backbone, "stateful_batch_size", None) is None:
+        return backbone
+    plain = type(backbone).from_config({**backbone.get_config(), "stateful_batch_size": None})
+    plain.build()
+    for ours, theirs in zip(plain.trainable_variables, backbone.trainable_variables, strict=True):
+        ours.assign(theirs)
+    return plain
 
 
 def _pooling(pooling, backbone):

@@ -52,6 +52,9 @@ class LanguageModel(TokenModel):
         hidden, state = self.hidden_states(inputs, state, training)
         return self.logits_of(hidden), state
 
+    def build(self, inputs_shape=None, state_shape=None):
+        raise TypeError(f"{type(self).__name__} must define build() and build every layer in it")
+
     def checked_inputs(self, inputs, state=None):
         """A dict of tensors, ids and lengths as int32.
 

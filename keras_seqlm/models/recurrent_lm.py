@@ -157,5 +157,10 @@ class RecurrentLM(LanguageModel):
     def _bridged(self, hidden):
         return hidden if self.bridge is None else self.bridge(hidden)
 
+    @property
+    def of_logits_alone(self):
+        own = [] if self.output_bias is None else [self.output_bias]
+        return own if self.output_projection is None else [*own, *self.output_projection.variables]
+
     def projection(self):
         return self.output_projection or self.token_embedding, self.output_bias

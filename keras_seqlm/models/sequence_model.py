@@ -43,6 +43,11 @@ class SequenceModel(keras.Model):
     def width(self):
         raise TypeError(f"{type(self).__name__} must define width, of its hidden states")
 
+    @property
+    def of_logits_alone(self):
+        """The variables that no hidden state depends on: those that a head on this model leaves idle."""
+        return []
+
     def hidden_states(self, inputs, state=None, training=None):
         """From a dict of int32 inputs to hidden states (batch, time, width), and the new state (or None)."""
         raise TypeError(f"{type(self).__name__} must define hidden_states(inputs, state, training)")
@@ -71,7 +76,7 @@ class SequenceModel(keras.Model):
             raise ValueError(f"lengths must be from 0 to {time}, the tokens of a row, got {lengths.tolist()}")
         return inputs
 
-    def build(self, inputs_shape=None, state_shape=None):
+    def build(self, inputs_shape=None):
         raise TypeError(f"{type(self).__name__} must define build() and build every layer in it")
 
     def default_loss(self, label_smoothing=0.0, z_loss=0.0):

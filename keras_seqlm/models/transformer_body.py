@@ -134,7 +134,7 @@ class TransformerBody(SequenceModel):
             self.frequencies = tuple(frequencies.tolist())
         self.output_norm = normalization(norm, epsilon, name="output_norm", **policy) if norm_first else None
 
-    def build(self, inputs_shape=None, state_shape=None):
+    def build(self, inputs_shape=None):
         for layer in (self.token_embedding, self.position_embedding, self.type_embedding, *self.blocks):
             if layer is not None:
                 layer.build()

@@ -193,5 +193,9 @@ class TransformerLM(TransformerBody, LanguageModel):
                 new_state |= dict(zip(names, cache, strict=True))
         return (x if self.output_norm is None else self.output_norm(x)), new_state
 
+    @property
+    def of_logits_alone(self):
+        return [] if self.output_projection is None else self.output_projection.variables
+
     def projection(self):
         return self.output_projection or self.token_embedding, None

@@ -1,6 +1,7 @@
 """What the tasks share that are learned from rows of named fields, and answer each row by itself."""
 
 import collections
+import pathlib
 
 import keras
 import numpy as np
@@ -9,9 +10,12 @@ from keras import ops
 from keras_seqlm.corpora import Rows
 from keras_seqlm.data import Examples
 from keras_seqlm.data.examples import width_of
+from keras_seqlm.files import write_json
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.tasks.task import Task
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
+
+FIGURES = "figures.json"
 
 
 class RowTask(Task):
@@ -168,6 +172,11 @@ class RowTask(Task):
 def as_rows(rows):
     """`data.Rows`, or the rows of what it takes."""
     return rows if isinstance(rows, Rows) else Rows(rows)
+
+
+def write_figures(folder, figures):
+    """Keep what `evaluate` gave as `figures.json` in a run folder."""
+    write_json(pathlib.Path(folder) / FIGURES, figures)
 
 
 def _cut(ids, size, ends):

@@ -115,19 +115,24 @@ def load(folder, checkpoint=None):
     if checkpoint is None and not (folder / MODEL).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(f"{str(folder)!r} is no run folder: it has no {MODEL} (found: {found})")
-    settings = read_json(folder / TASK) if (folder / TASK).exists() else {}
-    name = settings.pop("task", None) or "TextGeneration"
+    name = (read_json(folder / TASK) if (folder / TASK).exists() else {}).get("task", "TextGeneration")
     if name not in _TASKS:
         raise ValueError(f"{folder / TASK} names the task {name!r}; this version knows {', '.join(sorted(_TASKS))}")
     tokenizer = tokenizers.load(folder / TOKENIZER)
     model = _load_model(folder / MODEL) if checkpoint is None else model_of(checkpoints.choose(checkpoint))
-    settings.pop("format", None)
     try:
-        task = _TASKS[name](model, tokenizer, **settings)
+        task = _TASKS[name](model, tokenizer, **settings_in(folder))
     except TypeError as error:
         raise ValueError(f"{folder / TASK} does not say what {name} is made with: {error}") from error
     task.folder = folder
     return task
+
+
+def settings_in(folder):
+    """The settings of the task in a run folder, which may have no model yet; see `Task.settings`."""
+    path = pathlib.Path(folder) / TASK
+    content = read_json(path) if path.exists() else {}
+    return {name: value for name, value in content.items() if name not in ("format", "task")}
 
 
 def _load_model(path):
