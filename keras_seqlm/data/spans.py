@@ -62,11 +62,12 @@ class SpanCorruption(SourceTarget):
         return tuple(f"<extra_id_{number}>" for number in range(self.sentinels))
 
     def lengths(self, sequence_length, layout):
+        sizes = range(sequence_length, 1, -1)
         if layout == ENCODER_DECODER:  # each span is one id at least, so that the source never is longer than the text
-            text = sequence_length
-            found = Lengths(text, self._left_out(text) + self._most_spans(text) + 1, text)
+            text = next((n for n in sizes if self._target(n) <= sequence_length), 0)
+            found = Lengths(text, self._target(text), text)
         else:  # source, start, target, end, without the last
-            fits = (n for n in range(sequence_length, 0, -1) if n + 2 * self._most_spans(n) + 1 <= sequence_length)
+            fits = (n for n in sizes if n + 2 * self._most_spans(n) + 1 <= sequence_length)
             found = Lengths(next(fits, 0), sequence_length)
         if found.text < 2:
             raise ValueError(f"Rows of {sequence_length} tokens have no room for {self.name!r}: give a longer one.")
@@ -95,6 +96,9 @@ class SpanCorruption(SourceTarget):
 
     def _left_out(self, size):
         return min(max(1, round(self.share * size)), max(1, size - 1))
+
+    def _target(self, size):
+        return self._left_out(size) + self._most_spans(size) + 1
 
     def _spans(self, count):
         return min(max(1, round(count / self.mean_span)), count)
