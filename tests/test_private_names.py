@@ -7,7 +7,7 @@ import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-OURS = {"_rows", "_number", "_block_starts", "_take", "_mean_since"}  # of another object of our own
+OURS = {"_rows", "_number", "_starts", "_block_starts", "_take", "_mean_since"}  # of another object of our own
 SYSTEM = {"os", "sys", "self", "cls"}
 OF_MODELS = {"_flatten_layers", "_loss_tracker", "_seed_generators", "_compile_loss", "_compile_metrics"}
 OF_COMPILED_METRICS = {"_flat_metrics", "_flat_weighted_metrics"}

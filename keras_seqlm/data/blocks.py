@@ -1,14 +1,12 @@
 """Blocks of a token stream for next-token training, each batch a pure function of (seed, step)."""
 
-import copy
-
-import keras
 import numpy as np
 
+from keras_seqlm.data.batches import Batches
 from keras_seqlm.data.permutation import permute, stream_key
 
 
-class CausalBlocks(keras.utils.PyDataset):
+class CausalBlocks(Batches):
     """Batches of blocks cut out of a token stream; targets are the tokens one place further.
 
     `batch(step)` counts steps over all epochs and depends on nothing but the arguments here, so a run resumes at any step.
@@ -50,6 +48,8 @@ class CausalBlocks(keras.utils.PyDataset):
             id is outside the vocabulary.
     """
 
+    _beyond = 1  # tokens that a row reads of the next: its last target
+
     def __init__(
         self,
         tokens,
@@ -63,15 +63,14 @@ class CausalBlocks(keras.utils.PyDataset):
         complete=False,
         vocabulary_size=None,
     ):
-        super().__init__()
         for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
             if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, received {value!r}.")
         if complete and contiguous:
             raise ValueError("`complete` covers the stream block by block; it does not go with `contiguous`.")
+        super().__init__(batch_size)
         self.tokens = tokens
         self.sequence_length = int(sequence_length)
-        self.batch_size = self.global_batch_size = int(batch_size)
         self.seed = seed
         self.segment_ids = contiguous if segment_ids is None else segment_ids
         self.contiguous = contiguous
@@ -79,18 +78,15 @@ class CausalBlocks(keras.utils.PyDataset):
         self.complete = complete
         self.vocabulary_size = vocabulary_size or getattr(tokens, "vocabulary_size", None)
         self._checks_ids = vocabulary_size is not None
-        self.epoch = 0
-        self._rows = slice(None)
-        self._reads, self._highest_read = 0, -1
-        self._in_epoch = False
+        self._highest_read = -1
         self._num_batches = self._count_batches()
 
     def _count_batches(self):
-        length, rows, pairs = self.sequence_length, self.global_batch_size, len(self.tokens) - 1
+        length, rows, pairs = self.sequence_length, self.global_batch_size, len(self.tokens) - self._beyond
         if self.complete:
-            needed, count = 2, -(-pairs // (length * rows))
+            needed, count = 1 + self._beyond, -(-pairs // (length * rows))
         else:
-            needed, count = rows * length + 1, pairs // length // rows
+            needed, count = rows * length + self._beyond, pairs // length // rows
         if len(self.tokens) < needed:
             what = "validation" if self.complete else f"{rows} blocks of {length}"
             raise ValueError(
@@ -170,8 +166,8 @@ class CausalBlocks(keras.utils.PyDataset):
         """First token of each row of this process's part of the batch: (batch_size,) int64."""
         epoch, step = divmod(step, len(self))
         rows = np.arange(self.global_batch_size)[self._rows]
-        pairs = len(self.tokens) - 1
         if self.contiguous:
+            pairs = len(self.tokens) - self._beyond
             return rows * (pairs // self.global_batch_size) + step * self.sequence_length
         return self._block_starts(epoch, step * self.global_batch_size + rows)
 
@@ -179,72 +175,10 @@ class CausalBlocks(keras.utils.PyDataset):
         """First token of some blocks of an epoch, counted in the order in which they are read."""
         if not self.shuffle:
             return blocks * self.sequence_length
-        slack = len(self.tokens) - 1 - len(self) * self.global_batch_size * self.sequence_length
+        slack = len(self.tokens) - self._beyond - len(self) * self.global_batch_size * self.sequence_length
         offset = stream_key(self.seed, epoch, "offset") % min(self.sequence_length, slack + 1)
-        num_blocks = (len(self.tokens) - 1 - offset) // self.sequence_length
+        num_blocks = (len(self.tokens) - self._beyond - offset) // self.sequence_length
         return offset + permute(blocks, num_blocks, stream_key(self.seed, epoch, "order")) * self.sequence_length
-
-    def batches(self, first_step=0):
-        """Yield batch `first_step` and all after it, without end."""
-        while True:
-            yield self.batch(first_step)
-            first_step += 1
-
-    def as_tf_dataset(self, first_step=0, num_steps=None):
-        """Return a `tf.data.Dataset` of the batches from `first_step`, with static shapes.
-
-        Args:
-            first_step: step of the first batch, counted over all epochs.
-            num_steps: number of batches. None goes on without end (give `fit` then `steps_per_epoch=len(train)`),
-                or for validation once over the whole part.
-
-        Returns:
-            A `tf.data.Dataset` of int32 and float32 tensors.
-        """
-        from keras_seqlm.data.pipeline import tf_dataset
-
-        return tf_dataset(self, first_step, num_steps)
-
-    def shard(self, index, count):
-        """Return the rows `index::count` of every batch, for process `index` of `count`.
-
-        Args:
-            index: number of the process, from 0.
-            count: number of processes; must divide `batch_size`.
-
-        Returns:
-            `CausalBlocks` of the same length with `batch_size / count` rows.
-        """
-        if self.batch_size != self.global_batch_size:
-            raise ValueError("This is one process's part already: take `shard` of the whole data set.")
-        if count < 1 or self.batch_size % count or not 0 <= index < count:
-            raise ValueError(
-                f"shard(index, count) takes a count that divides batch_size={self.batch_size} and an index below the "
-                f"count, received index={index}, count={count}."
-            )
-        part = copy.copy(self)
-        part.batch_size = self.batch_size // count
-        part._rows = slice(index, None, count)
-        return part
-
-    def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"Batch {index} of {len(self)}; use batch(step) for steps of later epochs.")
-        self._check_order(index)
-        self._reads += 1
-        return self.batch(self.epoch * len(self) + index)
-
-    @property
-    def use_multiprocessing(self):
-        return False
-
-    @use_multiprocessing.setter
-    def use_multiprocessing(self, value):
-        if value:
-            raise ValueError(
-                "Worker processes are refused: Keras waits for ever for one that was killed, and a batch takes less time than "
-                "sending it. Leave `use_multiprocessing` False; `workers` are then threads."
-            )
 
     def _check_order(self, index):
         if not (self.contiguous and self._in_epoch) or self.workers > 1:
@@ -255,16 +189,7 @@ class CausalBlocks(keras.utils.PyDataset):
             )
         self._highest_read = max(index, self._highest_read)
 
-    def on_epoch_begin(self):
-        self._in_epoch = True
-
     def on_epoch_end(self):
-        # Keras also ends an "epoch" when it rewinds before the first one, and with `steps_per_epoch` it ends one while
-        # it goes on reading the same pass over the data: only a pass read to its end moves the epoch on. (JAX and torch
-        # read one batch to build the model, so an epoch of a single batch is counted once too often there.)
-        passed = self._in_epoch and self._reads >= len(self)
-        if passed:
-            self.epoch += 1
-        if passed or not self._in_epoch:
-            self._reads, self._highest_read = 0, -1
-        self._in_epoch = False
+        super().on_epoch_end()
+        if not self._reads:
+            self._highest_read = -1

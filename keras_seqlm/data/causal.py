@@ -78,33 +78,48 @@ def causal_blocks(
 
     `model.fit(train, validation_data=validation, epochs=3)` trains on them.
     """
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"`validation_fraction` must be at least 0 and below 1, received {validation_fraction}.")
-    weights = _weights(files)
-    if weights and contiguous:
+    if isinstance(files, Mapping) and contiguous:
         raise ValueError("Rows that go on from batch to batch (`contiguous`) are cut out of one corpus: give one.")
-    if isinstance(validation, Mapping):
-        raise ValueError("`validation` takes files, as a path or a list: weights are for what is trained on.")
     reading = {"cache_dir": cache_dir, "text_field": text_field, "tolerance": tolerance}
+    stores, weights, validation_tokens = stores_of(files, tokenizer, validation, validation_fraction, **reading)
     segment_ids = contiguous if segment_ids is None else segment_ids
     shape = {"sequence_length": sequence_length, "batch_size": batch_size, "segment_ids": segment_ids}
-    corpora = list(files) if weights else [files]
-    stores = [pack(corpus, tokenizer, **reading) for corpus in corpora]
-    validation_tokens = None
-    if validation is not None:
-        _warn_of_the_same([corpora, [validation]], "both trained on and validated on")
-        validation_tokens = pack(validation, tokenizer, **reading)
-    elif validation_fraction:
-        stores, kept = zip(*(split(store, validation_fraction) for store in stores), strict=True)
-        validation_tokens = JoinedStore(kept) if weights else kept[0]
     if weights:
-        _warn_of_the_same([[corpus] for corpus in corpora], "in two of the corpora")
-        train = MixedBlocks(dict(zip(weights, stores, strict=True)), weights, **shape, seed=seed, shuffle=shuffle)
+        train = MixedBlocks(stores, weights, **shape, seed=seed, shuffle=shuffle)
     else:
-        train = CausalBlocks(stores[0], **shape, seed=seed, contiguous=contiguous, shuffle=shuffle)
+        train = CausalBlocks(stores, **shape, seed=seed, contiguous=contiguous, shuffle=shuffle)
     if validation_tokens is None:
         return train, None
     return train, CausalBlocks(validation_tokens, **shape, shuffle=False, complete=True)
+
+
+def stores_of(files, tokenizer, validation=None, validation_fraction=0.1, **reading):
+    """What is trained on and what is validated on, as token stores; arguments as in `causal_blocks`.
+
+    Args:
+        **reading: see `pack`.
+
+    Returns:
+        A store, or of several corpora a dict of name to store; the weights by the same names, a dict that is empty for one
+        corpus; and the store to validate on, or None.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"`validation_fraction` must be at least 0 and below 1, received {validation_fraction}.")
+    weights = _weights(files)
+    if isinstance(validation, Mapping):
+        raise ValueError("`validation` takes files, as a path or a list: weights are for what is trained on.")
+    corpora = list(files) if weights else [files]
+    stores, held = [pack(corpus, tokenizer, **reading) for corpus in corpora], None
+    if validation is not None:
+        _warn_of_the_same([corpora, [validation]], "both trained on and validated on")
+        held = pack(validation, tokenizer, **reading)
+    elif validation_fraction:
+        stores, kept = zip(*(split(store, validation_fraction) for store in stores), strict=True)
+        held = JoinedStore(kept) if weights else kept[0]
+    if not weights:
+        return stores[0], {}, held
+    _warn_of_the_same([[corpus] for corpus in corpora], "in two of the corpora")
+    return dict(zip(weights, stores, strict=True)), weights, held
 
 
 def _weights(files):
@@ -135,5 +150,5 @@ def _warn_of_the_same(groups, what):
         for corpus in group:
             for path in [] if are_documents(corpus) else find_files(corpus):
                 if seen.setdefault(path.resolve(), number) != number:
-                    warnings.warn(f"{path} is {what}.", stacklevel=3)
+                    warnings.warn(f"{path} is {what}.", stacklevel=4)
                     return

@@ -113,7 +113,7 @@ class MaskedLM(Head, TokenModel):
 
         logits = Norm(f(h W + b)) E^T + c
 
-    Its targets are the ids at the masked places, and -1 elsewhere (`data.masked_blocks`).
+    Its targets are the ids at the masked places, and -1 elsewhere (`data.Masked`).
 
     Reference: Devlin et al. 2018, section 3.1, arXiv:1810.04805.
 
