@@ -21,7 +21,7 @@ from seqlm_cli.train import (
     write_settings,
 )
 
-HELP = "train a model for a task on rows of examples: classification"
+HELP = "train a model on rows of examples: classify, tag or answer questions"
 EXAMPLES = (
     ("seqlm finetune --task classify --data train.csv --out runs/intents", "a small Transformer from scratch"),
     (
@@ -34,7 +34,8 @@ EXAMPLES = (
     ),
     ("seqlm finetune --task classify --data a.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
 )
-TASKS = {"classify": "TextClassification"}
+TASKS = {"classify": "TextClassification", "tag": "TokenTagging", "answer": "QuestionAnswering"}
+TEXTS = ("text", "pair", "question", "context")  # fields that a tokenizer learns from
 LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4}
 NUM_EXAMPLES = 50
 _DEFAULTS = {"model": "transformer", "size": "micro", "tokenizer": "bpe", "dropout": 0.1}
@@ -68,6 +69,8 @@ def arguments(p):
     group = p.add_argument_group("head")
     group.add_argument("--pooling", choices=["first", "last", "mean", "max"], help="which hidden states are read")
     group.add_argument("--head-dropout", type=float, default=0.1, help="of what the head reads (default 0.1)")
+    group.add_argument("--before", metavar="FIELD", help="tag: a field that is read before the text, as a question is")
+    group.add_argument("--window", type=int, help="answer: tokens of a window (default what the model reads, or 384)")
     group.add_argument("--freeze", action="store_true", help="train the head alone, and leave the model below it")
     add_tokenizer(p)
     add_parts(p)
@@ -143,6 +146,10 @@ def _check_options(args):
         if own:
             said = ", ".join(f"--{name.replace('_', '-')}" for name in own)
             raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
+    owners = {"pooling": "classify", "before": "tag", "window": "answer"}
+    for name, owner in owners.items():
+        if getattr(args, name) is not None and args.task != owner:
+            raise ValueError(f"--{name} is of --task {owner}, and this is --task {args.task}")
     if args.untied:
         raise ValueError("--untied is of the projection to a vocabulary, and a task has none")
     if args.early_stopping is not None and args.early_stopping < 1:
@@ -160,7 +167,11 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
     from keras_seqlm import tasks, tokenizers, training
 
     tokenizer = tokenizers.load(folder.path / "tokenizer") if going_on else _tokenizer(args, train)
-    known = tasks.settings_in(folder.path) if going_on else task_class.settings_from([*train, *_own(args, validation)])
+    if going_on:
+        known = tasks.settings_in(folder.path)
+    else:
+        known = task_class.settings_from([*train, *_own(args, validation)])
+        known |= {name: getattr(args, name) for name in task_class.chosen}
     with recipe.scope():
         backbone = _backbone(args, tokenizer)
         options = {"dropout": args.head_dropout, **({"pooling": args.pooling} if args.pooling else {})}
@@ -169,6 +180,7 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
     backbone.trainable = not args.freeze
     task = task_class(model, tokenizer, **known)
     train_data = task.examples(train, args.batch, seed=args.seed)
+    notes = dict(task.notes)
     validation_data = task.examples(validation, args.batch, complete=True)
     begin = functools.partial(_begin, args, folder, going_on, recipe, task, train, validation)
     if not going_on:
@@ -197,7 +209,8 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
             f"{type(backbone).__name__} under {type(model).__name__}: {model.count_params():,} parameters; "
             f"{train_data.num_rows:,} rows to train on, {validation_data.num_rows:,} to validate on"
             + (f"; {len(train.bad) + len(validation.bad)} broken ones left out" if train.bad or validation.bad else "")
-            + (f"; going on from step {resume.step_before}" if resume.step_before else ""),
+            + (f"; going on from step {resume.step_before}" if resume.step_before else "")
+            + "".join(f"; {count:,} {what}" for what, count in notes.items() if count),
             file=sys.stderr,
         )
         callbacks = _callbacks(args, folder.path)
@@ -248,7 +261,10 @@ def _tokenizer(args, train):
             )
         return tokenizers.load(args.tokenizer)
     kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
-    texts = [value for _, row in train for name in ("text", "pair") if isinstance(value := row.get(name), str)]
+    texts = [value for _, row in train for name in TEXTS if isinstance(value := row.get(name), str)]
+    texts += [" ".join(map(str, row["tokens"])) for _, row in train if isinstance(row.get("tokens"), list)]
+    if not texts:
+        raise ValueError(f"no row has a text to learn a tokenizer from: expected one of {', '.join(TEXTS)}, or tokens")
     return kind.train(texts=texts, vocabulary_size=args.vocabulary_size or 2048)
 
 

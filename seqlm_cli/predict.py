@@ -12,7 +12,7 @@ EXAMPLES = (
     ("seqlm predict runs/intents --text 'Where is my card?'", "of one text"),
     ("seqlm predict runs/intents --data a.csv --columns text=body > answers.jsonl", "of many, a line of JSON each"),
     ("seqlm predict runs/intents --data mails.jsonl --json answers.json", "into a file"),
-    ("seqlm predict runs/intents --text 'Where is my card?' --checkpoint best", "by the best checkpoint"),
+    ("seqlm predict runs/answers --data questions.jsonl", "rows with a question and a context"),
 )
 _PIECE = 256  # rows that are read before their answers are written
 

@@ -67,3 +67,12 @@ def test_mix_corpora(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "letters.jsonl.gz: 20% of the rows, 20 of 100" in shown.out and 'text-field = "content"' in shown.out
     assert "is read" in shown.err and "times in 20 steps" in shown.err
+
+
+@pytest.mark.slow
+def test_classify_and_tag(tmp_path, capsys):
+    classify = guide("classify_and_tag")
+    classify.PAGES = classify.PAGES[:2]
+    figures, usual, answer, spans = classify.main(tmp_path, steps=40)
+    assert len(figures) == 3 and max(one["accuracy"] for one in figures.values()) > usual
+    assert answer.label in classify.PAGES and all(span.text in classify.SENTENCE for span in spans)

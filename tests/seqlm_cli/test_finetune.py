@@ -17,6 +17,7 @@ from keras_seqlm.training import read_history
 
 WORDS = ("apple", "berry", "cherry")
 SMALL = ["--model", "gru", "--size", "nano", "--hidden-dim", "16", "--tokenizer", "byte", "--batch", "8"]
+TIME = {"label": "time", "start": 11, "end": 12}
 MORE = ["--steps", "12", "--validate-every", "4", "--checkpoint-every", "2", "--columns", "label=kind"]
 
 
@@ -114,6 +115,48 @@ def test_other_rows_or_settings_are_refused(run, rows, tmp_path, capsys):
     assert seqlm_cli.main(["train", "--text", str(rows), "--out", str(run), "--model", "gru"]) == 2
     assert "holds a run of `seqlm finetune --task classify`, and this is `seqlm train`" in capsys.readouterr().err
     assert times(run) == before
+
+
+def test_spans_and_answers(tmp_path, capsys):
+    places = [{"text": f"a table at {hour} for {number}", "spans": [TIME]} for hour in "6789" for number in range(9)]
+    (tmp_path / "spans.json").write_text(json.dumps(places))
+    words = [
+        "finetune",
+        "--task",
+        "tag",
+        "--data",
+        str(tmp_path / "spans.json"),
+        "--out",
+        str(tmp_path / "tag"),
+        *SMALL,
+    ]
+    assert seqlm_cli.main([*words, "--steps", "3"]) == 0
+    assert "span_f1 " in capsys.readouterr().out
+    assert seqlm_cli.main(["predict", str(tmp_path / "tag"), "--text", "at 7"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"text", "spans", "tokens", "tags"}
+    questions = [
+        {"question": "when?", "context": row["text"], "answers": [{"text": row["text"][11], "start": 11}]}
+        for row in places
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    words = [
+        "finetune",
+        "--task",
+        "answer",
+        "--data",
+        str(tmp_path / "questions.jsonl"),
+        "--out",
+        str(tmp_path / "answer"),
+    ]
+    assert seqlm_cli.main([*words, *SMALL, "--steps", "3"]) == 0
+    assert "exact_match " in capsys.readouterr().out
+    assert seqlm_cli.main(["predict", str(tmp_path / "answer"), "--data", str(tmp_path / "questions.jsonl")]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == 36
+    for answer, row in zip(answers, questions, strict=True):
+        assert answer["text"] == row["context"][answer["start"] : answer["end"]]
+    assert seqlm_cli.main([*words, *SMALL, "--steps", "3", "--pooling", "mean"]) == 2
+    assert "--pooling is of --task classify" in capsys.readouterr().err
 
 
 def test_on_another_run_s_model(rows, tmp_path, capsys):
