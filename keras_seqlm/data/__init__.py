@@ -7,6 +7,7 @@ from keras_seqlm.data.causal import causal_blocks
 from keras_seqlm.data.examples import Examples
 from keras_seqlm.data.mixtures import MixedBlocks
 from keras_seqlm.data.packing import TokenStore, pack
+from keras_seqlm.data.paired_examples import PairedExamples
 from keras_seqlm.data.permutation import permute
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Corpus",
     "Examples",
     "MixedBlocks",
+    "PairedExamples",
     "Rows",
     "TokenStore",
     "causal_blocks",
