@@ -11,6 +11,7 @@ from keras_seqlm.data.masked import Masked
 from keras_seqlm.data.mixtures import MixedBlocks
 from keras_seqlm.data.objective_blocks import ObjectiveBlocks, objective_blocks, prepared
 from keras_seqlm.data.packing import TokenStore, pack
+from keras_seqlm.data.paired_examples import PairedExamples
 from keras_seqlm.data.permutation import permute
 from keras_seqlm.data.spans import SpanCorruption
 
@@ -24,6 +25,7 @@ __all__ = [
     "MixedBlocks",
     "ObjectiveBlocks",
     "PrefixLM",
+    "PairedExamples",
     "Rows",
     "SpanCorruption",
     "TokenStore",

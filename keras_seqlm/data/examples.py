@@ -166,18 +166,26 @@ class Examples(keras.utils.PyDataset):
             self._plan = epoch, self._of_two_widths(self._order_of(epoch))
         return self._plan[1]
 
+    def _units(self, epoch):
+        """int (units, rows): the numbers of the rows that an epoch keeps side by side, here each by itself."""
+        return np.arange(len(self._inputs))[:, None]
+
     def _order_of(self, epoch):
+        units = self._units(epoch)
+        sizes = self._sizes[units].max(axis=1)
         if self.complete:
-            return np.argsort(-self._sizes, kind="stable")
+            return units[np.argsort(-sizes, kind="stable")].reshape(-1)
         if not self.shuffle:
-            return np.arange(self.num_rows)
-        order = permute(np.arange(self.num_rows), self.num_rows, stream_key(self.seed, epoch, "examples"))
-        order = order[: len(self) * self.global_batch_size]
-        window = WINDOW * self.global_batch_size
+            return units.reshape(-1)
+        of_batch = self.global_batch_size // units.shape[1]
+        order = permute(np.arange(len(units)), len(units), stream_key(self.seed, epoch, "examples"))
+        order = order[: len(self) * of_batch]
+        window = WINDOW * of_batch
         parts = [order[start : start + window] for start in range(0, len(order), window)]
-        order = np.concatenate([part[np.argsort(self._sizes[part], kind="stable")] for part in parts])
-        batches = order.reshape(len(self), self.global_batch_size)
-        return batches[permute(np.arange(len(self)), len(self), stream_key(self.seed, epoch, "batches"))].reshape(-1)
+        order = np.concatenate([part[np.argsort(sizes[part], kind="stable")] for part in parts])
+        batches = order.reshape(len(self), of_batch)
+        batches = batches[permute(np.arange(len(self)), len(self), stream_key(self.seed, epoch, "batches"))]
+        return units[batches.reshape(-1)].reshape(-1)
 
     def _of_two_widths(self, order):
         """The order in which batch 1 has changed places with the first full one whose width is not that of batch 0."""

@@ -3,6 +3,18 @@
 from keras_seqlm.metrics.answers import answer_f1, exact_match
 from keras_seqlm.metrics.classification import accuracy, macro_f1
 from keras_seqlm.metrics.intervals import bootstrap
+from keras_seqlm.metrics.retrieval import recall_at_1, spearman
 from keras_seqlm.metrics.spans import span_counts, span_f1, spans_of_tags
 
-__all__ = ["accuracy", "answer_f1", "bootstrap", "exact_match", "macro_f1", "span_counts", "span_f1", "spans_of_tags"]
+__all__ = [
+    "accuracy",
+    "answer_f1",
+    "bootstrap",
+    "exact_match",
+    "macro_f1",
+    "recall_at_1",
+    "span_counts",
+    "span_f1",
+    "spans_of_tags",
+    "spearman",
+]

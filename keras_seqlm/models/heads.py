@@ -7,7 +7,7 @@ from keras_seqlm.layers.attention import lowest
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.normalization import LayerNormalization
 from keras_seqlm.layers.pooling import POOLINGS, pool
-from keras_seqlm.losses import CrossEntropy
+from keras_seqlm.losses import CrossEntropy, InBatchNegatives
 from keras_seqlm.models.presets import count
 from keras_seqlm.models.sequence_model import SequenceModel
 from keras_seqlm.models.token_model import TokenModel
@@ -392,9 +392,20 @@ class Embedder(Head):
                 self.embedding_dim, use_bias=False, name="output_projection", dtype=self.dtype_policy
             )
 
+    @property
+    def output_width(self):
+        """Of a vector."""
+        return self.embedding_dim or self.width
+
     def build_head(self):
         if self.output_projection is not None:
             self.output_projection.build((None, self.width))
+
+    def default_loss(self, label_smoothing=0.0, z_loss=0.0):
+        """See `SequenceModel`: `InBatchNegatives`, of batches in which two rows or more have each id."""
+        if label_smoothing or z_loss:
+            raise ValueError("label_smoothing and z_loss are of classes, and this model gives vectors; leave them at 0")
+        return InBatchNegatives()
 
     def call(self, inputs, training=None):
         inputs = self.checked_inputs(inputs)

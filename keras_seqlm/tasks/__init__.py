@@ -1,6 +1,7 @@
 """Applications: a model and a tokenizer that know what goes in and what comes out."""
 
 from keras_seqlm.tasks.classification import Classification, TextClassification
+from keras_seqlm.tasks.embedding import TextEmbedding
 from keras_seqlm.tasks.evaluation import evaluate
 from keras_seqlm.tasks.question_answering import Answer, QuestionAnswering
 from keras_seqlm.tasks.row_task import RowTask, write_figures
@@ -18,6 +19,7 @@ __all__ = [
     "Task",
     "Text",
     "TextClassification",
+    "TextEmbedding",
     "TextGeneration",
     "TokenTagging",
     "evaluate",

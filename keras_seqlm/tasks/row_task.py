@@ -82,9 +82,13 @@ class RowTask(Task):
             ValueError: more than the tolerance of the rows are broken; they are named.
         """
         made = [one for row in self.read(rows, self.examples_of) for one in row]
-        inputs, targets = [list(column) for column in zip(*made, strict=True)] or ([], [])
+        inputs, targets = self.made([inputs for inputs, _ in made], [target for _, target in made])
         options = {"of_tokens": self.of_tokens, "max_length": self.room}
         return self.batches(inputs, targets, batch_size, seed=seed, complete=complete, **options)
+
+    def made(self, inputs, targets):
+        """What batches are made of, from the inputs and the targets of all rows."""
+        return inputs, targets
 
     def read(self, rows, make):
         """What `make` makes of each row, a list; rows of which it raises a ValueError are broken.
