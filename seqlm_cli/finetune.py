@@ -21,7 +21,7 @@ from seqlm_cli.train import (
     write_settings,
 )
 
-HELP = "train a model on rows of examples: classify, tag or answer questions"
+HELP = "train a model on rows of examples: classify, tag, answer or embed"
 EXAMPLES = (
     ("seqlm finetune --task classify --data train.csv --out runs/intents", "a small Transformer from scratch"),
     (
@@ -34,7 +34,13 @@ EXAMPLES = (
     ),
     ("seqlm finetune --task classify --data a.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
 )
-TASKS = {"classify": "TextClassification", "tag": "TokenTagging", "answer": "QuestionAnswering"}
+TASKS = {
+    "classify": "TextClassification",
+    "tag": "TokenTagging",
+    "answer": "QuestionAnswering",
+    "embed": "TextEmbedding",
+}
+OWNERS = {"pooling": ("classify", "embed"), "embedding_width": ("embed",), "before": ("tag",), "window": ("answer",)}
 TEXTS = ("text", "pair", "question", "context")  # fields that a tokenizer learns from
 LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4}
 NUM_EXAMPLES = 50
@@ -69,6 +75,7 @@ def arguments(p):
     group = p.add_argument_group("head")
     group.add_argument("--pooling", choices=["first", "last", "mean", "max"], help="which hidden states are read")
     group.add_argument("--head-dropout", type=float, default=0.1, help="of what the head reads (default 0.1)")
+    group.add_argument("--embedding-width", type=int, help="embed: of the vectors (default the model's own)")
     group.add_argument("--before", metavar="FIELD", help="tag: a field that is read before the text, as a question is")
     group.add_argument("--window", type=int, help="answer: tokens of a window (default what the model reads, or 384)")
     group.add_argument("--freeze", action="store_true", help="train the head alone, and leave the model below it")
@@ -146,10 +153,11 @@ def _check_options(args):
         if own:
             said = ", ".join(f"--{name.replace('_', '-')}" for name in own)
             raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
-    owners = {"pooling": "classify", "before": "tag", "window": "answer"}
-    for name, owner in owners.items():
-        if getattr(args, name) is not None and args.task != owner:
-            raise ValueError(f"--{name} is of --task {owner}, and this is --task {args.task}")
+    for name, owners in OWNERS.items():
+        if getattr(args, name) is not None and args.task not in owners:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is of --task {' and '.join(owners)}, and this is --task {args.task}"
+            )
     if args.untied:
         raise ValueError("--untied is of the projection to a vocabulary, and a task has none")
     if args.early_stopping is not None and args.early_stopping < 1:
@@ -174,7 +182,8 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
         known |= {name: getattr(args, name) for name in task_class.chosen}
     with recipe.scope():
         backbone = _backbone(args, tokenizer)
-        options = {"dropout": args.head_dropout, **({"pooling": args.pooling} if args.pooling else {})}
+        options = {} if args.task == "embed" else {"dropout": args.head_dropout}
+        options |= {name: value for name, value in _of_the_head(args).items() if value is not None}
         model = task_class.head(backbone, known, **options)
         model.build()
     backbone.trainable = not args.freeze
@@ -288,6 +297,10 @@ def _backbone(args, tokenizer):
     parts |= {"intermediate_dim": args.intermediate_dim, "num_token_types": 2}
     parts |= {name: getattr(args, name) for name in ("activation", "norm", "positions") if getattr(args, name)}
     return models.TransformerEncoder(tokenizer.vocabulary_size, **parts)
+
+
+def _of_the_head(args):
+    return {"pooling": args.pooling, "embedding_dim": args.embedding_width}
 
 
 def _callbacks(args, folder):

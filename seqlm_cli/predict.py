@@ -48,7 +48,10 @@ def run(args):
 
 
 def _answered(task, rows, batch_size):
-    found = [dataclasses.asdict(one) for one in task.predict(rows, batch_size)] if rows else []
+    answers = task.predict(rows, batch_size) if rows else []
+    found = [
+        dataclasses.asdict(one) if dataclasses.is_dataclass(one) else {"embedding": one.tolist()} for one in answers
+    ]
     for one in found:
         print(json.dumps(one, ensure_ascii=False))
     sys.stdout.flush()

@@ -156,7 +156,27 @@ def test_spans_and_answers(tmp_path, capsys):
     for answer, row in zip(answers, questions, strict=True):
         assert answer["text"] == row["context"][answer["start"] : answer["end"]]
     assert seqlm_cli.main([*words, *SMALL, "--steps", "3", "--pooling", "mean"]) == 2
-    assert "--pooling is of --task classify" in capsys.readouterr().err
+    assert "--pooling is of --task classify and embed" in capsys.readouterr().err
+
+
+def test_vectors(rows, tmp_path, capsys):
+    words = [
+        "finetune",
+        "--task",
+        "embed",
+        "--data",
+        str(rows),
+        "--columns",
+        "label=kind",
+        "--out",
+        str(tmp_path / "embed"),
+    ]
+    assert seqlm_cli.main([*words, *SMALL, "--steps", "3", "--embedding-width", "5"]) == 0
+    assert "recall_at_1 " in capsys.readouterr().out
+    assert seqlm_cli.main(["predict", str(tmp_path / "embed"), "--text", "apple", "berry"]) == 0
+    vectors = [json.loads(line)["embedding"] for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.shape(vectors) == (2, 5)
 
 
 def test_on_another_run_s_model(rows, tmp_path, capsys):
