@@ -23,13 +23,16 @@ from seqlm_cli.train import (
 
 HELP = "train a model for a task on rows of examples: classification"
 EXAMPLES = (
+    ("seqlm finetune --task classify --data train.csv --out runs/intents", "a small Transformer from scratch"),
     (
-        "seqlm finetune --task classify --data train.csv --columns label=category --out runs/intents",
-        "a small Transformer encoder from scratch",
+        "seqlm finetune --task classify --data a.csv --columns label=kind --out runs/a",
+        "where the file calls a label otherwise",
     ),
-    ("seqlm finetune --task classify --data train.jsonl --from runs/books --out runs/topics", "on another run's model"),
-    ("seqlm finetune --task classify --data train.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
-    ("seqlm evaluate runs/intents --data test.csv --columns label=category", "its figures on other rows"),
+    (
+        "seqlm finetune --task classify --data b.csv --from runs/books --out runs/b",
+        "on the model of another run",
+    ),
+    ("seqlm finetune --task classify --data a.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
 )
 TASKS = {"classify": "TextClassification"}
 LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4}
@@ -40,7 +43,13 @@ _DEFAULTS = {"model": "transformer", "size": "micro", "tokenizer": "bpe", "dropo
 def arguments(p):
     """Add what the verb takes to its parser."""
     p.epilog, p.formatter_class = size_table(), argparse.RawDescriptionHelpFormatter
-    p.add_argument("--task", required=True, choices=sorted(TASKS), help="what is learned")
+    p.add_argument(
+        "--task",
+        required=True,
+        choices=sorted(TASKS),
+        metavar="TASK",
+        help="what is learned: " + ", ".join(sorted(TASKS)),
+    )
     add_data(p, required=True)
     p.add_argument("--out", required=True, metavar="runs/NAME", help="the run folder to write")
     p.add_argument("--validation", nargs="+", metavar="FILE", help="validate on these rows")
@@ -203,7 +212,8 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
         task.save(folder.path)
         figures = task.evaluate(validation)
         tasks.write_figures(folder.path, figures)
-        print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before))}")
+        of = "a token" if train_data.of_tokens else "a row"
+        print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before), of)}")
         print(figures_line(figures))
 
 

@@ -59,7 +59,7 @@ def run(args):
     if args.interactive:
         return _converse(args)
     prompt = _prompt(args)
-    task = load_task(args)
+    task = load_task(args, writes=True)
     result = _write(args, task, prompt, before=prompt)
     print()
     if result.truncated:
@@ -149,7 +149,7 @@ def _converse(args):
         raise ValueError("-i has no single result for --json to hold; leave one of them out")
     from seqlm_runtime.tokenizers.tokenizer import as_bytes
 
-    task = load_task(args)
+    task = load_task(args, writes=True)
     room = _room(task.model, args.max_new_tokens)
     said, told = as_bytes(args.prompt or ""), False
     for line in _lines():

@@ -78,12 +78,23 @@ def import_modules(names):
             raise ValueError(f"--import {name}: it fails as it is imported: {type(error).__name__}: {error}") from error
 
 
-def load_task(args):
-    """The task of the run and the checkpoint that were named, after the modules of `--import`."""
+def load_task(args, writes=None):
+    """The task of the run and the checkpoint that were named, after the modules of `--import`.
+
+    Args:
+        writes: whether it has to be one that writes text, or one that answers rows; None for either.
+
+    Raises:
+        ValueError: it is one of the other kind.
+    """
     from keras_seqlm import tasks
 
     import_modules(args.imports)
-    return tasks.load(args.run, args.checkpoint)
+    task = tasks.load(args.run, args.checkpoint)
+    if writes is not None and writes == isinstance(task, tasks.RowTask):
+        instead = "`seqlm predict` answers with it" if writes else "`seqlm generate` writes with it"
+        raise ValueError(f"{args.run} holds a {type(task).__name__}: {instead}")
+    return task
 
 
 def check_answer(args):

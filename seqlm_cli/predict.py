@@ -10,7 +10,7 @@ from seqlm_cli.options import add_common, add_run, load_task, write_answer
 HELP = "what the model of a task says of texts"
 EXAMPLES = (
     ("seqlm predict runs/intents --text 'Where is my card?'", "of one text"),
-    ("seqlm predict runs/intents --data mails.csv --columns text=body > answers.jsonl", "of many, a line of JSON each"),
+    ("seqlm predict runs/intents --data a.csv --columns text=body > answers.jsonl", "of many, a line of JSON each"),
     ("seqlm predict runs/intents --data mails.jsonl --json answers.json", "into a file"),
     ("seqlm predict runs/intents --text 'Where is my card?' --checkpoint best", "by the best checkpoint"),
 )
@@ -28,13 +28,9 @@ def arguments(p):
 
 def run(args):
     """`seqlm predict`: a line of JSON for each text or row, in their order."""
-    from keras_seqlm import tasks
-
     if (args.text is None) == (args.data is None):
         raise ValueError("give --text TEXT, or --data FILE, one of the two")
-    task = load_task(args)
-    if not isinstance(task, tasks.RowTask):
-        raise ValueError(f"{args.run} is a {type(task).__name__}: `seqlm generate` writes with it")
+    task = load_task(args, writes=False)
     rows = [{"text": text} for text in args.text] if args.data is None else None
     source = rows_of(args, args.data) if rows is None else ((None, row) for row in rows)
     answers, piece = [], []

@@ -269,8 +269,8 @@ def _train(args, folder, going_on, recipe, recurrent):
         print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before))}")
 
 
-def last_words(folder, step):
-    """The step of the model that was saved, and its validation loss where the history has it."""
+def last_words(folder, step, of="a token"):
+    """The step of the model that was saved, and its validation loss where the history has it, in nats of what `of` says."""
     from keras_seqlm import training
 
     try:
@@ -278,7 +278,7 @@ def last_words(folder, step):
     except (OSError, ValueError):  # a disk that refused it has been told of
         rows = []
     loss = next((row["validation_loss"] for row in reversed(rows) if row["step"] == step), None)
-    return f"step {step}" + ("" if loss is None else f", validation loss {loss:.4f} nats a token")
+    return f"step {step}" + ("" if loss is None else f", validation loss {loss:.4f} nats {of}")
 
 
 def _callbacks(args, folder, task, prompts):

@@ -151,7 +151,7 @@ class SavedModel:
             with library.status(f"running signature {signature!r} of {self.path}") as status:
                 library.TF_SessionRun(
                     self._session,
-                    None,
+                    library.in_the_callers_thread,
                     *(sources, feeds, len(tensors)),
                     *(targets, results, len(gives)),
                     *(None, 0, None, status),

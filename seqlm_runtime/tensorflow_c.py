@@ -19,6 +19,9 @@ from seqlm_runtime.graph_file import DTYPES
 _STRING = 7
 _STRING_SIZE = 24  # bytes of one TF_TString
 _DISABLE_XLA = "_ZN10tensorflow21DisableXlaCompilationEv"
+# RunOptions with inter_op_thread_pool = -1: a request's operations run one after the other in the thread that asks. In the
+# pool that all requests share, each of them would stand in line behind the operations of the others.
+_CALLERS_THREAD = b"\x18" + b"\xff" * 9 + b"\x01"
 
 
 class _Buffer(ctypes.Structure):
@@ -52,7 +55,7 @@ _PROTOTYPES = {
     "TF_LoadSessionFromSavedModel": (_POINTER, *(_POINTER, _POINTER, _TEXT, _TAGS, _INT, _POINTER, _BUFFER, _POINTER)),
     "TF_SessionRun": (
         None,
-        *(_POINTER, _POINTER, _ENDPOINTS, _POINTERS, _INT, _ENDPOINTS, _POINTERS, _INT),
+        *(_POINTER, _BUFFER, _ENDPOINTS, _POINTERS, _INT, _ENDPOINTS, _POINTERS, _INT),
         *(_POINTER, _INT, _POINTER, _POINTER),
     ),
     "TF_CloseSession": (None, _POINTER, _POINTER),
@@ -87,6 +90,10 @@ class _Library:
             setattr(self, name, function)
         self._xla_is_off = self._has_text_ops = False
         self._lock = threading.Lock()
+        self._options = ctypes.create_string_buffer(
+            _CALLERS_THREAD, len(_CALLERS_THREAD)
+        )  # which the next one points to
+        self.in_the_callers_thread = _Buffer(ctypes.addressof(self._options), len(_CALLERS_THREAD), None)
 
     def _find(self, name):
         for part in self._parts:

@@ -19,8 +19,11 @@ class Examples(keras.utils.PyDataset):
     step. Each epoch permutes the examples anew; of every 32 batches' rows those of like length share one, and a batch is as
     wide as its longest row, rounded up to one of few widths. What does not fill a batch is left out of that epoch.
 
-    With `complete=True` (validation) all examples are read in order, each once; the last batch is filled up with rows that
-    weigh nothing, and sample weights make the mean that Keras reports over batches the mean over all that counts.
+    With `complete=True` (validation) all examples are read, each once; the last batch is filled up with rows that weigh
+    nothing, and sample weights make the mean that Keras reports over batches the mean over all that counts.
+
+    Under plain `fit` Keras takes the shapes of the first two batches for those of all: the first two of an epoch are of two
+    widths, and where no two are, all are as wide as the longest row of all.
 
     Args:
         inputs: a list of dicts of name to a sequence of ints, one number a token: `token_ids`, and `token_types` where there
@@ -82,6 +85,7 @@ class Examples(keras.utils.PyDataset):
         self.max_length = max_length
         self.epoch, self._rows, self._reads, self._in_epoch = 0, slice(None), 0, False
         self._plan = (None, None)  # the last epoch whose order was made, and that order
+        self._all_wide = False
 
     def __len__(self):
         return -(-self.num_rows // self.global_batch_size) if self.complete else self.num_rows // self.global_batch_size
@@ -93,6 +97,11 @@ class Examples(keras.utils.PyDataset):
     @property
     def num_targets(self):
         return sum(int((one != UNCOUNTED).sum()) for one in self._targets) if self.of_tokens else self.num_rows
+
+    @property
+    def targets_are(self):
+        """What is counted, in a word."""
+        return "tokens" if self.of_tokens else "rows"
 
     @property
     def num_tokens(self):
@@ -117,11 +126,17 @@ class Examples(keras.utils.PyDataset):
         """
         if step < 0:
             raise ValueError(f"Steps are counted from 0, received step={step}.")
-        epoch, place = divmod(int(step), len(self))
-        everyone = self._order(epoch)[place * self.global_batch_size : (place + 1) * self.global_batch_size]
-        width = width_of(
-            int(self._sizes[everyone].max()), self.max_length
-        )  # of the whole batch: all processes have one shape
+        everyone = self._everyone(*divmod(int(step), len(self)))
+        return self._batch(everyone, self._width(everyone))
+
+    def _everyone(self, epoch, place):
+        """Numbers of the examples in a batch, those of all processes."""
+        return self._order(epoch)[place * self.global_batch_size : (place + 1) * self.global_batch_size]
+
+    def _width(self, rows):
+        return width_of(int(self._sizes[rows].max()), self.max_length)
+
+    def _batch(self, everyone, width):
         missing = self.global_batch_size - len(everyone)
         rows = np.concatenate([everyone, np.full(missing, everyone[0])])[self._rows]
         real = (np.arange(self.global_batch_size) < len(everyone))[self._rows]
@@ -146,19 +161,35 @@ class Examples(keras.utils.PyDataset):
 
     def _order(self, epoch):
         """Numbers of the examples as epoch `epoch` reads them."""
+        epoch = epoch if self.shuffle else 0
+        if self._plan[0] != epoch:
+            self._plan = epoch, self._of_two_widths(self._order_of(epoch))
+        return self._plan[1]
+
+    def _order_of(self, epoch):
+        if self.complete:
+            return np.argsort(-self._sizes, kind="stable")
         if not self.shuffle:
             return np.arange(self.num_rows)
-        if self._plan[0] == epoch:
-            return self._plan[1]
         order = permute(np.arange(self.num_rows), self.num_rows, stream_key(self.seed, epoch, "examples"))
         order = order[: len(self) * self.global_batch_size]
         window = WINDOW * self.global_batch_size
         parts = [order[start : start + window] for start in range(0, len(order), window)]
         order = np.concatenate([part[np.argsort(self._sizes[part], kind="stable")] for part in parts])
         batches = order.reshape(len(self), self.global_batch_size)
-        order = batches[permute(np.arange(len(self)), len(self), stream_key(self.seed, epoch, "batches"))].reshape(-1)
-        self._plan = epoch, order
-        return order
+        return batches[permute(np.arange(len(self)), len(self), stream_key(self.seed, epoch, "batches"))].reshape(-1)
+
+    def _of_two_widths(self, order):
+        """The order in which batch 1 has changed places with the first full one whose width is not that of batch 0."""
+        full = len(order) // self.global_batch_size
+        batches = order[: full * self.global_batch_size].reshape(full, self.global_batch_size)
+        if full and (self.shuffle or self.complete):
+            widths = [self._width(rows) for rows in batches]
+            other = next((place for place, width in enumerate(widths) if width != widths[0]), 0)
+            if other > 1:
+                batches = batches.copy()
+                batches[[1, other]] = batches[[other, 1]]
+        return np.concatenate([batches.reshape(-1), order[full * self.global_batch_size :]])
 
     def batches(self, first_step=0):
         """Yield batch `first_step` and all after it, without end."""
@@ -197,7 +228,13 @@ class Examples(keras.utils.PyDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"Batch {index} of {len(self)}; use batch(step) for steps of later epochs.")
         self._reads += 1
-        return self.batch(self.epoch * len(self) + index)
+        if not self._all_wide:
+            widths = [self._width(self._everyone(self.epoch, place)) for place in range(min(2, len(self)))]
+            self._all_wide = len(set(widths)) < 2
+        everyone = self._everyone(self.epoch, index)
+        return self._batch(
+            everyone, width_of(int(self._sizes.max()), self.max_length) if self._all_wide else self._width(everyone)
+        )
 
     def on_epoch_begin(self):
         self._in_epoch = True

@@ -9,7 +9,7 @@ import pathlib
 
 from keras_seqlm.layers.quantization import KEY, float_weights
 from keras_seqlm.models import LanguageModel
-from keras_seqlm.tasks import load
+from keras_seqlm.tasks import TextGeneration, load
 
 
 def load_at_float32(run_folder):
@@ -18,7 +18,7 @@ def load_at_float32(run_folder):
     Raises:
         ValueError: the rebuilt model has other weights than the saved one.
     """
-    task = load(pathlib.Path(run_folder))
+    task = _that_writes(run_folder)
     task.model = at_float32(task.model)
     return task
 
@@ -28,10 +28,20 @@ def load_reference(run_folder):
 
     Were it rebuilt here as well, a fault of the rebuilding would stand on both sides and show on neither.
     """
-    task = load(pathlib.Path(run_folder))
+    task = _that_writes(run_folder)
     policies = {layer.dtype_policy.name for layer in task.model._flatten_layers()}
     if policies != {"float32"} or getattr(task.model, "use_cudnn", False) is True:
         task.model = at_float32(task.model)
+    return task
+
+
+def _that_writes(run_folder):
+    task = load(pathlib.Path(run_folder))
+    if not isinstance(task, TextGeneration):
+        raise ValueError(
+            f"{run_folder} holds a {type(task).__name__}, and exports are of tasks that write text; in Python and on the command "
+            "line (`seqlm predict`) it answers"
+        )
     return task
 
 

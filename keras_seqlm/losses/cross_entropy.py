@@ -69,13 +69,14 @@ class CrossEntropy(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        targets = self._checked(y_true, y_pred, y_pred.shape[-1])
-        return super().__call__(targets, y_pred, self.weights(targets, y_pred.shape[-1], sample_weight))
+        classes = _classes_of(y_pred)
+        targets = self._checked(y_true, y_pred, classes)
+        return super().__call__(targets, y_pred, self.weights(targets, classes, sample_weight))
 
     def call(self, y_true, y_pred):
         """The loss of each token, float32 (batch, time)."""
         targets = as_targets(y_true, y_pred)
-        counted = counted_tokens(targets, y_pred.shape[-1], self.ignore_class)
+        counted = counted_tokens(targets, _classes_of(y_pred), self.ignore_class)
         targets = ops.where(counted, targets, 0)
         losses = ops.sparse_categorical_crossentropy(targets, y_pred, from_logits=True)
         if self.label_smoothing:
@@ -194,3 +195,8 @@ class FusedCrossEntropy(CrossEntropy):
 
     def get_config(self):
         return {**super().get_config(), "chunk_size": self.chunk_size}
+
+
+def _classes_of(y_pred):
+    """How many classes there are; a tensor where they are places of rows whose width is left open."""
+    return ops.shape(y_pred)[-1]

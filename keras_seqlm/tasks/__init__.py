@@ -2,17 +2,24 @@
 
 from keras_seqlm.tasks.classification import Classification, TextClassification
 from keras_seqlm.tasks.evaluation import evaluate
+from keras_seqlm.tasks.question_answering import Answer, QuestionAnswering
 from keras_seqlm.tasks.row_task import RowTask, write_figures
+from keras_seqlm.tasks.tagging import Span, Tagging, TokenTagging
 from keras_seqlm.tasks.task import Task, load, settings_in
 from keras_seqlm.tasks.text_generation import Text, TextGeneration
 
 __all__ = [
+    "Answer",
     "Classification",
+    "QuestionAnswering",
     "RowTask",
+    "Span",
+    "Tagging",
     "Task",
     "Text",
     "TextClassification",
     "TextGeneration",
+    "TokenTagging",
     "evaluate",
     "load",
     "settings_in",

@@ -7,7 +7,7 @@ import numpy as np
 from keras_seqlm.metrics.classification import accuracy, macro_f1
 from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.models import Classifier
-from keras_seqlm.tasks.row_task import RowTask, as_rows
+from keras_seqlm.tasks.row_task import RowTask
 
 FIELD_OF = {"class": "label", "labels": "labels", "number": "value"}
 
@@ -132,14 +132,7 @@ class TextClassification(RowTask):
         Returns:
             dict of `count`, each figure and its 95% interval, as `accuracy`, `accuracy_low`, `accuracy_high`.
         """
-        rows = as_rows(rows)
-        examples = []
-        for place, row in rows:
-            try:
-                examples.append(self.example(self._held(row)))
-            except ValueError as error:
-                rows.refuse(place, str(error))
-        rows.check()
+        examples = self.read(rows, self.example)
         truth = np.array([target for _, target in examples])
         logits = np.array(self.outputs([inputs for inputs, _ in examples], batch_size))
         figures = {"count": len(examples)}

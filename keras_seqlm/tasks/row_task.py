@@ -1,5 +1,6 @@
 """What the tasks share that are learned from rows of named fields, and answer each row by itself."""
 
+import collections
 import pathlib
 
 import keras
@@ -25,6 +26,12 @@ class RowTask(Task):
 
     of_tokens = False  # whether there is a target for each token
     fields = ()  # what every row must have
+    chosen = ()  # settings that rows do not tell: they are options of `begin_with`
+    batches = Examples  # the class of `examples`
+
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
+        self.notes = collections.Counter()  # what was mended or lost of the rows that were last read, by what it was
 
     @classmethod
     def settings_from(cls, rows):
@@ -48,9 +55,10 @@ class RowTask(Task):
             rows: `data.Rows`, or what makes them.
             backbone: an encoder or a language model.
             tokenizer: the backbone's.
-            **options: of the head.
+            **options: of the head, and settings that rows do not tell.
         """
         settings = cls.settings_from(as_rows(rows))
+        settings |= {name: options.pop(name) for name in cls.chosen if name in options}
         model = cls.head(backbone, settings, **options)
         model.build()
         return cls(model, tokenizer, **settings)
@@ -63,25 +71,36 @@ class RowTask(Task):
         """
         raise TypeError(f"{type(self).__name__} must define example(row)")
 
+    def examples_of(self, row):
+        """The examples that a row makes, a list of (inputs, target): one, unless a subclass says otherwise."""
+        return [self.example(row)]
+
     def examples(self, rows, batch_size, *, seed=0, complete=False):
         """Batches of rows to train on, or with `complete` to validate on; see `data.Examples`.
 
         Raises:
             ValueError: more than the tolerance of the rows are broken; they are named.
         """
-        rows = as_rows(rows)
-        inputs, targets = [], []
+        made = [one for row in self.read(rows, self.examples_of) for one in row]
+        inputs, targets = [list(column) for column in zip(*made, strict=True)] or ([], [])
+        options = {"of_tokens": self.of_tokens, "max_length": self.room}
+        return self.batches(inputs, targets, batch_size, seed=seed, complete=complete, **options)
+
+    def read(self, rows, make):
+        """What `make` makes of each row, a list; rows of which it raises a ValueError are broken.
+
+        Raises:
+            ValueError: more than the tolerance of the rows are broken; they are named.
+        """
+        rows, made = as_rows(rows), []
+        self.notes.clear()
         for place, row in rows:
             try:
-                one, target = self.example(self._held(row))
+                made.append(make(self._held(row)))
             except ValueError as error:
                 rows.refuse(place, str(error))
-                continue
-            inputs.append(one)
-            targets.append(target)
         rows.check()
-        options = {"of_tokens": self.of_tokens, "max_length": self.room}
-        return Examples(inputs, targets, batch_size, seed=seed, complete=complete, **options)
+        return made
 
     @property
     def room(self):

@@ -25,6 +25,7 @@ class Run:
         first_step: steps made before this call of `fit`.
         steps: at which step the run ends, or None.
         tokens_per_step: targets of a training batch, or None.
+        targets: what these are, for those who read it: "tokens", or "rows".
         bytes_per_token: raw bytes of text for a validation target, or None.
         step_before: up to which step callbacks see steps again that were made before, in name only, as `Resume` does
             where it goes on within a piece; default `first_step`.
@@ -40,6 +41,7 @@ class Run:
     step_before: int | None = None
     mean_since: int | None = None
     rows_before: int | None = None
+    targets: str = "tokens"
 
     def __post_init__(self):
         if self.step_before is None:
@@ -244,7 +246,7 @@ class Progress(RunCallback):
         if "val_loss" in logs:
             parts.append((f"validation loss {float(logs['val_loss']):.4f}", 8))
         if (speed := self.tokens_per_second()) is not None:
-            parts.append((f"{speed:,.0f} tokens/s", 4))
+            parts.append((f"{speed:,.0f} {self.run.targets}/s", 4))
         if self._schedule is not None:
             parts.append((f"learning rate {self.learning_rate():.2e}", 3))
         if self._gradient_norm is not None:

@@ -267,6 +267,7 @@ class Recipe:
         else:
             arguments = resume.fit_arguments()
         known = {"steps": self.steps, "tokens_per_step": tokens, "bytes_per_token": _bytes_per_token(validation)}
+        known["targets"] = getattr(train, "targets_are", "tokens")
         run = Run(first_step, **known) if resume is None else resume.of_run(**known)
         nothing_left = first_step >= self.steps or (resume is not None and resume.ended)
         left = 0 if nothing_left else math.ceil((self.steps - first_step) / pieces)
