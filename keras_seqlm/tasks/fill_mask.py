@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_seqlm import data
 from keras_seqlm.data.objective_blocks import RowsOfText
-from keras_seqlm.data.vocabulary import MASK, Vocabulary, token_id
+from keras_seqlm.data.vocabulary import MASK, Vocabulary
 from keras_seqlm.generation.buckets import bucket
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.generation.score import of_targets
@@ -38,6 +38,8 @@ class FilledMask:
 
 class FillMask(Task):
     """Says which token stands where a text has [MASK], each mask one token; no special token is proposed.
+
+    Where the tokenizer's words hold the space before them, a mask stands for the space before it, too, as in training.
 
     Args:
         model: a `MaskedLM`.
@@ -71,13 +73,13 @@ class FillMask(Task):
     def settings(self):
         return {"masked": dataclasses.asdict(self.objective)}
 
-    def predict(self, texts, top_k=5, batch_size=32):
+    def predict(self, texts, batch_size=32, top_k=5):
         """What may stand in the masks of each text.
 
         Args:
-            texts: a list of str (or their bytes), each with [MASK] once or more.
-            top_k: candidates of each mask.
+            texts: a list of str (or their bytes), or of rows with a `text`, each with [MASK] once or more.
             batch_size: texts of a call.
+            top_k: candidates of each mask.
 
         Returns:
             A list of `FilledMask`.
@@ -89,7 +91,7 @@ class FillMask(Task):
             raise ValueError("expected a list of texts, got one; write predict([...])")
         if not 1 <= top_k <= len(self._vocabulary.ordinary):
             raise ValueError(f"top_k must be from 1 to {len(self._vocabulary.ordinary)}, got {top_k}")
-        rows = [self.ids_of(text) for text in texts]
+        rows = [self.ids_of(text.get("text") if isinstance(text, dict) else text) for text in texts]
         run, results = compiled(self.model, _logits), []
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
@@ -107,6 +109,8 @@ class FillMask(Task):
         if not isinstance(text, str | bytes):
             raise ValueError(f"expected a text, got {type(text).__name__} {str(text)[:80]!r}")
         text = as_text(text)
+        if self._vocabulary.holds_spaces:
+            text = text.replace(f" {MASK}", MASK)
         if self._mask_text is None:  # an id that no text names: what stands between the masks is read by itself
             parts = [self.tokenizer.encode(part) for part in text.split(MASK)]
             body = np.concatenate([parts[0], *(np.append(self.mask_id, part) for part in parts[1:])])
@@ -180,11 +184,6 @@ class FillMask(Task):
             "count": count,
             "num_tokens": len(store),
         }
-
-
-def can_fill(tokenizer):
-    """Whether a tokenizer has a token that it masks with."""
-    return token_id(tokenizer, MASK) is not None
 
 
 def _logits(model, token_ids, lengths):
