@@ -55,6 +55,7 @@ def parts_of(args):
             config = json.loads(archive.read("config.json"))["config"]
     except (zipfile.BadZipFile, KeyError, FileNotFoundError):
         return {"model": "transformer"}  # `tasks.load` says what is wrong with it, or missing
+    config = config.get("backbone", {"config": config})["config"]  # of a head, that of what stands below it
     return {"model": config.get("cell", "transformer")}
 
 

@@ -10,6 +10,16 @@ import sys
 from seqlm_cli.another_run import OF_THE_MODEL, model_of, parts_of
 from seqlm_cli.config import as_toml, flag_of
 from seqlm_cli.in_effect import in_effect
+from seqlm_cli.objectives import (
+    add_objective,
+    blocks_of,
+    check_objective,
+    check_start,
+    filled,
+    prepared_for,
+    prompts_for,
+    task_of,
+)
 from seqlm_cli.options import add_backend, add_imports, import_modules, size_table
 
 HELP = "train a language model on text files"
@@ -89,6 +99,7 @@ def arguments(p):
     group.add_argument(
         "--validation-fraction", type=float, default=0.1, help="else on the last documents of each file (default 0.1)"
     )
+    add_objective(group)
     group.add_argument("--segment-ids", action="store_true", help="packed documents do not see each other")
     group.add_argument("--carry-state", action="store_true", help="recurrent: carry the state on where a document does")
     add_parts(p)
@@ -208,27 +219,16 @@ def run(args):
 
 
 def _train(args, folder, going_on, recipe, recurrent):
-    from keras_seqlm import data, tasks, tokenizers, training
+    from keras_seqlm import tasks, tokenizers, training
 
     tokenizer = tokenizers.load(folder.path / "tokenizer") if going_on else _tokenizer(args)
     with recipe.scope():
         model = _model(args, tokenizer, recurrent)
     context = args.context or model.max_length or 128
-    train_blocks, validation = data.causal_blocks(
-        corpora_of(args.text),
-        tokenizer,
-        sequence_length=context,
-        batch_size=args.batch,
-        seed=args.seed,
-        validation=args.validation,
-        validation_fraction=args.validation_fraction,
-        segment_ids=args.segment_ids or None,
-        contiguous=args.carry_state,
-        tolerance=args.tolerance,
-        text_field=args.text_field,
-    )
-    task = tasks.TextGeneration(model, tokenizer)
+    train_blocks, validation = blocks_of(args, corpora_of(args.text), tokenizer, context)
+    task = task_of(args, model, tokenizer, train_blocks)
     prompts = prompts_from(train_blocks.tokens if validation is None else validation.tokens, tokenizer)
+    prompts = prompts_for(task, prompts)
     begin = functools.partial(_begin, args, folder, going_on, recipe, task, prompts)
     if not going_on:
         training.chief_decides(begin)
@@ -326,7 +326,7 @@ def open_run(folder, args):
     before = folder.content().get("command")
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
-    now = vars(args)
+    before, now = {"objective": "causal", **before}, vars(args)  # of a run of before there were others
     if before.get("task") != now.get("task"):
         verbs = [
             "`seqlm finetune --task {}`".format(one["task"]) if "task" in one else "`seqlm train`"
@@ -391,6 +391,7 @@ def _settings(args, train, validation, tokenizer):
         "validation text": None if validation is None else validation.content_hash,
         "validation fraction": None if args.validation else args.validation_fraction,
         "tokenizer": tokenizer.hash,
+        **({} if args.objective == "causal" else {"objective": repr(train.objective)}),
     }
 
 
@@ -435,6 +436,7 @@ def _check_options(args):
         if getattr(args, name):
             owner = "a Transformer" if recurrent else "a recurrent model"
             raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
+    check_objective(args)
     return recurrent
 
 
@@ -474,10 +476,16 @@ def recipe_of(args):
 
 
 def _tokenizer(args):
-    from keras_seqlm import data, tokenizers
+    from keras_seqlm import tokenizers
 
     if args.start is not None:
-        return tokenizers.load(pathlib.Path(args.start) / "tokenizer")
+        return prepared_for(args, tokenizers.load(pathlib.Path(args.start) / "tokenizer"))
+    return prepared_for(args, _new_tokenizer(args))
+
+
+def _new_tokenizer(args):
+    from keras_seqlm import data, tokenizers
+
     if args.tokenizer not in TRAINED_TOKENIZERS:
         if not pathlib.Path(args.tokenizer).is_dir():
             names = ", ".join(TRAINED_TOKENIZERS)
@@ -492,26 +500,38 @@ def _tokenizer(args):
 
 
 def _model(args, tokenizer, recurrent):
-    from keras_seqlm.models import RecurrentLM, TransformerLM
+    from keras_seqlm.models import MaskedLM, RecurrentEncoder, RecurrentLM, TransformerEncoder, TransformerLM
 
+    masked = args.objective == "masked"
     if args.start is not None:
-        return model_of(args)
+        model = model_of(args)
+        check_start(args, model)
+        return model
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
-    parts |= {"tie_embedding": not args.untied, "tokenizer_hash": tokenizer.hash}
+    parts |= {"tokenizer_hash": tokenizer.hash}
+    if not masked:
+        parts |= {"tie_embedding": not args.untied}
     if recurrent:
-        carried = args.batch if args.carry_state else None
-        parts |= {"cell": args.model, "embedding_dim": args.embedding_dim, "stateful_batch_size": carried}
-        model = RecurrentLM(tokenizer.vocabulary_size, **parts)
+        parts |= {"cell": args.model, "embedding_dim": args.embedding_dim}
+        if not masked:
+            parts |= {"stateful_batch_size": args.batch if args.carry_state else None}
+        model = (RecurrentEncoder if masked else RecurrentLM)(tokenizer.vocabulary_size, **parts)
     else:
         parts |= {"max_length": args.context, "num_heads": args.heads, "num_kv_heads": args.kv_heads}
         parts |= {"intermediate_dim": args.intermediate_dim}
         parts |= {name: getattr(args, name) for name in ("activation", "norm", "positions") if getattr(args, name)}
-        model = TransformerLM(tokenizer.vocabulary_size, **parts)
+        model = (TransformerEncoder if masked else TransformerLM)(tokenizer.vocabulary_size, **parts)
+    if masked:
+        model = MaskedLM(model)
     model.build()
     return model
 
 
 def _sample(task, prompts):
+    from keras_seqlm import tasks
+
+    if isinstance(task, tasks.FillMask):
+        return filled(task, prompts[:4])
     prompts = prompts[:2]
     texts = task.generate(prompts, max_new_tokens=48, temperature=0.8, seed=1)
     return "\n".join(f"{prompt!r} -> {text!r}" for prompt, text in zip(prompts, texts, strict=True))

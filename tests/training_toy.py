@@ -18,6 +18,7 @@ CASES = {
     "tied": ("gru", {}, {"validate": True}),
     "untied": ("untied", {"vocabulary_size": VOCABULARY + 1}, {"segment_ids": True, "tf_data": True}),
     "text": ("lstm", {"vocabulary_size": 260}, {"text": True}),
+    "masked": ("masked", {"vocabulary_size": 261}, {"text": "masked"}),
 }
 
 
@@ -51,6 +52,9 @@ def new_model(name, **options):
 
         embedding = layers.TokenEmbedding(VOCABULARY, 8)
         return keras.Sequential([keras.Input((LENGTH,), dtype="int32"), embedding, keras.layers.Dense(VOCABULARY)])
+    if name == "masked":
+        parts = {"size": "nano", **SMALL, "num_heads": 2, "max_length": LENGTH, **options}
+        return models.MaskedLM(models.TransformerEncoder(**parts))
     kind, arguments = MODELS[name]
     return getattr(models, kind)(**{"vocabulary_size": VOCABULARY, "size": "nano", **arguments, **options})
 
@@ -70,7 +74,7 @@ def train(recipe, name, options, segment_ids=False, validate=False, text=False, 
     """The losses of all pieces, training and validation, and the weights after them."""
     batches = Batches(recipe.batch_size, segment_ids)
     data = (
-        blocks(recipe.batch_size)
+        blocks(recipe.batch_size, "causal" if text is True else text)
         if text
         else (as_tf_data(batches) if tf_data else batches, held() if validate else None)
     )
@@ -91,17 +95,18 @@ def as_tf_data(batches):
     return tf.data.Dataset.from_generator(batches.batches, output_signature=(x, spec))
 
 
-def blocks(rows):
-    """Training and validation batches of `data.causal_blocks`."""
+def blocks(rows, objective="causal"):
+    """Training and validation batches of `data.objective_blocks`."""
     import pathlib
     import tempfile
 
-    from keras_seqlm.data import causal_blocks
+    from keras_seqlm.data import objective_blocks, prepared
     from keras_seqlm.tokenizers import ByteTokenizer
 
     path = pathlib.Path(tempfile.mkdtemp(), "sums.txt")
     path.write_text("".join(f"{a} + {b} = {a + b}\n" for a in range(20) for b in range(20)))
-    return causal_blocks(path, ByteTokenizer(), LENGTH, rows, seed=1, validation_fraction=0.02, cache_dir=path.parent)
+    tokenizer, how = prepared(ByteTokenizer(), objective), {"validation_fraction": 0.02, "cache_dir": path.parent}
+    return objective_blocks(path, tokenizer, objective, LENGTH, rows, seed=1, **how)
 
 
 def held(rows=4):

@@ -9,10 +9,11 @@ from keras_seqlm.data.denoising import Denoising
 from keras_seqlm.data.examples import Examples
 from keras_seqlm.data.masked import Masked
 from keras_seqlm.data.mixtures import MixedBlocks
-from keras_seqlm.data.objective_blocks import ObjectiveBlocks, objective_blocks, prepared
+from keras_seqlm.data.objective_blocks import ObjectiveBlocks, objective_blocks
 from keras_seqlm.data.packing import TokenStore, pack
 from keras_seqlm.data.paired_examples import PairedExamples
 from keras_seqlm.data.permutation import permute
+from keras_seqlm.data.prepared import prepared
 from keras_seqlm.data.spans import SpanCorruption
 
 __all__ = [

@@ -64,7 +64,7 @@ class FillInTheMiddle(Objective):
     Example:
 
     >>> from keras_seqlm.data.draws import generator_of
-    >>> from keras_seqlm.data.objective_blocks import prepared
+    >>> from keras_seqlm.data.prepared import prepared
     >>> from keras_seqlm.data.vocabulary import Vocabulary
     >>> from keras_seqlm.tokenizers import ByteTokenizer
     >>> rule = FillInTheMiddle(rate=1.0, spm=0.0)

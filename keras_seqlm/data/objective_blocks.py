@@ -7,17 +7,12 @@ import numpy as np
 from keras_seqlm.data.batches import Batches
 from keras_seqlm.data.blocks import CausalBlocks
 from keras_seqlm.data.causal import causal_blocks, stores_of
-from keras_seqlm.data.continuing import FillInTheMiddle, PrefixLM
-from keras_seqlm.data.denoising import Denoising
 from keras_seqlm.data.draws import generator_of
-from keras_seqlm.data.masked import Masked
 from keras_seqlm.data.mixtures import MixedBlocks
-from keras_seqlm.data.objectives import ENCODER, ENCODER_DECODER, Objective
-from keras_seqlm.data.spans import SpanCorruption
-from keras_seqlm.data.vocabulary import Vocabulary, token_id
+from keras_seqlm.data.objectives import ENCODER, ENCODER_DECODER
+from keras_seqlm.data.prepared import objective_of
+from keras_seqlm.data.vocabulary import Vocabulary
 from keras_seqlm.losses.targets import UNCOUNTED
-
-OBJECTIVES = {kind.name: kind for kind in (Masked, SpanCorruption, Denoising, PrefixLM, FillInTheMiddle)}
 
 
 class RowsOfText(CausalBlocks):
@@ -60,6 +55,7 @@ class ObjectiveBlocks(Batches):
 
     Example:
 
+    >>> from keras_seqlm.data import Masked, prepared
     >>> from keras_seqlm.tokenizers import ByteTokenizer
     >>> tokenizer = prepared(ByteTokenizer(), "masked")
     >>> stream = tokenizer.encode("It was a dark night. " * 20)
@@ -214,6 +210,7 @@ def objective_blocks(
     Example:
 
     >>> import pathlib, tempfile
+    >>> from keras_seqlm.data import prepared
     >>> from keras_seqlm.tokenizers import ByteTokenizer
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> _ = (folder / "night.txt").write_text("It was a dark night. " * 100)
@@ -244,49 +241,3 @@ def objective_blocks(
         return train, None
     blocks = RowsOfText(held, text, batch_size, complete=True)
     return train, ObjectiveBlocks(blocks, objective, tokenizer, sequence_length, seed="validation", **rows)
-
-
-def objective_of(objective):
-    """An objective by its name, or the one that was given.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if isinstance(objective, Objective):
-        return objective
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"`objective` must be one of {['causal', *OBJECTIVES]}, or an objective as `Masked(share=0.3)`; got {objective!r}."
-        )
-    return OBJECTIVES[objective]()
-
-
-def prepared(tokenizer, objective):
-    """The tokenizer with the special tokens that an objective needs; the one that was given where it has them all.
-
-    A model must be built for the tokenizer that comes out, which may have more ids, and so another hash.
-
-    Args:
-        tokenizer: any tokenizer of `keras_seqlm.tokenizers`.
-        objective: see `objective_blocks`.
-
-    Raises:
-        ValueError: no such objective, or a token that it needs is in the tokenizer and is no special one there.
-
-    Example:
-
-    >>> from keras_seqlm.tokenizers import ByteTokenizer
-    >>> prepared(ByteTokenizer(), "masked").encode("a [MASK]").tolist()
-    [101, 36, 260]
-    """
-    if objective == "causal":
-        return tokenizer
-    objective = objective_of(objective)
-    missing = [token for token in objective.tokens if token_id(tokenizer, token) is None]
-    known = {entry["content"] for entry in tokenizer.added_tokens.entries}
-    if taken := sorted(known.intersection(missing)):
-        raise ValueError(
-            f"The tokenizer has {taken[0]!r} as an added token that is not special, and {objective.name!r} needs it as one that is: "
-            "give that token of yours another name."
-        )
-    return tokenizer.with_added_tokens(missing, special=True) if missing else tokenizer

@@ -34,7 +34,7 @@ class SpanCorruption(SourceTarget):
     Example:
 
     >>> from keras_seqlm.data.draws import generator_of
-    >>> from keras_seqlm.data.objective_blocks import prepared
+    >>> from keras_seqlm.data.prepared import prepared
     >>> from keras_seqlm.data.vocabulary import Vocabulary
     >>> from keras_seqlm.tokenizers import ByteTokenizer
     >>> rule = SpanCorruption(sentinels=4)

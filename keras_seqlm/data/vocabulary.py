@@ -62,6 +62,11 @@ class Vocabulary:
         return self._table(lambda text: text[:1].isspace() or _without_spaces(text[:1]))
 
     @cached_property
+    def holds_spaces(self):
+        """Whether words have ids with the space before them, as byte pairs and sentence pieces have: then a mask stands for both."""
+        return bool(self._table(lambda text: text[:1] == " " and len(text) > 1).any())
+
+    @cached_property
     def ends_sentence(self):
         """Bool (size,): ids whose text ends with a full stop, a question or an exclamation mark."""
         return self._table(lambda text: text.rstrip().endswith(STOPS))

@@ -3,6 +3,7 @@
 from keras_seqlm.tasks.classification import Classification, TextClassification
 from keras_seqlm.tasks.embedding import TextEmbedding
 from keras_seqlm.tasks.evaluation import evaluate
+from keras_seqlm.tasks.fill_mask import Candidate, FilledMask, FillMask
 from keras_seqlm.tasks.question_answering import Answer, QuestionAnswering
 from keras_seqlm.tasks.row_task import RowTask, write_figures
 from keras_seqlm.tasks.tagging import Span, Tagging, TokenTagging
@@ -11,7 +12,10 @@ from keras_seqlm.tasks.text_generation import Text, TextGeneration
 
 __all__ = [
     "Answer",
+    "Candidate",
     "Classification",
+    "FillMask",
+    "FilledMask",
     "QuestionAnswering",
     "RowTask",
     "Span",

@@ -44,7 +44,7 @@ def finish(processes):
 
 # A tied table and an untied one, attention and a recurrence, a PyDataset and tf.data. Two processes train the LSTM, too,
 # on `causal_blocks`, which the guide reads by each distribution.
-IN_ONE_PROCESS = ("tied", "untied")
+IN_ONE_PROCESS = ("tied", "untied", "masked")
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +130,11 @@ def test_two_processes_train_as_one_device_does(forks, tmp_path):
 
     # A PyDataset, tf.data and `causal_blocks`; each process reads its own part of them. By 4, so that no process has the
     # whole of a weight.
-    cases = {"data-parallel": ("tied", "untied", "text"), "model-parallel:4": ("tied",)}
+    cases = {"data-parallel": ("tied", "untied", "text", "masked"), "model-parallel:4": ("tied",)}
     words = ("data-parallel", "model-parallel:4=tied")
-    first, second = run_two(forks, tmp_path, *words, named=named, CASES="tied untied text")
+    first, second = run_two(forks, tmp_path, *words, named=named, CASES="tied untied text masked")
     check(first, {"data-parallel": 4, "model-parallel:4": 1}, cases)
-    assert first["sums"] == second["sums"] and len(first["sums"]) == 4
+    assert first["sums"] == second["sums"] and len(first["sums"]) == 5
     assert {case: all_ for case, (_, all_) in first["losses"].items()} == {
         case: all_ for case, (_, all_) in second["losses"].items()
     }
