@@ -67,7 +67,7 @@ def value_and_gradient(loss, ids, z):
     z = z.detach().requires_grad_()
     value = loss(ids, z)
     value.backward()
-    return float(value), z.grad.cpu().numpy()
+    return float(value.detach()), z.grad.cpu().numpy()
 
 
 @pytest.mark.backends
