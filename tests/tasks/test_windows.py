@@ -110,6 +110,16 @@ def test_each_token_is_decided_about_once(count, size):
     own = own_parts(parts)
     assert [place for part in own for place in range(*part)] == list(range(count))
     assert all(a <= c and d <= b for (a, b), (c, d) in zip(parts, own, strict=True))
+
+    def seen(token, part):
+        """What the window shows on the side of the token where it shows less; at an end of the text that is enough."""
+        start, stop = part
+        return min(token - start if start else count, stop - 1 - token if stop < count else count)
+
+    for part, (first, stop) in zip(parts, own, strict=True):
+        for token in range(first, stop):
+            most = max(seen(token, other) for other in parts if other[0] <= token < other[1])
+            assert seen(token, part) >= most - 1
     if size > 1:
         shared = [before[1] - after[0] for before, after in zip(parts, parts[1:], strict=False)]
         assert all(2 * both >= size - 1 for both in shared)
