@@ -54,7 +54,7 @@ def new_model(name, **options):
         return keras.Sequential([keras.Input((LENGTH,), dtype="int32"), embedding, keras.layers.Dense(VOCABULARY)])
     if name == "masked":
         parts = {"size": "nano", **SMALL, "num_heads": 2, "max_length": LENGTH, **options}
-        return models.MaskedLM(models.TransformerEncoder(**parts))
+        return models.MaskedLM(models.TransformerEncoder(name="encoder", **parts))
     kind, arguments = MODELS[name]
     return getattr(models, kind)(**{"vocabulary_size": VOCABULARY, "size": "nano", **arguments, **options})
 
