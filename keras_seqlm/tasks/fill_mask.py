@@ -56,8 +56,8 @@ class FillMask(Task):
     >>> tokenizer = data.prepared(ByteTokenizer(), "masked")
     >>> task = FillMask(MaskedLM(RecurrentEncoder(261, cell="gru", size="nano")), tokenizer)
     >>> [result] = task.predict(["It was a d[MASK]rk night"])
-    >>> len(result.candidates), len(result.candidates[0]), len(result.filled)
-    (1, 5, 20)
+    >>> len(result.candidates), len(result.candidates[0])
+    (1, 5)
     """
 
     model_class = MaskedLM
