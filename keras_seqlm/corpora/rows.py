@@ -57,17 +57,17 @@ class Rows:
         self.bad, self.count = [], 0
         is_iterable = isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping)
         first = list(itertools.islice(source, 1)) if isinstance(source, list | tuple) else []
-        self.files, self._places = None, None
+        self.files, self.before = None, None
         if is_iterable and (not isinstance(source, list | tuple) or (first and isinstance(first[0], Mapping))):
-            self._records = source
+            self.records = source
         else:
             self.files = find_files(source)
 
     def __iter__(self):
         """Yield (place, row), from the beginning."""
-        if self._places is not None:  # read before
-            self.bad, self.count = list(self._places[0]), self._places[1]
-            yield from self._records
+        if self.before is not None:  # read before
+            self.bad, self.count = list(self.before[0]), self.before[1]
+            yield from self.records
             return
         self.bad, self.count = [], 0
         pieces = (
@@ -109,14 +109,14 @@ class Rows:
         chosen = set(order[:kept].tolist())
         second = self._part([pair for number, pair in enumerate(pairs) if number in chosen])
         second.bad, second.count = [], kept
-        second._places = [], kept
+        second.before = [], kept
         return self._part([pair for number, pair in enumerate(pairs) if number not in chosen]), second
 
     def _part(self, pairs):
         part = copy.copy(self)
-        part._records, part.columns = pairs, {}
-        part._places = list(self.bad), len(pairs) + len(self.bad)
-        part.bad, part.count = list(self.bad), part._places[1]
+        part.records, part.columns = pairs, {}
+        part.before = list(self.bad), len(pairs) + len(self.bad)
+        part.bad, part.count = list(self.bad), part.before[1]
         return part
 
     def check(self):
@@ -136,7 +136,7 @@ class Rows:
             )
 
     def _numbered(self):
-        for number, record in enumerate(self._records, 1):
+        for number, record in enumerate(self.records, 1):
             yield f"row {number}", record
 
     def _renamed(self, record):
