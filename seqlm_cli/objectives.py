@@ -80,12 +80,14 @@ def check_start(args, model):
     Raises:
         ValueError: an encoder that fills masks is asked for, or another model than that, and the run has the other.
     """
-    from keras_seqlm.models import LanguageModel, MaskedLM
+    from keras_seqlm.models import MaskedLM
+    from keras_seqlm.models.heads import Head
 
-    wanted = MaskedLM if args.objective == "masked" else LanguageModel
-    if not isinstance(model, wanted):
+    masked = args.objective == "masked"
+    if not isinstance(model, MaskedLM) if masked else isinstance(model, Head):
+        wanted = "MaskedLM" if masked else "LanguageModel"
         raise ValueError(
-            f"--objective {args.objective} trains a {wanted.__name__}, and {args.start} holds a {type(model).__name__}: begin with a "
+            f"--objective {args.objective} trains a {wanted}, and {args.start} holds a {type(model).__name__}: begin with a "
             "run of such an objective, or leave out --from"
         )
 

@@ -26,6 +26,7 @@ OF_WATCHING = (
 OF_TRANSFORMER = """--size small --layers 3 --hidden-dim 32 --heads 4 --kv-heads 2 --intermediate-dim 48
 --activation swiglu --norm rms --positions rotary --untied --dropout 0.25 --tokenizer bpe --vocabulary-size 300"""
 OF_RECURRENT = "--model gru --size nano --layers 2 --hidden-dim 16 --embedding-dim 12 --dropout 0.5 --carry-state"
+OF_OBJECTIVE = "--objective masked --whole-words"
 ELSEWHERE = {
     "help",
     "config",
@@ -59,6 +60,7 @@ def seen(monkeypatch, tmp_path):
     tokenizer = types.SimpleNamespace(vocabulary_size=99, hash="a tokenizer", decode=lambda ids: "text")
     model = types.SimpleNamespace(build=lambda: None, max_length=None, count_params=lambda: 0)
     blocks = types.SimpleNamespace(tokens=[0] * 40, num_tokens=40, content_hash="a text")
+    noisy = types.SimpleNamespace(objective="an objective", **vars(blocks))
     recipe = types.SimpleNamespace(distribution="single", fit=fit, scope=contextlib.nullcontext, to_dict=dict)
     resume = types.SimpleNamespace(step_before=0, close=lambda: None)
     task = types.SimpleNamespace(begin=lambda folder: None)
@@ -67,6 +69,7 @@ def seen(monkeypatch, tmp_path):
         monkeypatch.setattr(tokenizers, name, kind)
     for room, name, answer in (
         (data, "causal_blocks", (blocks, blocks)),
+        (data, "objective_blocks", (noisy, noisy)),
         (data, "texts", ["text"]),
         (models, "TransformerLM", model),
         (models, "RecurrentLM", model),
@@ -78,6 +81,7 @@ def seen(monkeypatch, tmp_path):
         (keras.callbacks, "EarlyStopping", "early stopping"),
     ):
         monkeypatch.setattr(room, name, recorded(name, answer))
+    monkeypatch.setattr(data, "prepared", lambda tokenizer, objective: tokenizer)
 
     def run(words):
         calls.clear()
@@ -246,11 +250,23 @@ def test_one_folder_written_in_two_ways_is_no_change(monkeypatch, tmp_path):
     assert not train._same("schedule", "wsd", "./wsd")
 
 
+def test_an_objective_comes_to_its_data(seen, monkeypatch):
+    masked = types.SimpleNamespace(build=lambda: None, max_length=None, count_params=lambda: 0)
+    monkeypatch.setattr(models, "TransformerEncoder", lambda *positional, **named: named)
+    monkeypatch.setattr(models, "MaskedLM", lambda backbone: masked)
+    monkeypatch.setattr(train, "task_of", lambda *positional: types.SimpleNamespace(begin=lambda folder: None))
+    texts, tokenizer, objective, named = seen(f"{OF_OBJECTIVE} --seed 7 --batch 6 --context 24")["objective_blocks"]
+    assert texts == ["a.txt"] and tokenizer.hash == "a tokenizer"
+    assert objective == data.Masked(whole_words=True) and named["layout"] == "encoder" and named["seed"] == 7
+    assert seen("--objective fim")["objective_blocks"][2] == "fim"
+
+
 def test_no_flag_is_forgotten_here():
     parser = argparse.ArgumentParser()
     train.arguments(parser)
     flags = {flag[2:] for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
-    words = f"{OF_DATA} {OF_RECIPE} {OF_WATCHING} {OF_TRANSFORMER} {OF_RECURRENT} --text --out --backend".split()
+    words = f"{OF_DATA} {OF_RECIPE} {OF_WATCHING} {OF_TRANSFORMER} {OF_RECURRENT} {OF_OBJECTIVE}".split()
+    words += ["--text", "--out", "--backend"]
     assert flags - ELSEWHERE == {word[2:] for word in words if word.startswith("--")}
 
 

@@ -78,7 +78,7 @@ def test_training_is_one_line_that_fits_and_leaves_nothing_stale(terminal):
 
 def test_what_does_not_fit_goes_by_how_much_it_matters(terminal):
     progress = Progress()
-    progress.run, progress.step = types.SimpleNamespace(steps=20000, tokens_per_step=None), 12345
+    progress.run, progress.step = types.SimpleNamespace(steps=20000, tokens_per_step=None, targets="tokens"), 12345
     progress._schedule, progress._gradient_norm, progress._skipped = None, 0.523, 2
     progress.tokens_per_second, progress.steps_per_second = lambda: 123456.0, lambda: 2.0
     with shown_in(terminal.stream):
