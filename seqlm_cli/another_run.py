@@ -61,6 +61,22 @@ def parts_of(args):
 
 def model_of(args):
     """The model of another run, whose weights a new schedule starts from; of a run that goes on its own."""
+    model, whose = start_of(args)
+    carried = getattr(model, "stateful_batch_size", None)
+    if carried != (args.batch if args.carry_state else None):
+        fix = "leave out --carry-state" if carried is None else f"give --carry-state --batch {carried}"
+        raise ValueError(
+            f"the model of {whose} {'does not carry' if carried is None else 'carries'} its state from batch to batch; {fix}"
+        )
+    return model
+
+
+def start_of(args):
+    """The model that a run starts from, and the folder that it is from; see `model_of`.
+
+    Raises:
+        ValueError: it is in another precision than `--precision`.
+    """
     from keras_seqlm import tasks
 
     alone = _goes_on_alone(args)
@@ -70,13 +86,7 @@ def model_of(args):
         raise ValueError(
             f"the model of {whose} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
         )
-    carried = getattr(model, "stateful_batch_size", None)
-    if carried != (args.batch if args.carry_state else None):
-        fix = "leave out --carry-state" if carried is None else f"give --carry-state --batch {carried}"
-        raise ValueError(
-            f"the model of {whose} {'does not carry' if carried is None else 'carries'} its state from batch to batch; {fix}"
-        )
-    return model
+    return model, whose
 
 
 def _goes_on_alone(args):

@@ -6,18 +6,22 @@ import math
 import pathlib
 import sys
 
-from seqlm_cli.another_run import OF_THE_MODEL
+from seqlm_cli.another_run import start_of
 from seqlm_cli.options import import_modules, size_table
 from seqlm_cli.train import (
-    TRAINED_TOKENIZERS,
     add_devices,
     add_parts,
     add_recipe,
     add_starts,
     add_tokenizer,
+    fill_in_parts,
+    kept_of,
     last_words,
+    new_tokenizer,
     open_run,
     recipe_of,
+    refuse_fewer_steps,
+    refuse_parts_of_others,
     write_settings,
 )
 
@@ -44,6 +48,7 @@ OWNERS = {"pooling": ("classify", "embed"), "embedding_width": ("embed",), "befo
 TEXTS = ("text", "pair", "question", "context")  # fields that a tokenizer learns from
 LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4}
 NUM_EXAMPLES = 50
+EPOCHS = 10
 _DEFAULTS = {"model": "transformer", "size": "micro", "tokenizer": "bpe", "dropout": 0.1}
 
 
@@ -66,7 +71,7 @@ def arguments(p):
         "--model", choices=["transformer", "lstm", "gru", "rnn"], help="from scratch: an encoder of this kind"
     )
     p.add_argument("--size", help="see the table below (default micro)")
-    p.add_argument("--epochs", type=float, default=10.0, help="times that the rows are read (default 10)")
+    p.add_argument("--epochs", type=float, help=f"times that the rows are read (default {EPOCHS})")
     p.add_argument("--steps", type=int, default=None, help="batches, in place of --epochs")
     p.add_argument(
         "--config", metavar="FILE.toml", help="flags from a file, as RUN/run.toml; those given here go before"
@@ -128,7 +133,8 @@ def run(args):
     for rows in (train, validation):
         rows.check()
     if args.steps is None:
-        args.steps = max(1, math.ceil(args.epochs * max(1, sum(1 for _ in train) // args.batch)))
+        args.steps = max(1, math.ceil((args.epochs or EPOCHS) * max(1, sum(1 for _ in train) // args.batch)))
+        args.epochs = None  # the steps are what the run goes on by
     recipe = recipe_of(args)
     training.strategy(recipe.distribution)  # joins the processes of the run, where there are several
     folder = training.RunFolder(args.out)
@@ -140,33 +146,23 @@ def run(args):
 
 
 def _check_options(args):
-    for name in ("layers", "hidden_dim", "heads", "kv_heads", "intermediate_dim", "embedding_dim", "context"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name in ("batch", "steps"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if not args.epochs > 0:
+    if args.epochs is not None and args.steps is not None:
+        raise ValueError(
+            "--epochs and --steps both say how long it trains (RUN/run.toml has its steps): give one of them"
+        )
+    if args.epochs is not None and not args.epochs > 0:
         raise ValueError(f"--epochs must be above 0, got {args.epochs}")
-    if args.start is not None:
-        own = [name for name in OF_THE_MODEL if getattr(args, name) not in (None, False)]
-        if own:
-            said = ", ".join(f"--{name.replace('_', '-')}" for name in own)
-            raise ValueError(f"--from takes model and tokenizer as they are in {args.start}; leave out {said}")
+    fill_in_parts(args, _DEFAULTS)
     for name, owners in OWNERS.items():
         if getattr(args, name) is not None and args.task not in owners:
             raise ValueError(
                 f"--{name.replace('_', '-')} is of --task {' and '.join(owners)}, and this is --task {args.task}"
             )
-    if args.untied:
+    if args.untied and args.start is None:
         raise ValueError("--untied is of the projection to a vocabulary, and a task has none")
-    if args.early_stopping is not None and args.early_stopping < 1:
-        raise ValueError(f"--early-stopping must be at least 1, got {args.early_stopping}")
-    for name, value in _DEFAULTS.items():
-        if args.start is None and getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.start is not None:
-        args.model = args.model or "transformer"
+    if args.context and (args.start is not None or args.model != "transformer"):
+        raise ValueError("--context is of a Transformer from scratch; leave it out")
+    refuse_parts_of_others(args)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES["scratch" if args.start is None else "pretrained"]
 
@@ -207,11 +203,7 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
         allow_changes=args.allow_changes,
     )
     try:
-        if args.steps < resume.step_before:
-            raise ValueError(
-                f"{folder.path} has made {resume.step_before} steps already, and --steps is {args.steps}: give at least "
-                f"{resume.step_before}, or name another folder; nothing was changed"
-            )
+        refuse_fewer_steps(args, folder, resume)
         if going_on:
             training.chief_decides(begin)
         print(
@@ -226,16 +218,13 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
         recipe.fit(model, train_data, validation_data, callbacks=callbacks, resume=resume)
     finally:
         resume.close()
-    step = None
-    if args.early_stopping and resume.checkpoints.best_loss() < math.inf:
-        step = resume.checkpoints.best().step
-        task = tasks.load(folder.path, step)
+    task, step = kept_of(args, folder, resume, task)
     if training.is_chief():
         task.save(folder.path)
         figures = task.evaluate(validation)
         tasks.write_figures(folder.path, figures)
         of = "a token" if train_data.of_tokens else "a row"
-        print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before), of)}")
+        print(f"{folder.path}: {last_words(folder.path, step, of)}")
         print(figures_line(figures))
 
 
@@ -262,31 +251,23 @@ def _tokenizer(args, train):
 
     if args.start is not None:
         return tokenizers.load(pathlib.Path(args.start) / "tokenizer")
-    if args.tokenizer not in TRAINED_TOKENIZERS:
-        if not pathlib.Path(args.tokenizer).is_dir():
-            names = ", ".join(TRAINED_TOKENIZERS)
-            raise ValueError(
-                f"--tokenizer must be one of {names}, or a saved tokenizer's folder; got {args.tokenizer!r}"
-            )
-        return tokenizers.load(args.tokenizer)
-    kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
-    texts = [value for _, row in train for name in TEXTS if isinstance(value := row.get(name), str)]
-    texts += [" ".join(map(str, row["tokens"])) for _, row in train if isinstance(row.get("tokens"), list)]
+    return new_tokenizer(args.tokenizer, args.vocabulary_size or 2048, lambda: _texts(train))
+
+
+def _texts(rows):
+    """The texts of rows, for a tokenizer to learn from."""
+    texts = [value for _, row in rows for name in TEXTS if isinstance(value := row.get(name), str)]
+    texts += [" ".join(map(str, row["tokens"])) for _, row in rows if isinstance(row.get("tokens"), list)]
     if not texts:
         raise ValueError(f"no row has a text to learn a tokenizer from: expected one of {', '.join(TEXTS)}, or tokens")
-    return kind.train(texts=texts, vocabulary_size=args.vocabulary_size or 2048)
+    return texts
 
 
 def _backbone(args, tokenizer):
-    from keras_seqlm import models, tasks
+    from keras_seqlm import models
 
     if args.start is not None:
-        model = tasks.load(args.start).model
-        if model.dtype_policy.name != args.precision:
-            raise ValueError(
-                f"the model of {args.start} is in {model.dtype_policy.name}; give --precision {model.dtype_policy.name}"
-            )
-        return models.backbone_of(model)
+        return models.backbone_of(start_of(args)[0])
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tokenizer_hash": tokenizer.hash}
     if args.model != "transformer":

@@ -80,8 +80,7 @@ def check_start(args, model):
     Raises:
         ValueError: an encoder that fills masks is asked for, or another model than that, and the run has the other.
     """
-    from keras_seqlm.models import MaskedLM
-    from keras_seqlm.models.heads import Head
+    from keras_seqlm.models import Head, MaskedLM
 
     masked = args.objective == "masked"
     if not isinstance(model, MaskedLM) if masked else isinstance(model, Head):

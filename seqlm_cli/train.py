@@ -219,7 +219,7 @@ def run(args):
 
 
 def _train(args, folder, going_on, recipe, recurrent):
-    from keras_seqlm import tasks, tokenizers, training
+    from keras_seqlm import tokenizers, training
 
     tokenizer = tokenizers.load(folder.path / "tokenizer") if going_on else _tokenizer(args)
     with recipe.scope():
@@ -240,11 +240,7 @@ def _train(args, folder, going_on, recipe, recurrent):
         allow_changes=args.allow_changes,
     )
     try:
-        if args.steps < resume.step_before:
-            raise ValueError(
-                f"{folder.path} has made {resume.step_before} steps already, and --steps is {args.steps}: give at least "
-                f"{resume.step_before}, or name another folder; nothing was changed"
-            )
+        refuse_fewer_steps(args, folder, resume)
         if going_on:  # only now: what is refused leaves the folder as it was
             training.chief_decides(begin)
         for name, times in train_blocks.epochs(args.steps).items() if hasattr(train_blocks, "epochs") else ():
@@ -260,13 +256,29 @@ def _train(args, folder, going_on, recipe, recurrent):
         recipe.fit(model, train_blocks, validation, callbacks=callbacks, resume=resume)
     finally:
         resume.close()
-    step = None
-    if args.early_stopping and resume.checkpoints.best_loss() < math.inf:
-        step = resume.checkpoints.best().step
-        task = tasks.load(folder.path, step)
+    task, step = kept_of(args, folder, resume, task)
     if training.is_chief():
         task.save(folder.path)
-        print(f"{folder.path}: {last_words(folder.path, step or max(resume.step, resume.step_before))}")
+        print(f"{folder.path}: {last_words(folder.path, step)}")
+
+
+def refuse_fewer_steps(args, folder, resume):
+    """Refuse `--steps` below those that the run has made."""
+    if args.steps < resume.step_before:
+        raise ValueError(
+            f"{folder.path} has made {resume.step_before} steps already, and --steps is {args.steps}: give at least "
+            f"{resume.step_before}, or name another folder; nothing was changed"
+        )
+
+
+def kept_of(args, folder, resume, task):
+    """What a run that has ended leaves, and of which step: the best under `--early-stopping`, else the last."""
+    from keras_seqlm import tasks
+
+    if args.early_stopping and resume.checkpoints.best_loss() < math.inf:
+        step = resume.checkpoints.best().step
+        return tasks.load(folder.path, step), step
+    return task, max(resume.step, resume.step_before)
 
 
 def last_words(folder, step, of="a token"):
@@ -419,10 +431,27 @@ def corpora_of(words):
 
 def _check_options(args):
     """Refuse what does not go together, fill in what `--from` and the defaults say; returns whether the model is recurrent."""
+    fill_in_parts(args, _DEFAULTS)
+    refuse_parts_of_others(args)
+    check_objective(args)
+    return args.model != "transformer"
+
+
+def refuse_parts_of_others(args):
+    """Refuse the parts of a Transformer with a recurrent model, and of one with a Transformer."""
+    recurrent = args.model != "transformer"
+    for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
+        if getattr(args, name, None):
+            owner = "a Transformer" if recurrent else "a recurrent model"
+            raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
+
+
+def fill_in_parts(args, defaults):
+    """Refuse counts below 1, and parts beside `--from` that are not those of its run; set those that are not given."""
     for name in (*_COUNTS, "early_stopping", "vocabulary_size", "batch", "steps", "sample_every"):
-        if (value := getattr(args, name)) is not None and value < 1:
+        if (value := getattr(args, name, None)) is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    parts = _DEFAULTS if args.start is None else parts_of(args)
+    parts = defaults if args.start is None else parts_of(args)
     if args.start is not None:
         own = [name for name in OF_THE_MODEL if _given(args, name) and getattr(args, name) != parts.get(name)]
         if own:
@@ -431,13 +460,6 @@ def _check_options(args):
     for name, value in parts.items():
         if not _given(args, name):
             setattr(args, name, value)
-    recurrent = args.model != "transformer"
-    for name in _TRANSFORMER_ONLY if recurrent else _RECURRENT_ONLY:
-        if getattr(args, name):
-            owner = "a Transformer" if recurrent else "a recurrent model"
-            raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}, and --model is {args.model}")
-    check_objective(args)
-    return recurrent
 
 
 def _given(args, name):
@@ -484,19 +506,24 @@ def _tokenizer(args):
 
 
 def _new_tokenizer(args):
-    from keras_seqlm import data, tokenizers
+    from keras_seqlm import data
 
-    if args.tokenizer not in TRAINED_TOKENIZERS:
-        if not pathlib.Path(args.tokenizer).is_dir():
-            names = ", ".join(TRAINED_TOKENIZERS)
-            raise ValueError(
-                f"--tokenizer must be one of {names}, or a saved tokenizer's folder; got {args.tokenizer!r}"
-            )
-        return tokenizers.load(args.tokenizer)
-    kind = getattr(tokenizers, TRAINED_TOKENIZERS[args.tokenizer])
     size = in_effect(vars(args))["vocabulary_size"]
-    texts = data.texts(list(corpora_of(args.text)), args.text_field, tolerance=args.tolerance)
-    return kind.train(texts=texts, vocabulary_size=size)
+    return new_tokenizer(
+        args.tokenizer, size, lambda: data.texts(list(corpora_of(args.text)), args.text_field, tolerance=args.tolerance)
+    )
+
+
+def new_tokenizer(name, vocabulary_size, texts):
+    """What `--tokenizer` names: a saved one, or one of a kind that learns from texts, which a function gives."""
+    from keras_seqlm import tokenizers
+
+    if name in TRAINED_TOKENIZERS:
+        return getattr(tokenizers, TRAINED_TOKENIZERS[name]).train(texts=texts(), vocabulary_size=vocabulary_size)
+    if not pathlib.Path(name).is_dir():
+        names = ", ".join(TRAINED_TOKENIZERS)
+        raise ValueError(f"--tokenizer must be one of {names}, or a saved tokenizer's folder; got {name!r}")
+    return tokenizers.load(name)
 
 
 def _model(args, tokenizer, recurrent):

@@ -75,6 +75,10 @@ class Batches(keras.utils.PyDataset):
             raise IndexError(f"Batch {index} of {len(self)}; use batch(step) for steps of later epochs.")
         self._check_order(index)
         self._reads += 1
+        return self._of_epoch(index)
+
+    def _of_epoch(self, index):
+        """Batch `index` of the current epoch."""
         return self.batch(self.epoch * len(self) + index)
 
     def _check_order(self, index):

@@ -1,18 +1,18 @@
 """Batches of labelled examples for fine-tuning, each a pure function of (seed, step)."""
 
-import copy
 import hashlib
+from functools import cached_property
 
-import keras
 import numpy as np
 
+from keras_seqlm.data.batches import Batches
 from keras_seqlm.data.permutation import permute, stream_key
 
 WINDOW = 32  # batches among whose rows those of like length are put together
 UNCOUNTED = -1  # the target of a token that has none
 
 
-class Examples(keras.utils.PyDataset):
+class Examples(Batches):
     """Batches of examples of any lengths, padded on the right, rows of like length together.
 
     `batch(step)` counts steps over all epochs and depends on nothing but the arguments here, so that a run resumes at any
@@ -63,7 +63,7 @@ class Examples(keras.utils.PyDataset):
         complete=False,
         max_length=None,
     ):
-        super().__init__()
+        super().__init__(batch_size)
         if len(inputs) != len(targets):
             raise ValueError(f"each example needs a target, got {len(inputs)} examples and {len(targets)} targets")
         if not inputs or (not complete and len(inputs) < batch_size):
@@ -80,10 +80,8 @@ class Examples(keras.utils.PyDataset):
         self._sizes = np.array([len(row["token_ids"]) for row in self._inputs])
         if self._sizes.min() < 1 or (max_length is not None and self._sizes.max() > max_length):
             raise ValueError(f"rows must have 1 to {max_length} tokens, got {self._sizes.min()} to {self._sizes.max()}")
-        self.batch_size = self.global_batch_size = int(batch_size)
         self.seed, self.shuffle, self.complete = seed, shuffle and not complete, complete
         self.max_length = max_length
-        self.epoch, self._rows, self._reads, self._in_epoch = 0, slice(None), 0, False
         self._plan = (None, None)  # the last epoch whose order was made, and that order
         self._all_wide = False
 
@@ -94,7 +92,7 @@ class Examples(keras.utils.PyDataset):
     def num_rows(self):
         return len(self._inputs)
 
-    @property
+    @cached_property
     def num_targets(self):
         return sum(int((one != UNCOUNTED).sum()) for one in self._targets) if self.of_tokens else self.num_rows
 
@@ -199,12 +197,6 @@ class Examples(keras.utils.PyDataset):
                 batches[[1, other]] = batches[[other, 1]]
         return np.concatenate([batches.reshape(-1), order[full * self.global_batch_size :]])
 
-    def batches(self, first_step=0):
-        """Yield batch `first_step` and all after it, without end."""
-        while True:
-            yield self.batch(first_step)
-            first_step += 1
-
     def open_shapes(self, batch):
         """The shapes of a batch's arrays, None for the width, which differs between batches."""
         x, y, *weight = batch
@@ -212,47 +204,16 @@ class Examples(keras.utils.PyDataset):
         x = {name: array.shape if name == "lengths" else wide for name, array in x.items()}
         return x, wide if self.of_tokens else y.shape, *(array.shape for array in weight)
 
-    def as_tf_dataset(self, first_step=0, num_steps=None):
-        """A `tf.data.Dataset` of the batches from `first_step`; see `CausalBlocks.as_tf_dataset`. Their width is left open."""
-        from keras_seqlm.data.pipeline import tf_dataset
-
-        return tf_dataset(self, first_step, num_steps)
-
-    def shard(self, index, count):
-        """The rows `index::count` of every batch, for process `index` of `count`; see `CausalBlocks.shard`."""
-        if self.batch_size != self.global_batch_size:
-            raise ValueError("This is one process's part already: take `shard` of the whole data set.")
-        if count < 1 or self.batch_size % count or not 0 <= index < count:
-            raise ValueError(
-                f"shard(index, count) takes a count that divides batch_size={self.batch_size} and an index below the "
-                f"count, received index={index}, count={count}."
-            )
-        part = copy.copy(self)
-        part.batch_size = self.batch_size // count
-        part._rows = slice(index, None, count)
-        return part
-
     def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"Batch {index} of {len(self)}; use batch(step) for steps of later epochs.")
-        self._reads += 1
-        if not self._all_wide:
+        if not self._all_wide and 0 <= index < len(self):
             widths = [self._width(self._everyone(self.epoch, place)) for place in range(min(2, len(self)))]
             self._all_wide = len(set(widths)) < 2
+        return super().__getitem__(index)
+
+    def _of_epoch(self, index):
         everyone = self._everyone(self.epoch, index)
-        return self._batch(
-            everyone, width_of(int(self._sizes.max()), self.max_length) if self._all_wide else self._width(everyone)
-        )
-
-    def on_epoch_begin(self):
-        self._in_epoch = True
-
-    def on_epoch_end(self):
-        # As in CausalBlocks: Keras ends an epoch more often than it has read one.
-        if self._in_epoch and self._reads >= len(self):
-            self.epoch += 1
-            self._reads = 0
-        self._in_epoch = False
+        widest = width_of(int(self._sizes.max()), self.max_length)
+        return self._batch(everyone, widest if self._all_wide else self._width(everyone))
 
 
 def width_of(size, most):

@@ -1,11 +1,13 @@
 """Models of sequences: language models on one contract (state in, state out), encoders, and heads on either."""
 
 from keras_seqlm.models.encoders import RecurrentEncoder, TransformerEncoder
-from keras_seqlm.models.heads import Classifier, Embedder, MaskedLM, SpanFinder, Tagger, backbone_of
+from keras_seqlm.models.heads import Head, backbone_of
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import RECURRENT_SIZES, SIZES, TRANSFORMER_SIZES
 from keras_seqlm.models.recurrent_lm import RecurrentLM
 from keras_seqlm.models.sequence_model import SequenceModel
+from keras_seqlm.models.text_heads import Classifier, Embedder
+from keras_seqlm.models.token_heads import MaskedLM, SpanFinder, Tagger
 from keras_seqlm.models.token_model import TokenModel
 from keras_seqlm.models.transformer_lm import TransformerLM
 
@@ -15,6 +17,7 @@ __all__ = [
     "TRANSFORMER_SIZES",
     "Classifier",
     "Embedder",
+    "Head",
     "LanguageModel",
     "MaskedLM",
     "RecurrentEncoder",

@@ -258,7 +258,7 @@ def test_an_objective_comes_to_its_data(seen, monkeypatch):
     texts, tokenizer, objective, named = seen(f"{OF_OBJECTIVE} --seed 7 --batch 6 --context 24")["objective_blocks"]
     assert texts == ["a.txt"] and tokenizer.hash == "a tokenizer"
     assert objective == data.Masked(whole_words=True) and named["layout"] == "encoder" and named["seed"] == 7
-    assert seen("--objective fim")["objective_blocks"][2] == "fim"
+    assert seen("--objective fim --overwrite")["objective_blocks"][2] == "fim"
 
 
 def test_no_flag_is_forgotten_here():
