@@ -54,7 +54,9 @@ class Head(SequenceModel):
 
     @property
     def trainable_variables(self):
-        idle = {id(variable) for variable in self.backbone.of_logits_alone}
+        # Of a model in a file Keras keeps that it is frozen, and not that its layers are.
+        idle = self.backbone.of_logits_alone if self.backbone.trainable else self.backbone.variables
+        idle = {id(variable) for variable in idle}
         return [variable for variable in super().trainable_variables if id(variable) not in idle]
 
     @property

@@ -149,6 +149,21 @@ def test_a_head_trains_what_it_reads_and_leaves_the_logits_of_the_backbone(untie
     assert len(backbone.trainable_variables) == len(before) - 2 + len(kept)
 
 
+@pytest.mark.backends
+def test_a_frozen_backbone_is_frozen_when_it_comes_back_from_a_file(tmp_path):
+    model = Classifier(built("bidirectional"), 3)
+    model.build()
+    model.backbone.trainable = False
+    model.save(tmp_path / "frozen.keras")
+    again = keras.saving.load_model(tmp_path / "frozen.keras")
+    fresh = Classifier(again.backbone, 3)
+    fresh.build()
+    for one in (model, again, fresh):
+        assert [variable.path.split("/")[-2] for variable in one.trainable_variables] == ["classes", "classes"]
+    again.backbone.trainable = True
+    assert len(again.trainable_variables) == 2 + len(again.backbone.trainable_variables) > 4
+
+
 def test_what_is_refused():
     model = built("causal")
     with pytest.raises(ValueError, match="of a head give its own backbone"):

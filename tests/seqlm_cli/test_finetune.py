@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,8 +209,14 @@ def test_on_another_run_s_model(rows, tmp_path, capsys):
     assert finetune(rows, again, "--from", str(folder), "--steps", "2", *MORE[2:], "--batch", "8") == 0
     table = array(tasks.load(again).model.backbone.token_embedding.table)
     assert not np.array_equal(table, array(before.token_embedding.table))
+    shutil.rmtree(book)  # the run that began with it has a checkpoint of its own
+    flags = ["finetune", "--config", str(folder / "run.toml")]
+    assert seqlm_cli.main([*flags, "--steps", "4"]) == 0
+    assert read_history(folder / "history.csv")[-1]["step"] == 4
     capsys.readouterr()
-    assert finetune(rows, tmp_path / "no", "--from", str(book), "--size", "nano") == 2
+    assert seqlm_cli.main([*flags, "--epochs", "20"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert finetune(rows, tmp_path / "no", "--from", str(folder), "--size", "tiny") == 2
     assert "leave out --size" in capsys.readouterr().err
 
 
