@@ -3,7 +3,7 @@
 import numpy as np
 
 from seqlm_runtime.prompts import read_ids
-from seqlm_runtime.row_tasks.reading import Read, RowTask
+from seqlm_runtime.row_tasks.reading import Read, RowTask, as_str
 from seqlm_runtime.tokenizers.tokenizer import as_text
 
 MASK = "[MASK]"
@@ -26,6 +26,18 @@ class FillMask(RowTask):
 
     def answer(self, read, numbers):
         return filled(self.tokenizer, read.about[0], numbers[0], self.mask_id, self.special, CANDIDATES)
+
+    def from_outputs(self, outputs, number, row):
+        names = ("candidates", "candidate_ids", "probabilities")
+        masks = zip(*(outputs[name][number, : outputs["num_masks"][number]] for name in names), strict=True)
+        candidates = [
+            [
+                {"text": as_str(text), "token_id": int(i), "probability": float(share)}
+                for text, i, share in zip(*mask, strict=True)
+            ]
+            for mask in masks
+        ]
+        return {"filled": as_str(outputs["filled"][number]), "candidates": candidates}
 
 
 def masked_ids(tokenizer, text, mask_id, mask_text, takes_space, room=None):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seqlm_runtime.row_tasks.reading import Read, RowTask, first_ids, log_shares, placed_part
+from seqlm_runtime.row_tasks.reading import Read, RowTask, as_str, first_ids, log_shares, placed_part
 from seqlm_runtime.spans import OUTSIDE, spans_of_tags
 from seqlm_runtime.tokenizers.tokenizer import as_text
 from seqlm_runtime.windows import trimmed, windows_of
@@ -41,6 +41,27 @@ class Tag(RowTask):
         tokens, windows, text = read.about
         logits = np.concatenate([odds[window.own_places] for window, odds in zip(windows, numbers, strict=True)])
         return {**tagging(tokens, logits, self.tags, self.kind), "text": text}
+
+    def texts(self, rows):
+        name = self.before
+        return {
+            "text": [row["text"] for row in rows],
+            **({"before": [row.get(name) or "" for row in rows]} if name else {}),
+        }
+
+    def from_outputs(self, outputs, number, row):
+        spans = []
+        if self.kind == "spans":
+            names = ("labels", "starts", "ends", "texts", "scores")
+            count = outputs["num_spans"][number]
+            for label, start, end, text, score in zip(
+                *(outputs[f"span_{name}"][number][:count] for name in names), strict=True
+            ):
+                span = {"label": as_str(label), "start": int(start), "end": int(end)}
+                spans.append({**span, "text": as_str(text), "score": float(score)})
+        count = outputs["num_tokens"][number]
+        tokens, tags = ([as_str(text) for text in outputs[name][number][:count]] for name in ("tokens", "tags"))
+        return {"text": as_text(row["text"]), "spans": spans, "tokens": tokens, "tags": tags}
 
 
 def tags_of(labels):
@@ -108,6 +129,11 @@ class Answer(RowTask):
 
     def answer(self, read, numbers):
         return best_answer(*read.about, numbers, self.unanswerable, self.longest)
+
+    def from_outputs(self, outputs, number, row):
+        start, end = (int(outputs[name][number]) for name in ("start", "end"))
+        score = float(outputs["score"][number])
+        return {"text": as_str(outputs["answer"][number]), "start": start, "end": end, "score": score}
 
 
 def question_ids(tokenizer, question, room):

@@ -38,7 +38,7 @@ class RowTask:
     per_token = False  # whether the numbers have an axis of time, which answers look at up to a row's length
 
     def __init__(self, tokenizer, room, reads, most=None, **settings):
-        self.tokenizer, self.room, self.reads, self.most = tokenizer, room, tuple(reads), most
+        self.tokenizer, self.room, self.reads, self.most, self.settings = tokenizer, room, tuple(reads), most, settings
         for name, value in settings.items():
             setattr(self, name, value)
 
@@ -62,6 +62,20 @@ class RowTask:
             numbers: an array for each of its inputs.
         """
         raise TypeError(f"{type(self).__name__} must define answer(read, numbers)")
+
+    def from_outputs(self, outputs, number, row):
+        """The same from what a SavedModel answers.
+
+        Args:
+            outputs: dict of arrays, as its `serving_default` gives them.
+            number: of the row among them.
+            row: itself.
+        """
+        raise TypeError(f"{type(self).__name__} must define from_outputs(outputs, number, row)")
+
+    def texts(self, rows):
+        """The inputs of a SavedModel: dict of field to a list of texts."""
+        return {name: [row.get(name) or "" for row in rows] for name in (*self.fields, *self.optional())}
 
     def row_of(self, given):
         """A row from a text, a tuple of texts in the order of the fields, or a dict."""
@@ -158,6 +172,11 @@ def placed_part(tokenizer, text, most=None):
         cut = True
         tokens = dataclasses.replace(tokens, ids=tokens.ids[:most], offsets=tokens.offsets[:most])
     return tokens, cut
+
+
+def as_str(text):
+    """A text that a SavedModel has answered."""
+    return text.decode("utf-8", "replace")
 
 
 def log_shares(odds):

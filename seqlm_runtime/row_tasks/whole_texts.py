@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seqlm_runtime.row_tasks.reading import Read, RowTask, log_shares, pair_ids
+from seqlm_runtime.row_tasks.reading import Read, RowTask, as_str, log_shares, pair_ids
 
 
 class Classify(RowTask):
@@ -27,6 +27,15 @@ class Classify(RowTask):
 
     def answer(self, read, numbers):
         return classification(numbers[0], self.labels, self.kind)
+
+    def from_outputs(self, outputs, number, row):
+        if self.kind == "number":
+            return classification(outputs["value"][number : number + 1], [], self.kind)
+        labels, shares = [as_str(label) for label in outputs["labels"][number]], outputs["probabilities"][number]
+        label = as_str(outputs["label"][number]) or None
+        return by_probability(
+            label, likely_labels(labels, shares) if self.kind == "labels" else [label], labels, shares
+        )
 
 
 def classification(logits, labels, kind):
@@ -64,3 +73,6 @@ class Embed(RowTask):
 
     def answer(self, read, numbers):
         return {"embedding": np.asarray(numbers[0]).tolist()}
+
+    def from_outputs(self, outputs, number, row):
+        return {"embedding": outputs["embedding"][number].tolist()}
