@@ -117,6 +117,15 @@ class SavedModel:
                 self._running -= 1
                 self._changed.notify_all()
 
+    @property
+    def task(self):
+        """The `row_tasks.RowTask` of an export of a task that answers rows; without a tokenizer, which is in the graph.
+
+        Raises:
+            ValueError: it is an export of a language model.
+        """
+        return task_of(read_sealed(os.path.join(self.path, SIDECAR)))
+
     def predict(self, rows, batch_size=32):
         """Answer rows, of an export of a task that does.
 
@@ -130,11 +139,12 @@ class SavedModel:
         Raises:
             ValueError: it is an export of a language model, or a row lacks a text.
         """
-        task = task_of(read_sealed(os.path.join(self.path, SIDECAR)))
+        task, optional = self.task, self.optional_inputs("serving_default")
         rows, answers = [task.row_of(row) for row in rows], []
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            found = self.run("serving_default", **task.texts(part))
+            texts = {name: found for name, found in task.texts(part).items() if name not in optional or any(found)}
+            found = self.run("serving_default", **texts)
             answers += [
                 {**task.from_outputs(found, number, row), "truncated": bool(found["truncated"][number])}
                 for number, row in enumerate(part)

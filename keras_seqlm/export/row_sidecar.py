@@ -1,6 +1,6 @@
 """What a stranger needs to program against an export of a task that answers rows: the fields of its sidecar."""
 
-from keras_seqlm.export.row_signatures import FORWARD, number_name
+from keras_seqlm.export.row_signatures import FORWARD, number_name, optional_inputs
 from keras_seqlm.export.sidecar import tensor_entry, tokenizer_entry
 from keras_seqlm.export.vectors import tokenizer_vectors
 from seqlm_runtime.prompts import byte_limits
@@ -98,7 +98,7 @@ def row_facts(task, model, folder):
         "max_prompt_tokens": task.most,
         "task": {
             "name": task.verb,
-            "inputs": [*task.fields, *task.optional()],
+            "inputs": [*task.fields, *optional_inputs(task)],
             "settings": task.settings,
             "room": task.room,
             "reads": [name for name in task.reads if name != "segment_ids"],

@@ -1,5 +1,7 @@
 """The signatures of exports of tasks that answer rows: text in, answers out for a server; ids in, numbers out for a phone."""
 
+import numpy as np
+
 from keras_seqlm.export.row_graph import classify, embed, fill_mask
 from keras_seqlm.export.signatures import RECURRENT_PREFILLS, checked_ids
 from keras_seqlm.generation.buckets import buckets
@@ -57,6 +59,35 @@ def number_name(task):
     return "embedding" if task.verb == "embed" else "logits"
 
 
+# What the signature `serving_default` gives, beside `truncated`.
+_TEXT, _NUMBER, _WHOLE = object, np.float32, np.int32
+_GIVES = {
+    "classify": {"label": _TEXT, "labels": _TEXT, "probabilities": _NUMBER},
+    "embed": {"embedding": _NUMBER},
+    "fill-mask": {
+        **{"filled": _TEXT, "candidates": _TEXT, "candidate_ids": _WHOLE, "probabilities": _NUMBER, "num_masks": _WHOLE}
+    },
+    "tag": {"num_tokens": _WHOLE, "tokens": _TEXT, "tags": _TEXT},
+    "answer": {"answer": _TEXT, "start": _WHOLE, "end": _WHOLE, "score": _NUMBER},
+}
+_SPANS = {"num_spans": _WHOLE, "span_labels": _TEXT, "span_starts": _WHOLE, "span_ends": _WHOLE}
+_SPANS |= {"span_texts": _TEXT, "span_scores": _NUMBER}
+
+
+def row_signatures(task):
+    """What each signature of a SavedModel takes and gives: name -> a pair of dicts of name to NumPy type."""
+    gives = {"value": _NUMBER} if task.verb == "classify" and task.kind == "number" else _GIVES[task.verb]
+    gives = {**gives, **(_SPANS if task.verb == "tag" and task.kind == "spans" else {}), "truncated": np.bool_}
+    takes = {"token_ids": _WHOLE, "lengths": _WHOLE, **({"token_types": _WHOLE} if "token_types" in task.reads else {})}
+    texts = dict.fromkeys((*task.fields, *optional_inputs(task)), _TEXT)
+    return {"serving_default": (texts, gives), FORWARD: (takes, {number_name(task): _NUMBER})}
+
+
+def optional_inputs(task):
+    """The names of inputs of `serving_default` that may be left out."""
+    return ("before",) if task.verb == "tag" and task.before else task.optional()
+
+
 def row_module(task, model):
     """A `tf.Module` with a `tf.function` for each signature of a SavedModel.
 
@@ -72,7 +103,7 @@ def row_module(task, model):
     module = tf.Module()
     module.variables_of_the_model = [variable.value for variable in model.variables]
     module.tokenizer = task.tokenizer.in_graph()
-    answer, optional = ANSWERS[task.verb](task, model, module.tokenizer), task.optional()
+    answer, optional = ANSWERS[task.verb](task, model, module.tokenizer), optional_inputs(task)
     text = [tf.TensorSpec([None], tf.string, name) for name in (*task.fields, *optional)]
 
     def traced(function, specs):

@@ -12,6 +12,7 @@ from keras_seqlm.generation.buckets import bucket
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.generation.score import of_targets
 from keras_seqlm.models import MaskedLM
+from keras_seqlm.tasks.row_task import outputs_of
 from keras_seqlm.tasks.task import Task
 from seqlm_runtime import row_tasks
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS
@@ -62,7 +63,8 @@ class FillMask(Task):
     """
 
     model_class = MaskedLM
-    most_ids = None  # see `RowTask`
+    served = row_tasks.FillMask  # see `RowTask`, as of the next
+    most_ids = None
 
     def __init__(self, model, tokenizer, masked=None):
         super().__init__(model, tokenizer)
@@ -75,6 +77,10 @@ class FillMask(Task):
     def settings(self):
         return {"masked": dataclasses.asdict(self.objective)}
 
+    def outputs(self, inputs, batch_size=8):
+        """The model's numbers for rows as `as_served().read` gives them; see `RowTask`."""
+        return outputs_of(self.model, inputs, batch_size, self.room)
+
     @property
     def room(self):
         """How many ids an export reads of a row."""
@@ -82,7 +88,7 @@ class FillMask(Task):
 
     def as_served(self, most=None):
         """See `RowTask`."""
-        return row_tasks.FillMask(self.tokenizer, self.room, self.model.reads, most, **self.settings_served())
+        return self.served(self.tokenizer, self.room, self.model.reads, most, **self.settings_served())
 
     def settings_served(self):
         """See `RowTask`."""

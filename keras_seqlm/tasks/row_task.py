@@ -151,22 +151,27 @@ class RowTask(Task):
             inputs: a list of dicts, as `example` gives them.
             batch_size: rows of a call.
         """
-        run = compiled(self.model, _forward)
-        found = [None] * len(inputs)
-        order = np.argsort([len(one["token_ids"]) for one in inputs], kind="stable")
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            sizes = np.array([len(inputs[row]["token_ids"]) for row in chosen], "int32")
-            width = width_of(int(sizes.max()), self.room)
-            batch = {name: np.zeros((batch_size, width), "int32") for name in inputs[0]}
-            for index, row in enumerate(chosen):
-                for name, ids in inputs[row].items():
-                    batch[name][index, : len(ids)] = ids
-            batch["lengths"] = np.concatenate([sizes, np.ones(batch_size - len(sizes), "int32")])
-            numbers = ops.convert_to_numpy(run(keras.tree.map_structure(ops.convert_to_tensor, batch)))
-            for index, row in enumerate(chosen):
-                found[row] = numbers[index]
-        return found
+        return outputs_of(self.model, inputs, batch_size, self.room)
+
+
+def outputs_of(model, inputs, batch_size, room):
+    """What a model gives for rows of any lengths, at most `room` ids each: a list of arrays, in the order of the rows."""
+    run = compiled(model, _forward)
+    found = [None] * len(inputs)
+    order = np.argsort([len(one["token_ids"]) for one in inputs], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        sizes = np.array([len(inputs[row]["token_ids"]) for row in chosen], "int32")
+        width = width_of(int(sizes.max()), room)
+        batch = {name: np.zeros((batch_size, width), "int32") for name in inputs[0]}
+        for index, row in enumerate(chosen):
+            for name, ids in inputs[row].items():
+                batch[name][index, : len(ids)] = ids
+        batch["lengths"] = np.concatenate([sizes, np.ones(batch_size - len(sizes), "int32")])
+        numbers = ops.convert_to_numpy(run(keras.tree.map_structure(ops.convert_to_tensor, batch)))
+        for index, row in enumerate(chosen):
+            found[row] = numbers[index]
+    return found
 
 
 def as_rows(rows):
