@@ -37,7 +37,7 @@ OPS = frozenset(
     Add AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const
     Cos Cumsum DecodePaddedRaw DecodeRaw DenseBincount EnsureShape Equal Erfc Exp ExpandDims
     FastWordpieceTokenizeWithOffsets Fill FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity
-    IdentityN If IsFinite LeftShift Less LessEqual Log LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum
+    IdentityN If IsFinite LeftShift Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum
     Mean Min Minimum Mul Neg NoOp NormalizeUTF8 NotEqual OnesLike Pack Pad PadV2 PartitionedCall Placeholder
     PlaceholderWithDefault Pow Prod RaggedGather RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv
     ReduceJoin Relu Reshape RightShift Rsqrt ScatterNd SelectV2 SentencepieceOp SentencepieceTokenizeOp Shape

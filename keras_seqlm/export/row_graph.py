@@ -6,6 +6,7 @@ process of an export runs them.
 
 from keras_seqlm.export.reading import read_rows
 from keras_seqlm.generation.buckets import buckets
+from keras_seqlm.tokenizers.graph import valid_utf8
 from seqlm_runtime.prompts import byte_limits
 from seqlm_runtime.row_tasks.fill_mask import CANDIDATES, MASK
 
@@ -80,6 +81,7 @@ def read_masked(graph, tokenizer, text, task):
     most = task.room - int(tokenizer.eos_id is not None)
     longest = _SHRINKS * (byte_limits(tokenizer, most)[1] + len(MASK))
     text = tf.strings.substr(text, tf.zeros_like(tf.strings.length(text)), tf.fill(tf.shape(text), longest))
+    text = valid_utf8(text)  # whatever the tokenizer, since masks are looked for in characters
     if task.takes_space:
         text = tf.strings.regex_replace(text, r" \[MASK\]", MASK)
     if task.mask_text != MASK:

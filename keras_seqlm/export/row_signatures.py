@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from keras_seqlm.export.place_graph import answer, tag
 from keras_seqlm.export.row_graph import classify, embed, fill_mask
 from keras_seqlm.export.signatures import RECURRENT_PREFILLS, checked_ids
 from keras_seqlm.generation.buckets import buckets
 from seqlm_runtime.row_tasks.reading import MOST_IDS
 
-ANSWERS = {"classify": classify, "embed": embed, "fill-mask": fill_mask}
+ANSWERS = {"classify": classify, "embed": embed, "fill-mask": fill_mask, "tag": tag, "answer": answer}
 FORWARD = "forward"
 LEAST = 8  # ids of a text
 IN_WINDOWS = ("tag", "answer")  # tasks that read long texts in windows

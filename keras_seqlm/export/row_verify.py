@@ -263,6 +263,11 @@ def alike(wanted, found, margin, tolerance=TOLERANCE):
     return type(wanted) is type(found) and wanted == found
 
 
+def _said(answer):
+    """What of an answer has to be the same with other weights: of masks the best candidates alone."""
+    return {name: value for name, value in answer.items() if name != "candidates"}
+
+
 def _short(answer):
     text = json.dumps(answer, ensure_ascii=False)
     return text if len(text) < 160 else text[:160] + " ..."
