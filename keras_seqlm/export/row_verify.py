@@ -141,10 +141,8 @@ def _hold(result, expected, got, facts):
     answers, margins = json.loads(str(expected["answers"])), expected["margins"]
     if not result.exact:
         near = result.max_logit_difference * 8  # of two sums of two log-probabilities, each of a logit and a normaliser
-        agree = [
-            alike(one, other, np.inf, tolerance=np.inf)
-            for one, other in zip(answers, _answers(got, "all rows"), strict=True)
-        ]
+        pairs = zip(answers, _answers(got, "all rows"), strict=True)
+        agree = [alike(_said(one), _said(other), np.inf, tolerance=np.inf) for one, other in pairs]
         result.agree, result.same_choices = sum(agree), float(np.mean(agree))
         wrong = [row for row, same in enumerate(agree) if not same and margins[row] > near]
         if wrong and result.relative_difference <= result.most_apart:
