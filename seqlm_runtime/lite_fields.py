@@ -31,6 +31,7 @@ OPTIONS = {
     "CONCATENATION": (10, {0: "i", 1: "b"}),
     "COS": (84, {}),
     "DEQUANTIZE": (38, {}),
+    "DIV": (29, {0: "b"}),
     "DYNAMIC_UPDATE_SLICE": (117, {}),
     "EMBEDDING_LOOKUP": (0, {}),
     "EQUAL": (53, {}),

@@ -255,11 +255,13 @@ def row_run(once):
 @pytest.fixture(scope="session")
 def row_saved_model(once, row_run, fast_exports):
     """`row_saved_model(name)` is the path of its SavedModel."""
+    from row_toys import MOST_IDS
+
     from keras_seqlm import export
 
     def make(path, name):
         with fast_exports():
-            export.saved_model(row_run(name), path)
+            export.saved_model(row_run(name), path, max_prompt_tokens=MOST_IDS.get(name))
 
     return lambda name: str(once(f"row_saved_models/{name}/1", lambda path: make(path, name)))
 
@@ -267,10 +269,13 @@ def row_saved_model(once, row_run, fast_exports):
 @pytest.fixture(scope="session")
 def row_litert(once, row_run, fast_exports):
     """`row_litert(name, quantize)` is the path of its LiteRT file, which the command line has exported."""
+    from row_toys import MOST_IDS
+
     import seqlm_cli
 
     def make(path, name, quantize):
         words = ["export", str(row_run(name)), "--to", "litert", "--quantize", quantize, "--name", name, "--no-verify"]
+        words += ["--max-prompt-tokens", str(MOST_IDS[name])] if name in MOST_IDS else []
         with fast_exports():
             assert seqlm_cli.main([*words, "--saved-models", str(path.parent)]) == 0
 

@@ -9,6 +9,7 @@ from keras_seqlm.models import MaskedLM, RecurrentEncoder, RecurrentLM, Transfor
 from keras_seqlm.tokenizers import ByteTokenizer
 
 LABELS = ("apple", "berry", "mango")  # of one length, so that a test can swap two of them in the bytes of a graph
+MOST_IDS = {"tag": 280, "classify-gru": 64}  # that exports read; the phone reads "tag" in windows of 256
 TOY = {"size": "nano", "num_layers": 1, "hidden_dim": 16}
 ROWS = {
     "classify": [{"text": f"{word} {number}", "label": word} for number in range(17) for word in LABELS][:50],

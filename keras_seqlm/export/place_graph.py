@@ -125,12 +125,10 @@ class Windows:
         self.starts, self.stops = start(number), stop(number)
         self.own_starts = tf.where(number > 0, (stop(number - 1) + self.starts) // 2, 0)
         self.own_stops = tf.where(number < numbers - 1, (self.stops + start(number + 1)) // 2, counts)
-        own = tf.RaggedTensor.from_row_lengths(tokens.ids, tokens.counts, validate=False).to_tensor()
-        own = tf.gather(tf.pad(own, [[0, 0], [0, 1]]), self.rows)
         kind = int(types)
         parts = [
             (tf.gather(before, self.rows), 0, self.places, 0),
-            (own, self.starts[:, None], self.stops - self.starts, kind),
+            (tokens.ids, tf.gather(tokens.before, self.rows) + self.starts, self.stops - self.starts, kind),
             *((ids, first, tf.ones_like(self.rows), kind) for ids, first, _, _ in end),
         ]
         ids, kinds, lengths = joined(parts)

@@ -18,8 +18,8 @@ def joined(parts):
     """Rows put together of parts.
 
     Args:
-        parts: a list of (ids, start, counts, type): int32 (batch, time) or one id; the column that is taken first; how many of
-            each row, int32 (batch,); and the token type.
+        parts: a list of (ids, start, counts, type): int32 (batch, time), the ids of all rows one after another (all,), or one
+            id; the place that is taken first, of all rows or of each; how many, int32 (batch,); and the token type.
 
     Returns:
         ids and types int32 (batch, time), padded with 0, time being that of the longest row and 1 at least; lengths (batch,).
@@ -33,7 +33,9 @@ def joined(parts):
     for ids, start, counts, kind in parts:
         places = columns - at[:, None]
         real = (places >= 0) & (places < counts[:, None])
-        if not isinstance(ids, int):
+        if not isinstance(ids, int) and ids.shape.rank == 1:
+            ids = tf.gather(tf.pad(ids, [[0, 1]]), tf.where(real, places + start[:, None], tf.size(ids)))
+        elif not isinstance(ids, int):
             ids = tf.gather(ids, tf.clip_by_value(places + start, 0, tf.shape(ids)[1] - 1), batch_dims=1)
         made, types = tf.where(real, ids, made), tf.where(real, kind, types)
         at += counts
@@ -196,6 +198,11 @@ def fill_mask(task, model, graph):
     """The function of text that answers as `row_tasks.FillMask`."""
     import tensorflow as tf
 
+    if task.mask_text is None:
+        raise ValueError(
+            "no text stands for the tokenizer's mask, so that none can be found in a served graph: export to LiteRT, or train "
+            "with a tokenizer of data.prepared(tokenizer, 'masked')"
+        )
     special = tf.constant([i in set(task.special) for i in range(model.vocabulary_size)])
 
     def answer(text):

@@ -11,6 +11,7 @@ from keras_seqlm.export.loading import load_reference
 from keras_seqlm.export.questions import beyond_the_bytes, text_of
 from keras_seqlm.export.row_sidecar import row_facts
 from keras_seqlm.export.row_signatures import IN_WINDOWS
+from keras_seqlm.tasks import TextEmbedding
 from seqlm_runtime.row_tasks.fill_mask import CANDIDATES, MASK
 from seqlm_runtime.row_tasks.places import NO_ANSWER, possible_spans
 from seqlm_runtime.row_tasks.reading import log_shares
@@ -36,7 +37,7 @@ def write_row_reference(run_folder, rows, path, room, most):
         room, most: those that the model cannot read are a contradiction, which the other half finds.
     """
     task, served = _served(run_folder, room, most)
-    asked = [row_of_texts(served, row) for row in rows]
+    asked = [texts for row in rows if (texts := row_of_texts(served, row)) is not None]
     texts = [*asked, *odd_rows(served)]
     reads = [served.read(row) for row in texts]
     inputs = [one for read in reads for one in read.inputs]
@@ -110,14 +111,16 @@ def _in_latin(row):
 
 
 def row_of_texts(served, row):
-    """The texts alone of a row that may have more, or tokens for a text."""
+    """The texts alone of a row that may have more, or tokens for a text; None of one that is broken."""
     texts = {name: row.get(name) for name in (*served.fields, *served.optional())}
     if served.verb == "tag" and row.get("tokens") is not None:
         texts["text"] = joined(row["tokens"])[0]
     for name, text in texts.items():
         if isinstance(text, list):
             texts[name] = ", ".join(map(str, text))
-    return served.row_of({name: text for name, text in texts.items() if text is not None})
+    texts = {name: text for name, text in texts.items() if text is not None}
+    whole = all(name in texts for name in served.fields) and all(isinstance(text, str) for text in texts.values())
+    return served.row_of(texts) if whole else None
 
 
 def odd_rows(served):
@@ -195,7 +198,7 @@ def _margin_of_answer(served, read, numbers):
 def _figures(task, served, rows):
     """The figures of labelled rows; of fill-mask how often the first candidate is the token that was masked; {} of others."""
     if served.verb == "fill-mask":
-        known = [row for row in rows if row.get("token_id") is not None]
+        known = [row for row in rows if row.get("token_id") is not None and row_of_texts(served, row)]
         if not known:
             return {}
         reads = [served.read(row_of_texts(served, row)) for row in known]
@@ -203,9 +206,18 @@ def _figures(task, served, rows):
         found = [served.answer(read, [own])["candidates"] for read, own in zip(reads, numbers, strict=True)]
         right = [bool(one) and one[0][0]["token_id"] == row["token_id"] for one, row in zip(found, known, strict=True)]
         return {"count": len(known), "accuracy": float(np.mean(right))}
-    if not any(set(row) - set(served.fields) - set(served.optional()) - {"tokens"} for row in rows):
-        return {}
-    return task.evaluate(rows)
+    known = [row for row in rows if _is_whole(task, row)]
+    return task.evaluate(known) if known else {}
+
+
+def _is_whole(task, row):
+    """Whether a row says what is right and is not broken."""
+    if isinstance(task, TextEmbedding) and row.get("value") is not None:
+        return row.get("text") is not None and row.get("pair") is not None
+    try:
+        return bool(task.examples_of(row))
+    except (KeyError, ValueError):  # as a reader of rows takes it
+        return False
 
 
 def metric_of(served_said, figures):

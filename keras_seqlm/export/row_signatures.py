@@ -40,6 +40,8 @@ def served(task, max_prompt_tokens=None, lite=False):
         room = min(room, longest if windows or max_prompt_tokens is None else max_prompt_tokens)
     if windows:
         most = max_prompt_tokens or MOST_IDS
+        if task.model.max_length is None:
+            room = min(room, 2 * most + LEAST)  # so many, of a text and what is read before it, and no more can come
     else:
         if max_prompt_tokens is not None and max_prompt_tokens > room:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import sys
 
@@ -11,13 +12,14 @@ from row_toys import LABELS, ROWS, TOYS, rows_of
 from tampering import copied_lite, seal, seal_lite
 
 from keras_seqlm import export, tasks
+from keras_seqlm.export.inspection import contradictions, inspect
 from keras_seqlm.export.row_signatures import lite_lengths, served
 from seqlm_runtime import LiteRTModel, LiteRTTask
 from seqlm_runtime.lite_file import parse_lite_file
 from seqlm_runtime.op_gate import SIDECAR
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
-QUANTIZED = ("classify", "tag")
+QUANTIZED = ("classify",)
 
 
 @linux_only
@@ -35,8 +37,7 @@ def test_every_export_says_what_its_task_says(name, row_run, row_saved_model, ro
         if found.exact:
             assert found.agree == found.prompts and found.exempt_steps < found.prompts / 3
         else:
-            assert found.metric == {"classify": "accuracy", "tag": "span_f1"}[name]
-            assert f"{found.metric} +0" in str(report) or f"{found.metric} -0" in str(report)
+            assert found.metric == "accuracy" and found.metric_loss <= 0.02 and "accuracy +0.0" in str(report)
     assert json.loads(json.dumps(report.to_dict()))[artifacts[0]]["ok"]
 
 
@@ -45,7 +46,7 @@ def swap_in_graph(artifact, one, other):
     file = artifact / "saved_model.pb"
     content = file.read_bytes()
     assert one in content and other in content and len(one) == len(other)
-    file.write_bytes(content.replace(one, b"\0" * 5).replace(other, one).replace(b"\0" * 5, other))
+    file.write_bytes(re.sub(one + b"|" + other, lambda found: other if found[0] == one else one, content))
 
 
 def overwritten(artifact, made):
@@ -127,12 +128,11 @@ def test_faults_are_seen(row_run, row_saved_model, row_litert, fast_exports, tmp
     assert not others
 
 
-def test_an_export_of_another_kind_is_a_row_of_the_report(row_run, row_litert, litert, run_folder, fast_exports):
-    with fast_exports():
-        (found,) = export.verify(row_run("classify"), litert("lstm"))
-        (other,) = export.verify(run_folder("lstm"), row_litert("classify"), prompts=["The"])
-    assert "the run is of a task that answers rows" in found.reasons[0] and not found.ok
-    assert "the run is of a language model" in " ".join(other.reasons) and not other.ok
+def test_an_export_of_another_kind_is_a_row_of_the_report(row_run, row_litert, litert):
+    (found,) = export.verify(row_run("classify"), litert("lstm"))
+    assert "the run is of a task that answers rows" in found.reasons[0] and not found.ok and found.figure == "not run"
+    (said,) = contradictions(inspect(row_litert("classify")), {"model": "RecurrentLM"})
+    assert said == "it is an export of a task that answers rows, and the run is of a language model"
 
 
 def test_the_phone_answers_as_the_task(row_run, row_litert):
