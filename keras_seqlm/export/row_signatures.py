@@ -180,8 +180,7 @@ def lite_lengths(room):
     >>> lite_lengths(100), lite_lengths(256)
     ([16, 64, 100], [16, 64, 256])
     """
-    shorter = [length for length in buckets(room)[:-1:2] if 2 * length <= room]
-    return [*shorter, room]
+    return [*buckets(room)[:-1:2], room]
 
 
 def lite_name(verb, length):
