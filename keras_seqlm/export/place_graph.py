@@ -149,8 +149,7 @@ def tag(task, model, graph):
         ids, kept, also = read_rows(graph, task.tokenizer, asked, task.room // 2 + has_bos, end=False)
         parts = [(ids, 0, kept, 0)]
         if before is not None:
-            given = tf.cast(tf.strings.length(asked) > 0, tf.int32)
-            parts += [(end, first, given, kind) for end, first, _, kind in end_of(task.tokenizer, kept)]
+            parts += end_of(task.tokenizer, kept)
         ids, _, sizes = joined(parts)
         windows = Windows(task, ids, sizes, tokens, types=bool(task.before))
         width = windows.model_rows.width

@@ -8,7 +8,7 @@ from seqlm_runtime.prompts import byte_limits
 _INPUTS = {
     "text": "a text a row, UTF-8; what is none is read as U+FFFD, but kept by byte and byte_pair tokenizers",
     "pair": "a second text a row, empty for none",
-    "before": "a text that is read before the other, empty for none",
+    "before": "a text that is read before the other; left out it is empty",
     "question": "a question a row",
     "context": "the text in which its answer is looked for",
     "token_ids": "ids of the tokenizer, padding on the right",

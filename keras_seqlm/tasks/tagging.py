@@ -57,7 +57,8 @@ class TokenTagging(RowTask):
         tokenizer: of its backbone.
         labels: of spans, or tags.
         kind: "spans", or "tags" for one a word that names no span, as parts of speech.
-        before: a field of the rows, a text or a list of texts, that is read before the text as a question would be.
+        before: a field of the rows, a text or a list of texts, that is read before the text as a question would be; where a row
+            has none, as an empty one.
 
     Example:
 
@@ -179,7 +180,7 @@ class TokenTagging(RowTask):
         return numbers_of_tags(places, spans, text, self._numbers, self.kind, self.notes), spans
 
     def _windows(self, row, tokens):
-        question = row.get(self.before) if self.before else None
+        question = (row.get(self.before) or "") if self.before else None
         if question is not None and not isinstance(question, str | bytes):
             question = ", ".join(map(str, question))
         before, _ = before_text(self.tokenizer, question, self.room // 2)

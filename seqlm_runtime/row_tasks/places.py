@@ -29,7 +29,9 @@ class Tag(RowTask):
 
     def read(self, row):
         tokens, cut = placed_part(self.tokenizer, row["text"], self.most)
-        before, also = before_text(self.tokenizer, row.get(self.before) if self.before else None, self.room // 2)
+        before, also = before_text(
+            self.tokenizer, (row.get(self.before) or "") if self.before else None, self.room // 2
+        )
         windows = windows_of(before, tokens.ids, _end(self.tokenizer), self.room)
         inputs = []
         for window in windows:
@@ -74,9 +76,10 @@ def tags_of(labels):
 
 
 def before_text(tokenizer, text, most):
-    """What is read before a text: bos, and of another text its first `most` ids and eos; and whether that was cut."""
+    """What is read before a text: bos, and of another text (an empty one, too) its first `most` ids and eos; and whether that
+    was cut."""
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    if not text:
+    if text is None:
         return bos, False
     ids, cut = first_ids(tokenizer, text, most)
     return [*bos, *ids, *_end(tokenizer)], cut
