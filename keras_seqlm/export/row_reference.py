@@ -115,11 +115,9 @@ def row_of_texts(served, row):
     texts = {name: row.get(name) for name in (*served.fields, *served.optional())}
     if served.verb == "tag" and row.get("tokens") is not None:
         texts["text"] = joined(row["tokens"])[0]
-    for name, text in texts.items():
-        if isinstance(text, list):
-            texts[name] = ", ".join(map(str, text))
     texts = {name: text for name, text in texts.items() if text is not None}
-    whole = all(name in texts for name in served.fields) and all(isinstance(text, str) for text in texts.values())
+    kinds = {name: str if name in served.fields else str | list for name in texts}
+    whole = all(name in texts for name in served.fields) and all(map(isinstance, texts.values(), kinds.values()))
     return served.row_of(texts) if whole else None
 
 

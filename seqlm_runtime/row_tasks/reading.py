@@ -78,7 +78,7 @@ class RowTask:
         return {name: [row.get(name) or "" for row in rows] for name in (*self.fields, *self.optional())}
 
     def row_of(self, given):
-        """A row from a text, a tuple of texts in the order of the fields, or a dict."""
+        """A row from a text, a tuple of texts in the order of the fields, or a dict; what is optional may be a list of texts."""
         names = (*self.fields, *self.optional())
         if isinstance(given, str | bytes):
             given = {names[0]: given}
@@ -89,6 +89,8 @@ class RowTask:
         missing = [name for name in self.fields if given.get(name) is None]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}; its fields are {', '.join(map(str, given)) or 'none'}")
+        lists = {name: given[name] for name in self.optional() if isinstance(given.get(name), list | tuple)}
+        given = {**given, **{name: ", ".join(map(str, texts)) for name, texts in lists.items()}}
         for name in names:
             if given.get(name) is not None and not isinstance(given[name], str | bytes):
                 raise ValueError(f"expected a text in {name}, got {given[name]!r:.40}")
