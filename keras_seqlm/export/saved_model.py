@@ -7,7 +7,7 @@ from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.loading import answers_rows, load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
 from keras_seqlm.export.row_export import write_row_saved_model
-from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.run_folder import as_run_folder, verb_in
 from keras_seqlm.export.served_part import save_served_part
 from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
@@ -17,9 +17,11 @@ from keras_seqlm.files import replacing
 from seqlm_runtime.op_gate import SIDECAR, check_saved_model
 from seqlm_runtime.seals import folder_hashes, sealed
 
+NEW_TOKENS_LIMIT = 256
+
 
 def saved_model(
-    task, path, max_new_tokens_limit=256, overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()
+    task, path, max_new_tokens_limit=NEW_TOKENS_LIMIT, overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()
 ):
     """Export a task as a SavedModel for TensorFlow Serving.
 
@@ -49,7 +51,7 @@ def saved_model(
 
     Raises:
         FileExistsError: the path exists and `overwrite` is false.
-        ValueError: the path's last part is no version number, the limit is below 1, `max_prompt_tokens` is none that the
+        ValueError: the path's last part is no version number, the limit is below 1 or given with a task that answers rows, `max_prompt_tokens` is none that the
             model can read, or the graph holds other operations.
 
     Example:
@@ -65,6 +67,10 @@ def saved_model(
         raise FileExistsError(f"{path} exists; name another version, or overwrite it")
     # TF Serving looks at whole numbers only.
     with replacing(path) as beside, as_run_folder(task) as run_folder:
+        if verb_in(run_folder) is not None and max_new_tokens_limit != NEW_TOKENS_LIMIT:
+            raise ValueError(
+                "max_new_tokens_limit is of tasks that write text, and this one answers rows: leave it out"
+            )
         run_clean(
             "keras_seqlm.export.saved_model:write_saved_model",
             imports=imports,

@@ -83,7 +83,7 @@ def verify(
     Raises:
         FileNotFoundError: an artifact is missing.
         ImportError: ai-edge-litert is missing, and a .tflite file is to be verified.
-        ValueError: the run folder is damaged, or a prompt is no text.
+        ValueError: the run folder is damaged, a prompt is no text, or prompts are given for a task that answers rows.
     """
     artifacts = [str(artifact) for artifact in artifacts]
     for artifact in artifacts:
@@ -94,6 +94,9 @@ def verify(
     inspections = [inspect(artifact, allow_ops) for artifact in artifacts]
     with as_run_folder(task) as run_folder, tempfile.TemporaryDirectory() as folder:
         verb = verb_in(run_folder)
+        if (rows if verb is None else prompts) is not None:
+            wrong, wanted = ("rows", "prompts") if verb is None else ("prompts", "rows")
+            raise ValueError(f"the run holds a task that is asked with {wanted}, and {wrong} were given")
         if verb is not None:
             asked = rows or rows_of(run_folder, verb, tokenizers.load(run_folder / "tokenizer"))
             options = (folder, imports, max_metric_loss, allow_ops)

@@ -167,6 +167,13 @@ def test_predict_takes_an_export(row_run, row_litert, capsys):
     assert "--checkpoint is of run folders" in capsys.readouterr().err
 
 
+def test_what_is_of_language_models_is_refused(row_run, tmp_path):
+    with pytest.raises(ValueError, match="max_new_tokens_limit is of tasks that write text"):
+        export.saved_model(row_run("classify"), tmp_path / "1", max_new_tokens_limit=9)
+    with pytest.raises(ValueError, match="asked with rows, and prompts were given"):
+        export.verify(row_run("classify"), prompts=["a"])
+
+
 def test_how_much_an_export_reads(row_run):
     task = tasks.load(row_run("classify"))
     assert (served(task).room, served(task, 12).room, served(task, 12).most) == (40, 12, 12)
