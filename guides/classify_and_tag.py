@@ -13,6 +13,9 @@ is from. `TokenTagging` finds spans: here the code in a sentence, which the refe
     seqlm predict runs/pages --text "a lambda expression"
     seqlm evaluate runs/pages --data test.csv --columns label=page
     seqlm finetune --task tag --data spans.jsonl --out runs/code
+    seqlm export runs/pages --to saved-model
+    seqlm export runs/code --to litert --quantize int8
+    seqlm predict saved_models/code-int8.tflite --text "iter() raises TypeError"
 
 Run it: python guides/classify_and_tag.py
 """

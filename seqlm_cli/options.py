@@ -14,9 +14,9 @@ import tempfile
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
-def add_run(p):
+def add_run(p, what="a run folder, as `seqlm train` writes it"):
     """Add `RUN` and what goes with it: which of its models is read, and the modules that define what it is made of."""
-    p.add_argument("run", metavar="RUN", help="a run folder, as `seqlm train` writes it")
+    p.add_argument("run", metavar="RUN", help=what)
     p.add_argument(
         "--checkpoint",
         metavar="best|newest|STEP",

@@ -8,7 +8,7 @@ from seqlm_cli.options import add_common, add_run, import_modules, load_task, wr
 from seqlm_cli.tables import show_table
 from seqlm_cli.working import Working
 
-HELP = "compare exported artifacts with their model, token by token"
+HELP = "compare exported artifacts with their model, token by token or row by row"
 EXAMPLES = (
     ("seqlm verify runs/books", "all artifacts of a run: the newest SavedModel and the LiteRT files"),
     ("seqlm verify runs/books saved_models/books-int8.tflite", "one of them"),
@@ -30,13 +30,20 @@ def arguments(p):
 
 
 def add_allowances(p):
-    """Add `--max-loss-increase` and `--allow-op`, by which an artifact may differ from what it is held to."""
+    """Add `--max-loss-increase`, `--max-metric-loss` and `--allow-op`, by which an artifact may differ from what it is held to."""
     p.add_argument(
         "--max-loss-increase",
         type=float,
         default=0.05,
         metavar="NATS",
         help="a token, by which a float16 or int8 file may find the model's texts less probable, or more (default: 0.05)",
+    )
+    p.add_argument(
+        "--max-metric-loss",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="by which the figure of a task (accuracy, span F1) may be lower of a float16 or int8 file (default: 0.05)",
     )
     p.add_argument(
         "--allow-op",
@@ -49,8 +56,9 @@ def add_allowances(p):
 
 
 def allowances(args):
-    """The two as keywords of `export.verify`."""
-    return {"max_loss_increase": args.max_loss_increase, "allow_ops": args.allow_ops}
+    """The three as keywords of `export.verify`."""
+    names = ("max_loss_increase", "max_metric_loss", "allow_ops")
+    return {name: getattr(args, name) for name in names}
 
 
 def run(args):

@@ -71,7 +71,7 @@ class LiteRTModel:
         self.max_prompt_tokens = self.sidecar["max_prompt_tokens"]  # `read_sidecar` checks it
         self.vocabulary_size = self.sidecar["vocabulary_size"]
         self.prefill_lengths = sorted(self.sidecar["prefill_lengths"])
-        self._runners = _signature_runners(self.file, num_threads)
+        self._runners = signature_runners(self.file, num_threads)
         self._one_call = threading.Lock()  # the signatures share the memory of one interpreter
 
     def initial_state(self):
@@ -218,6 +218,8 @@ def read_sidecar(path):
     """
     file = path.with_suffix(".json")
     sidecar = read_sealed(file)
+    if "task" in sidecar:
+        raise ValueError(f"{file} is of a task that answers rows, which seqlm_runtime.LiteRTTask runs.")
     if sidecar.get("format") != FORMAT:
         raise ValueError(f"{file} is no sidecar of format {FORMAT}, the one that this version reads.")
     wrong = [name for name, kind in _SIDECAR.items() if name not in sidecar or not isinstance(sidecar[name], kind)]
@@ -292,7 +294,8 @@ def read_tokenizer(path, sidecar):
     return tokenizer
 
 
-def _signature_runners(file, num_threads):
+def signature_runners(file, num_threads):
+    """What runs each signature of a checked file: name -> runner; they share one interpreter."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:

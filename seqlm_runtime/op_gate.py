@@ -37,7 +37,7 @@ OPS = frozenset(
     Add AddV2 All Any Assert BatchMatMulV2 BiasAdd BitwiseAnd BitwiseOr BitwiseXor BroadcastTo Cast ConcatV2 Const
     Cos Cumsum DecodePaddedRaw DecodeRaw DenseBincount EnsureShape Equal Erfc Exp ExpandDims
     FastWordpieceTokenizeWithOffsets Fill FloorDiv FloorMod GatherNd GatherV2 Greater GreaterEqual Identity
-    IdentityN If IsFinite LeftShift Less LessEqual Log LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum
+    IdentityN If IsFinite LeftShift Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr LowerBound MatMul Max Maximum
     Mean Min Minimum Mul Neg NoOp NormalizeUTF8 NotEqual OnesLike Pack Pad PadV2 PartitionedCall Placeholder
     PlaceholderWithDefault Pow Prod RaggedGather RaggedRange RaggedTensorToTensor Range ReadVariableOp RealDiv
     ReduceJoin Relu Reshape RightShift Rsqrt ScatterNd SelectV2 SentencepieceOp SentencepieceTokenizeOp Shape
@@ -279,22 +279,38 @@ def check_lite_file(path, sidecar, allow_ops=()):
 
 def _wrong_signatures(file, sidecar):
     """Where the signatures of a .tflite file are others than its sidecar says: a list of sentences."""
-    lengths = {"decode": 1, **{f"prefill_{length}": length for length in sidecar["prefill_lengths"]}}
-    wrong = [f"the signature {name!r} is none of ours" for name in sorted(file.signatures.keys() - lengths)]
-    wrong += [f"the signature {name!r} is missing" for name in sorted(lengths.keys() - file.signatures)]
-    state = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in sidecar["state"].items()}
-    for name in sorted(lengths.keys() & file.signatures):
-        signature = file.signatures[name]
-        takes = {"token_ids": ((1, lengths[name]), "int32"), "lengths": ((1,), "int32"), **state}
-        gives = {"logits": ((1, sidecar["vocabulary_size"]), "float32"), **state}
-        for verb, wanted, tensors in (("takes", takes, signature.inputs), ("gives", gives, signature.outputs)):
+    if "task" in sidecar:
+        wanted = {
+            name: [
+                {key: (tuple(part["shape"]), part["dtype"]) for key, part in entry[side].items()}
+                for side in ("inputs", "outputs")
+            ]
+            for name, entry in sidecar["signatures"].items()
+        }
+    else:
+        wanted = _of_a_language_model(sidecar)
+    wrong = [f"the signature {name!r} is none of ours" for name in sorted(file.signatures.keys() - wanted)]
+    wrong += [f"the signature {name!r} is missing" for name in sorted(wanted.keys() - file.signatures)]
+    for name in sorted(wanted.keys() & file.signatures):
+        for verb, sought, tensors in zip(("takes", "gives"), wanted[name], file.signatures[name], strict=True):
             found = {
                 key: (tensor.shape, np.dtype(tensor.dtype).name if tensor.dtype else tensor.type_code)
                 for key, tensor in tensors.items()
             }
-            if found != wanted:
-                wrong.append(f"the signature {name!r} {verb} {found}, and not {wanted}")
+            if found != sought:
+                wrong.append(f"the signature {name!r} {verb} {found}, and not {sought}")
     return wrong
+
+
+def _of_a_language_model(sidecar):
+    """What the signatures of a language model take and give: name -> a pair of dicts of shape and type."""
+    lengths = {"decode": 1, **{f"prefill_{length}": length for length in sidecar["prefill_lengths"]}}
+    state = {name: (tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in sidecar["state"].items()}
+    gives = {"logits": ((1, sidecar["vocabulary_size"]), "float32"), **state}
+    return {
+        name: ({"token_ids": ((1, length), "int32"), "lengths": ((1,), "int32"), **state}, gives)
+        for name, length in lengths.items()
+    }
 
 
 def check_lite_content(path, content, allow_ops=()):

@@ -8,7 +8,9 @@ import weakref
 import numpy as np
 
 from seqlm_runtime.graph_file import graph_file, read_signatures
-from seqlm_runtime.op_gate import check_saved_model
+from seqlm_runtime.op_gate import SIDECAR, check_saved_model
+from seqlm_runtime.row_tasks import task_of
+from seqlm_runtime.seals import read_sealed
 from seqlm_runtime.tensorflow_c import Endpoint, load_library
 from seqlm_runtime.tokenizers.tokenizer import as_bytes
 from seqlm_runtime.warm_up import read_defaults, read_warm_up
@@ -114,6 +116,40 @@ class SavedModel:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
+
+    @property
+    def task(self):
+        """The `row_tasks.RowTask` of an export of a task that answers rows; without a tokenizer, which is in the graph.
+
+        Raises:
+            ValueError: it is an export of a language model.
+        """
+        return task_of(read_sealed(os.path.join(self.path, SIDECAR)))
+
+    def predict(self, rows, batch_size=32):
+        """Answer rows, of an export of a task that does.
+
+        Args:
+            rows: a list of texts, of tuples of texts (with a pair; a question and its context), or of dicts of them.
+            batch_size: rows of a request.
+
+        Returns:
+            A list of dicts, as `seqlm predict` prints them, and `truncated`, whether text was cut off.
+
+        Raises:
+            ValueError: it is an export of a language model, or a row lacks a text.
+        """
+        task, optional = self.task, self.optional_inputs("serving_default")
+        rows, answers = [task.row_of(row) for row in rows], []
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            texts = {name: found for name, found in task.texts(part).items() if name not in optional or any(found)}
+            found = self.run("serving_default", **texts)
+            answers += [
+                {**task.from_outputs(found, number, row), "truncated": bool(found["truncated"][number])}
+                for number, row in enumerate(part)
+            ]
+        return answers
 
     def warm_up(self):
         """Answer the requests that the export left for it, as a server does while it loads the model.

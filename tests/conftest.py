@@ -29,6 +29,7 @@ gc.set_threshold(
 )  # graphs are made of many objects: a sixteenth of the time went into looking for waste
 # Whoever asks for one of these trains, exports or starts another process.
 SLOW_FIXTURES = {"trained", "run_folder", "saved_model", "litert", "serve", "in_python", "in_fork", "forks", "java"}
+SLOW_FIXTURES |= {"row_run", "row_saved_model", "row_litert"}
 
 
 def pytest_addoption(parser):
@@ -239,6 +240,48 @@ def litert(once, run_folder, fast_exports):
     def get(name, quantize="none"):
         file = f"litert/{name}.tflite" if quantize == "none" else f"litert/{name}-{quantize}.tflite"
         return str(once(file, lambda path: make(path, name, quantize), lock=f"litert/{name}"))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def row_run(once):
+    """`row_run(name)` is the run folder of a task of `row_toys`."""
+    from row_toys import save_toy
+
+    return lambda name: once(f"row_runs/{name}", lambda folder: save_toy(folder, name))
+
+
+@pytest.fixture(scope="session")
+def row_saved_model(once, row_run, fast_exports):
+    """`row_saved_model(name)` is the path of its SavedModel."""
+    from row_toys import MOST_IDS
+
+    from keras_seqlm import export
+
+    def make(path, name):
+        with fast_exports():
+            export.saved_model(row_run(name), path, max_prompt_tokens=MOST_IDS.get(name))
+
+    return lambda name: str(once(f"row_saved_models/{name}/1", lambda path: make(path, name)))
+
+
+@pytest.fixture(scope="session")
+def row_litert(once, row_run, fast_exports):
+    """`row_litert(name, quantize)` is the path of its LiteRT file, which the command line has exported."""
+    from row_toys import MOST_IDS
+
+    import seqlm_cli
+
+    def make(path, name, quantize):
+        words = ["export", str(row_run(name)), "--to", "litert", "--quantize", quantize, "--name", name, "--no-verify"]
+        words += ["--max-prompt-tokens", str(MOST_IDS[name])] if name in MOST_IDS else []
+        with fast_exports():
+            assert seqlm_cli.main([*words, "--saved-models", str(path.parent)]) == 0
+
+    def get(name, quantize="none"):
+        file = f"row_litert/{name}.tflite" if quantize == "none" else f"row_litert/{name}-{quantize}.tflite"
+        return str(once(file, lambda path: make(path, name, quantize), lock=f"row_litert/{name}"))
 
     return get
 

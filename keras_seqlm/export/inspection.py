@@ -6,14 +6,18 @@ import pathlib
 
 import numpy as np
 
+from keras_seqlm.export.row_sidecar import row_entry
+from keras_seqlm.export.row_signatures import lite_lengths, lite_name, optional_inputs, row_signatures
 from keras_seqlm.export.sidecar import signature_entry
 from keras_seqlm.export.signatures import DEFAULT_NEW_TOKENS
 from keras_seqlm.generation.samplers import OPTIONS
 from seqlm_runtime.graph_file import graph_file, read_graph
 from seqlm_runtime.lite_file import parse_lite_file
+from seqlm_runtime.lite_task import read_task_sidecar
 from seqlm_runtime.litert import read_sidecar, read_tokenizer, tokenizer_folder
 from seqlm_runtime.op_gate import RefusedOps, check_lite_file, check_saved_model, printable, refused_in, refused_lite
-from seqlm_runtime.seals import SEAL
+from seqlm_runtime.row_tasks import task_of
+from seqlm_runtime.seals import SEAL, read_sealed
 from seqlm_runtime.warm_up import read_defaults, read_warm_up
 from seqlm_runtime.wire import Message
 
@@ -44,6 +48,21 @@ _FIELDS = {
         (*_SAID, "state", "prefill_lengths", "bos_id", "eos_id", "suppressed_ids", "tokenizer_files"),
         ("sha256", "quantize", SEAL),
     ),
+}
+_ROW_SAID = (
+    "format",
+    "model",
+    "backbone",
+    "max_length",
+    "vocabulary_size",
+    "tokenizer_hash",
+    "max_prompt_tokens",
+    "task",
+)
+_ROW_SAID += ("tokenizer", "test_vectors", "signatures")
+_ROW_FIELDS = {
+    "saved-model": (_ROW_SAID, ("files", SEAL)),
+    "litert": ((*_ROW_SAID, "tokenizer_files"), ("sha256", "quantize", SEAL)),
 }
 KINDS = ("litert", "litert-float16", "litert-int8")  # from the exact to the coarse
 _KIND_OF = {"none": "litert", "float16": "litert-float16", "int8": "litert-int8"}
@@ -89,6 +108,9 @@ def inspect(artifact, allow_ops=()):
 
 def _inspect_saved(path, allow_ops, found):
     found.sidecar, graph = check_saved_model(path, allow_ops)
+    if "task" in found.sidecar:
+        inspect_rows(path, graph, found)
+        return
     missing = [name for name in _SAVED_FACTS if name not in found.sidecar]
     missing += [name for name in _BOUNDS if not _is_bound(found.sidecar.get(name))]
     if missing:
@@ -104,7 +126,7 @@ def _inspect_saved(path, allow_ops, found):
         found.reasons.append("serving_default is another function than generate_text")
 
 
-def _entry(name, inputs, outputs):
+def _entry(name, inputs, outputs, entry=signature_entry, defaults=None):
     """What a sidecar should say of a signature, by what stands in the graph."""
     inputs, outputs = (
         {
@@ -113,11 +135,28 @@ def _entry(name, inputs, outputs):
         }
         for infos in (inputs, outputs)
     )
-    return signature_entry(name, inputs, outputs, _DEFAULTS.get(name, ()))
+    return entry(name, inputs, outputs, (_DEFAULTS if defaults is None else defaults).get(name, ()))
 
 
 def _is_bound(number):
     return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 2**31
+
+
+def inspect_rows(path, graph, found):
+    """Look at a SavedModel of a task that answers rows; see `inspect`."""
+    task = task_of(found.sidecar)
+    wanted, optional = row_signatures(task), optional_inputs(task)
+    defaults = {"serving_default": dict.fromkeys(optional, b"")} if optional else {}
+    found.forbidden_ops = _xla_in(graph)
+    found.reasons += [f"a server without XLA cannot run {name}" for name in found.forbidden_ops]
+    found.reasons += _wrong_signatures(graph.signatures, wanted)
+    found.reasons += _wrong_defaults(path, wanted, defaults)
+    found.reasons += _wrong_warm_up(path, graph.signatures, wanted, defaults)
+    if not found.reasons:
+        entry = row_entry(task.verb)
+        found.signatures = {
+            name: _entry(name, *signature, entry, defaults) for name, signature in graph.signatures.items()
+        }
 
 
 def _xla_in(graph):
@@ -126,11 +165,11 @@ def _xla_in(graph):
     )
 
 
-def _wrong_signatures(signatures):
-    wrong = [f"the signature {name!r} is missing" for name in SIGNATURES if name not in signatures]
-    wrong += [f"the signature {name!r} is none of ours" for name in signatures if name not in SIGNATURES]
-    for name in sorted(set(signatures) & set(SIGNATURES)):
-        for side, wanted, given in zip(("takes", "gives"), SIGNATURES[name], signatures[name], strict=True):
+def _wrong_signatures(signatures, ours=SIGNATURES):
+    wrong = [f"the signature {name!r} is missing" for name in ours if name not in signatures]
+    wrong += [f"the signature {name!r} is none of ours" for name in signatures if name not in ours]
+    for name in sorted(set(signatures) & set(ours)):
+        for side, wanted, given in zip(("takes", "gives"), ours[name], signatures[name], strict=True):
             types = {key: info.dtype for key, info in given.items()}
             if types != wanted:
                 wrong.append(f"the signature {name!r} {side} {_shown(types)}, and not {_shown(wanted)}")
@@ -141,17 +180,17 @@ def _shown(types):
     return ", ".join(f"{key} ({np.dtype(kind).name if kind else kind})" for key, kind in sorted(types.items()))
 
 
-def _wrong_defaults(path):
+def _wrong_defaults(path, ours=SIGNATURES, defaults=_DEFAULTS):
     """What stands in for inputs that are left out, where it is not what the sidecar says and what Python takes."""
     with open(graph_file(path), "rb") as stream:
         found = read_defaults(Message(Message(stream.read()).block(2)))
     wrong = []
-    for name in sorted({*SIGNATURES, *found}):
-        wanted, given = _DEFAULTS.get(name, {}), found.get(name, {})
+    for name in sorted({*ours, *found}):
+        wanted, given = defaults.get(name, {}), found.get(name, {})
         for key in sorted({*wanted, *given}):
             right = key in wanted and key in given
             if right:
-                value = np.array([wanted[key]], SIGNATURES[name][0][key])
+                value = np.array([wanted[key]], ours[name][0][key])
                 right = given[key].dtype == value.dtype and np.array_equal(given[key], value)
             if not right:
                 said = given[key].tolist() if key in given else "nothing"
@@ -159,15 +198,15 @@ def _wrong_defaults(path):
     return wrong
 
 
-def _wrong_warm_up(path, signatures):
+def _wrong_warm_up(path, signatures, ours=SIGNATURES, defaults=_DEFAULTS):
     """A request that fails keeps a server from loading the model: those that cannot be answered by any of ours."""
     wrong = []
     for name, inputs in read_warm_up(path):
-        if name == "generate_xla" or name not in SIGNATURES or name not in signatures:
+        if name == "generate_xla" or name not in ours or name not in signatures:
             wrong.append(f"its warm-up asks for the signature {name!r}, which a stock server does not answer")
             continue
-        wanted = SIGNATURES[name][0]
-        if set(inputs) - set(wanted) or set(wanted) - set(inputs) - set(_DEFAULTS.get(name, ())):
+        wanted = ours[name][0]
+        if set(inputs) - set(wanted) or set(wanted) - set(inputs) - set(defaults.get(name, ())):
             wrong.append(f"its warm-up gives {name} the inputs {sorted(inputs)}, and it takes {sorted(wanted)}")
             continue
         types = {key: np.dtype(value.dtype).type for key, value in inputs.items()}
@@ -175,7 +214,7 @@ def _wrong_warm_up(path, signatures):
         if types != {key: wanted[key] for key in inputs}:
             wrong.append(f"its warm-up gives {name} {_shown(types)}, and it takes {_shown(wanted)}")
         rows = {value.shape[:1] for value in inputs.values()}
-        ranks = {key: 2 if key == "token_ids" else 1 for key in inputs}
+        ranks = {key: 2 if key in ("token_ids", "token_types") else 1 for key in inputs}
         if len(rows) != 1 or ranks != {key: value.ndim for key, value in inputs.items()}:
             shapes = {key: value.shape for key, value in inputs.items()}
             wrong.append(f"its warm-up gives {name} inputs of the shapes {shapes}")
@@ -207,7 +246,7 @@ def _alike(graph, first, second):
 
 
 def _inspect_lite(path, allow_ops, found):
-    found.sidecar = read_sidecar(pathlib.Path(path))
+    found.sidecar = (read_task_sidecar if _is_of_a_task(path) else read_sidecar)(pathlib.Path(path))
     file = check_lite_file(path, found.sidecar, allow_ops)
     read_tokenizer(pathlib.Path(path), found.sidecar)
     found.tokenizer = tokenizer_folder(pathlib.Path(path)).name
@@ -216,6 +255,10 @@ def _inspect_lite(path, allow_ops, found):
     if told is None or KINDS.index(told) < KINDS.index(found.kind):
         found.reasons.append(f"its sidecar calls it {said!r}, and its tensors make it {found.kind}")
     found.reasons += _not_finite(file)
+
+
+def _is_of_a_task(path):
+    return "task" in read_sealed(pathlib.Path(path).with_suffix(".json"))
 
 
 def kind_of(file):
@@ -260,9 +303,13 @@ def contradictions(found, facts):
     Returns:
         A list of sentences.
     """
-    saved = found.kind == "saved-model"
-    held, others = _FIELDS["saved-model" if saved else "litert"]
-    facts = {**facts, "signatures": found.signatures if saved else _lite_signatures(facts)}
+    saved, of_a_task = found.kind == "saved-model", "task" in facts
+    if of_a_task != ("task" in found.sidecar):
+        one, other = ("a task that answers rows", "a language model")[:: 1 if of_a_task else -1]
+        return [f"it is an export of {other}, and the run is of {one}"]
+    held, others = (_ROW_FIELDS if of_a_task else _FIELDS)["saved-model" if saved else "litert"]
+    lite_signatures = _lite_row_signatures if of_a_task else _lite_signatures
+    facts = {**facts, "signatures": found.signatures if saved else lite_signatures(facts)}
     facts["tokenizer"] = {**facts["tokenizer"], "folder": found.tokenizer}
     wanted, said = {name: facts[name] for name in held}, dict(found.sidecar)
     wrong = [f"its sidecar lacks {name}: export it again" for name in (*held, *others) if name not in said]
@@ -311,6 +358,19 @@ def _differences(path, said, wanted):
 def _cut(value):
     text = repr(value)
     return text if len(text) <= 120 else text[:120] + " ..."
+
+
+def _lite_row_signatures(facts):
+    """What a LiteRT file's sidecar should say of the signatures of a task."""
+    task, entry = facts["task"], row_entry(facts["task"]["name"])
+    made = {}
+    for length in lite_lengths(task["room"]):
+        inputs = {"token_ids": ("int32", [1, length]), "lengths": ("int32", [1])}
+        inputs |= {"token_types": ("int32", [1, length])} if "token_types" in task["reads"] else {}
+        shape = [length if size is None else size for size in facts["shape"]]
+        name = lite_name(task["name"], length)
+        made[name] = entry(name, inputs, {task["numbers"]: ("float32", shape)})
+    return made
 
 
 def _lite_signatures(facts):

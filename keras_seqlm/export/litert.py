@@ -10,8 +10,9 @@ from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.litert_file import compact
-from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.loading import answers_rows, load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
+from keras_seqlm.export.row_export import converted, write_row_litert
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.sidecar import as_json, description
 from keras_seqlm.export.signatures import litert_module
@@ -24,15 +25,16 @@ QUANTIZATIONS = ("none", "float16", "int8")
 
 
 def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()):
-    """Export a model that speaks text as a LiteRT file of builtin operations only.
+    """Export a task as a LiteRT file of builtin operations only.
 
-    Its signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
+    A task that answers rows has a signature for each of some lengths, as `classify_64`: ids in, the model's numbers out;
+    `seqlm_runtime.LiteRTTask` runs them, texts in and answers out. Of a `TextGeneration` the signatures `prefill_N` and `decode` take `token_ids` (1, N), `lengths` (1,) and the leaves of the state, and give
     `logits` (1, vocabulary) of the last real token and the new leaves. Beside `NAME.tflite` lie `NAME.json`, which says
     what the file takes, and the folder `NAME.tokenizer`. `seqlm_runtime.LiteRTModel` runs them with NumPy. A model that
     `model.quantize` made integers is read as the float32 weights that these stand for; `quantize` here is the file's own.
 
     Args:
-        task: a `TextGeneration`, or the path of a run folder.
+        task: a `TextGeneration`, a task that answers rows, or the path of a run folder.
         path: `saved_models/NAME.tflite`. A quantised file is written to `NAME-int8.tflite` or `NAME-float16.tflite`,
             so that it may lie beside the exact one, whose tokenizer folder it shares.
         quantize: "none", "float16" (weights), or "int8" (weights; products in the dynamic range of their inputs).
@@ -93,6 +95,8 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
             f"{tokenizer_path} exists and is the tokenizer of another model, whose files need it; name another, or "
             "overwrite it (--name, --overwrite)"
         )
+    if answers_rows(task):
+        return write_row_litert(task, path, tokenizer_path, quantize, max_prompt_tokens, allow_ops)
     most = served_prompt_room(task.model, max_prompt_tokens)
     tell("tracing prefill and decode")
     with single_tokens_written("slice"):  # a builtin of LiteRT
@@ -100,13 +104,7 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures=signatures)
         tell("converting")
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-        if quantize != "none":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantize == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        content = compact(converter.convert())
+        content = compact(converted(folder, list(signatures), quantize))
     check_lite_content(path, content, allow_ops)
     task.tokenizer.save(tokenizer_path)
     pathlib.Path(path).write_bytes(content)

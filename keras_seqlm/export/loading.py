@@ -8,8 +8,8 @@ may be quantised by the means of its own format.
 import pathlib
 
 from keras_seqlm.layers.quantization import KEY, float_weights
-from keras_seqlm.models import LanguageModel
-from keras_seqlm.tasks import TextGeneration, load
+from keras_seqlm.models import SequenceModel
+from keras_seqlm.tasks import FillMask, RowTask, TextGeneration, load
 
 
 def load_at_float32(run_folder):
@@ -18,7 +18,7 @@ def load_at_float32(run_folder):
     Raises:
         ValueError: the rebuilt model has other weights than the saved one.
     """
-    task = _that_writes(run_folder)
+    task = _exported(run_folder)
     task.model = at_float32(task.model)
     return task
 
@@ -28,21 +28,27 @@ def load_reference(run_folder):
 
     Were it rebuilt here as well, a fault of the rebuilding would stand on both sides and show on neither.
     """
-    task = _that_writes(run_folder)
+    task = _exported(run_folder)
     policies = {layer.dtype_policy.name for layer in task.model._flatten_layers()}
-    if policies != {"float32"} or getattr(task.model, "use_cudnn", False) is True:
+    below = getattr(task.model, "backbone", task.model)
+    if policies != {"float32"} or getattr(below, "use_cudnn", False) is True:
         task.model = at_float32(task.model)
     return task
 
 
-def _that_writes(run_folder):
+def _exported(run_folder):
     task = load(pathlib.Path(run_folder))
-    if not isinstance(task, TextGeneration):
+    if not isinstance(task, TextGeneration) and not answers_rows(task):
         raise ValueError(
-            f"{run_folder} holds a {type(task).__name__}, and exports are of tasks that write text; in Python and on the command "
-            "line (`seqlm predict`) it answers"
+            f"{run_folder} holds a {type(task).__name__}, and exports are of tasks that write text or answer rows; in Python "
+            "it answers"
         )
     return task
+
+
+def answers_rows(task):
+    """Whether a task answers rows, and is exported as `seqlm_runtime.row_tasks` has it."""
+    return isinstance(task, RowTask | FillMask)
 
 
 def at_float32(model):
@@ -50,8 +56,8 @@ def at_float32(model):
 
     Quantised weights become the float32 weights that they stand for: see `keras_seqlm.layers.quantization.float_weights`.
     """
-    if not isinstance(model, LanguageModel):
-        raise ValueError(f"expected a LanguageModel, got {type(model).__name__}")
+    if not isinstance(model, SequenceModel):
+        raise ValueError(f"expected a model of keras_seqlm, got {type(model).__name__}")
     copy = type(model).from_config(_rewritten(model.get_config()))
     copy.build()
     # In order, since paths need not be unique: a layer that is built before its owner has a path without it.

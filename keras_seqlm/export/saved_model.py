@@ -4,9 +4,10 @@ import pathlib
 
 from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
-from keras_seqlm.export.loading import load_at_float32
+from keras_seqlm.export.loading import answers_rows, load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
-from keras_seqlm.export.run_folder import as_run_folder
+from keras_seqlm.export.row_export import write_row_saved_model
+from keras_seqlm.export.run_folder import as_run_folder, verb_in
 from keras_seqlm.export.served_part import save_served_part
 from keras_seqlm.export.sidecar import as_json, description, save_tokenizer
 from keras_seqlm.export.signatures import serving_module
@@ -16,13 +17,16 @@ from keras_seqlm.files import replacing
 from seqlm_runtime.op_gate import SIDECAR, check_saved_model
 from seqlm_runtime.seals import folder_hashes, sealed
 
+NEW_TOKENS_LIMIT = 256
+
 
 def saved_model(
-    task, path, max_new_tokens_limit=256, overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()
+    task, path, max_new_tokens_limit=NEW_TOKENS_LIMIT, overwrite=False, imports=(), max_prompt_tokens=None, allow_ops=()
 ):
-    """Export a model that speaks text as a SavedModel for TensorFlow Serving.
+    """Export a task as a SavedModel for TensorFlow Serving.
 
-    The signatures: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
+    A task that answers rows has the signatures `serving_default`, texts in and answers out, and `forward`, ids in and the
+    model's numbers out. The signatures of a `TextGeneration`: `serving_default` = `generate_text` (text), `generate` and `generate_xla` (text and an option of
     every kind, which may be left out), `score` (text), `logits` (token ids). No signature but `generate_xla` holds an XLA op,
     which a stock TF Serving binary refuses to run. The work is done in a clean TensorFlow process on the CPU, from the
     saved model at float32, whatever backend and precision trained it; of a quantised one, from the float32 weights that
@@ -30,14 +34,15 @@ def saved_model(
     `batching.txt`, as far as they are not there. `assets.extra/seqlm.json` names the checksum of every file.
 
     Args:
-        task: a `TextGeneration`, or the path of a run folder.
+        task: a `TextGeneration`, a task that answers rows, or the path of a run folder.
         path: the version folder to write, `saved_models/NAME/VERSION`, VERSION a whole number as TF Serving reads it.
             It appears whole, by a rename, or not at all.
         max_new_tokens_limit: what a request's `max_new_tokens` is clamped to.
         overwrite: whether a folder that exists is replaced.
         imports: modules to import first, for your own registered classes.
         max_prompt_tokens: ids of a prompt that are read, its last ones, `bos` among them; None for 4096 of a recurrent model,
-            `max_length - 1` of a Transformer. However long a text is, it costs no more; see `seqlm_runtime.prompts`.
+            `max_length - 1` of a Transformer. However long a text is, it costs no more; see `seqlm_runtime.prompts`. Of the
+            rows of a task the first ids are read, and None is for all that its model reads.
         allow_ops: names of operations that layers of your own need beside those of our models; whoever loads it names
             them, too.
 
@@ -46,7 +51,7 @@ def saved_model(
 
     Raises:
         FileExistsError: the path exists and `overwrite` is false.
-        ValueError: the path's last part is no version number, the limit is below 1, `max_prompt_tokens` is none that the
+        ValueError: the path's last part is no version number, the limit is below 1 or given with a task that answers rows, `max_prompt_tokens` is none that the
             model can read, or the graph holds other operations.
 
     Example:
@@ -62,6 +67,10 @@ def saved_model(
         raise FileExistsError(f"{path} exists; name another version, or overwrite it")
     # TF Serving looks at whole numbers only.
     with replacing(path) as beside, as_run_folder(task) as run_folder:
+        if verb_in(run_folder) is not None and max_new_tokens_limit != NEW_TOKENS_LIMIT:
+            raise ValueError(
+                "max_new_tokens_limit is of tasks that write text, and this one answers rows: leave it out"
+            )
         run_clean(
             "keras_seqlm.export.saved_model:write_saved_model",
             imports=imports,
@@ -86,6 +95,9 @@ def write_saved_model(run_folder, path, max_new_tokens_limit, max_prompt_tokens=
     """Trace and save, in the clean process."""
     tell("reading the model")
     task = load_at_float32(run_folder)
+    if answers_rows(task):
+        write_row_saved_model(task, path, max_prompt_tokens, allow_ops)
+        return
     tell("tracing what it answers")
     module, signatures = serving_module(task.model, task.tokenizer, max_new_tokens_limit, max_prompt_tokens)
     tell("writing it")

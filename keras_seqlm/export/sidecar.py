@@ -57,17 +57,8 @@ def description(model, tokenizer, signatures, folder, most):
         ValueError: a signature or a tensor that this file has no words for.
     """
     return {
-        "signatures": {name: _signature(name, function) for name, function in signatures.items()},
-        "tokenizer": {
-            "type": tokenizer.type,
-            "folder": folder,
-            "files": sorted(tokenizer.files),
-            "config": next(iter(tokenizer.files)),  # the one that names the type comes first
-            "hash": tokenizer.hash,
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "special_ids": tokenizer.special_ids,
-            "before_prompt": [] if tokenizer.bos_id is None else [tokenizer.bos_id],
-        },
+        "signatures": {name: traced_signature(name, function) for name, function in signatures.items()},
+        "tokenizer": tokenizer_entry(tokenizer, folder),
         "context": {
             "max_length": model.max_length,
             "max_prompt_tokens": most,
@@ -85,6 +76,20 @@ def description(model, tokenizer, signatures, folder, most):
                 for name, (dtype, value) in OPTIONS.items()
             },
         },
+    }
+
+
+def tokenizer_entry(tokenizer, folder):
+    """What a sidecar says of the tokenizer, whose files are in `folder`."""
+    return {
+        "type": tokenizer.type,
+        "folder": folder,
+        "files": sorted(tokenizer.files),
+        "config": next(iter(tokenizer.files)),  # the one that names the type comes first
+        "hash": tokenizer.hash,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "special_ids": tokenizer.special_ids,
+        "before_prompt": [] if tokenizer.bos_id is None else [tokenizer.bos_id],
     }
 
 
@@ -131,17 +136,17 @@ def signature_entry(name, inputs, outputs, optional=()):
     return {
         "meaning": meaning,
         "inputs": {
-            key: {**_tensor(key, *spec, _INPUTS), **({"optional": True} if key in optional else {})}
+            key: {**tensor_entry(key, *spec, _INPUTS), **({"optional": True} if key in optional else {})}
             for key, spec in inputs.items()
             if key not in state
         },
-        "outputs": {key: _tensor(key, *spec, _OUTPUTS) for key, spec in outputs.items() if key not in state},
+        "outputs": {key: tensor_entry(key, *spec, _OUTPUTS) for key, spec in outputs.items() if key not in state},
         **({"state": state} if state else {}),
     }
 
 
-def _signature(name, function):
-    """The entry of a signature as it was traced."""
+def traced_signature(name, function, entry=signature_entry):
+    """The entry of a signature as it was traced; `entry` has the words for it."""
     defaults = {}
     if not hasattr(function, "structured_outputs"):  # not traced for one list of inputs alone
         parameters = inspect.signature(function.python_function).parameters
@@ -150,14 +155,15 @@ def _signature(name, function):
     positional, named = function.structured_input_signature
     inputs = {spec.name: _as_json(spec) for spec in (*positional, *named.values())}
     outputs = {key: _as_json(spec) for key, spec in function.structured_outputs.items()}
-    return signature_entry(name, inputs, outputs, defaults)
+    return entry(name, inputs, outputs, defaults)
 
 
 def _as_json(spec):
     return spec.dtype.name, spec.shape.as_list()
 
 
-def _tensor(name, dtype, shape, meanings):
+def tensor_entry(name, dtype, shape, meanings):
+    """What a sidecar says of a tensor; ValueError where there are no words for it."""
     meaning = meanings.get(name) or MEANINGS.get(name)
     if meaning is None:
         raise ValueError(f"the tensor {name!r} has no words in {__name__}: say there what it means.")

@@ -1,18 +1,15 @@
 """The proof that an artifact says what its model says: read before it is loaded, and then asked in every way it can be."""
 
-import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
-import re
-import subprocess
-import sys
 import tempfile
 
 import numpy as np
 
 from keras_seqlm import tokenizers
+from keras_seqlm.export.agreement import MAX_LOSS_INCREASE, MAX_METRIC_LOSS, MOST_APART, Agreement, Report
 from keras_seqlm.export.clean_process import run_clean
 from keras_seqlm.export.comparison import (
     TIE,
@@ -27,104 +24,25 @@ from keras_seqlm.export.comparison import (
 )
 from keras_seqlm.export.inspection import contradictions, inspect
 from keras_seqlm.export.questions import DEFAULT_NEW_TOKENS, Way, as_json, from_json
-from keras_seqlm.export.run_folder import PROMPTS, as_run_folder
+from keras_seqlm.export.replaying import DoesNotRunError, replayed
+from keras_seqlm.export.row_verify import row_agreements, rows_of
+from keras_seqlm.export.run_folder import PROMPTS, as_run_folder, verb_in
 from keras_seqlm.export.stages import tell
 from keras_seqlm.files import read_json
 
 DEFAULT_PROMPTS = ("", "The", "It is", "In the", "A ", "If you", "This ", "1. ", "What", "and then")
-MAX_LOSS_INCREASE = 0.05  # nats a token
-EXACT = ("saved-model", "litert")  # kinds whose weights are the model's own
-# How far the logits of other weights may be from the model's, as a part of the spread of these: three times what the worst
-# of our models has, rounded up.
-MOST_APART = {"litert-float16": 0.02, "litert-int8": 0.3}
-_QUICK_XLA = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # known to TensorFlow 2.21
-_SECONDS = 3600  # for one artifact
-_ERROR = re.compile(r"[\w.]*(Error|Exception|RefusedOps): ")
 
 
-@dataclasses.dataclass
-class Agreement:
-    """How one artifact stands to its model; of one that was refused and not run the figures are None."""
-
-    artifact: str
-    kind: str  # "saved-model", "litert", "litert-int8" or "litert-float16"
-    prompts: int
-    agree: int
-    exempt_steps: int
-    same_choices: float | None  # share of the steps along the model's own texts where both choose the same token
-    max_logit_difference: float | None
-    forbidden_ops: list
-    first_disagreement: str = ""
-    loss_increase: float | None = 0.0  # nats a token, along the model's own texts
-    relative_difference: float | None = 0.0  # of the logits, as a part of their spread
-    max_loss_increase: float = MAX_LOSS_INCREASE
-    reasons: list = dataclasses.field(default_factory=list)  # why it may not be shipped, in sentences
-
-    @property
-    def exact(self):
-        """Whether its every choice has to be the model's; quantised weights are other weights, held to loss and logits."""
-        return self.kind in EXACT
-
-    @property
-    def ok(self):
-        """Whether the artifact may be shipped."""
-        if self.forbidden_ops or self.reasons:
-            return False
-        if self.exact:
-            return self.agree == self.prompts and self.max_logit_difference <= TIE
-        most = MOST_APART[self.kind]
-        return abs(self.loss_increase) <= self.max_loss_increase and self.relative_difference <= most
-
-    @property
-    def figure(self):
-        """What it was held to, in a few letters: "20/20" texts, "loss +0.0003" or "not run"."""
-        if self.same_choices is None:
-            return "not run"
-        return f"{self.agree}/{self.prompts}" if self.exact else f"loss {self.loss_increase:+.4f}"
-
-
-class Report(list):
-    """A list of `Agreement`, one an artifact, that prints as a table."""
-
-    @property
-    def ok(self):
-        """Whether every artifact is."""
-        return all(agreement.ok for agreement in self)
-
-    def to_dict(self):
-        """What `seqlm verify --json` writes: the artifact -> its figures."""
-        return {a.artifact: {**_for_json(dataclasses.asdict(a)), "ok": a.ok, "exact": a.exact} for a in self}
-
-    def table(self):
-        """The titles and the rows of the table, as str."""
-        titles = ("artifact", "kind", "agreement", "same choices", "exempt steps", "max |logit difference|", "")
-        rows = []
-        for a in self:
-            figures = [a.figure, "-", "-", "-"]
-            if a.same_choices is not None:
-                figures[1:] = f"{a.same_choices:.1%}", str(a.exempt_steps), f"{a.max_logit_difference:.1e}"
-            rows.append((a.artifact, a.kind, *figures, "ok" if a.ok else "FAILED"))
-        return titles, rows
-
-    def notes(self):
-        """What stands below the table: each artifact's reasons."""
-        return [f"{a.artifact}: {reason}" for a in self for reason in a.reasons or [a.first_disagreement] if reason]
-
-    def __str__(self):
-        titles, rows = self.table()
-        widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
-        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [titles, *rows])
-        return "\n".join([*lines, *self.notes()])
-
-
-def _for_json(figures):
-    """JSON has no numbers that are not finite."""
-    return {
-        key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in figures.items()
-    }
-
-
-def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOSS_INCREASE, allow_ops=()):
+def verify(
+    task,
+    *artifacts,
+    prompts=None,
+    imports=(),
+    max_loss_increase=MAX_LOSS_INCREASE,
+    allow_ops=(),
+    rows=None,
+    max_metric_loss=MAX_METRIC_LOSS,
+):
     """Compare exported artifacts with the model they came from.
 
     Each artifact is read first, and loaded only if its files have their checksums and its operations are those of our
@@ -142,13 +60,21 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
     weights: its loss may differ as much as `max_loss_increase`, up or down, and its logits, after every signature, by a part
     of their spread (`MOST_APART`).
 
+    An export of a task that answers rows is asked with the rows of its run folder, with empty and odd texts and long ones:
+    all at once, in another order, alone. Its answers must be the task's, their numbers within 1e-4, but where the task's own
+    hang on less; a float16 or int8 file may be worse than the task by `max_metric_loss` of its figure over the rows (accuracy,
+    span F1; where the rows do not say what is right, the share of equal answers), and its numbers differ by `MOST_APART`.
+
     Args:
-        task: a `TextGeneration`, or the path of a run folder, whose `prompts.json` gives the prompts.
+        task: a `TextGeneration`, a task that answers rows, or the path of a run folder, whose `prompts.json` or
+            `examples.json` says what is asked.
         *artifacts: version folders of SavedModels and .tflite files.
         prompts: texts to use instead.
         imports: modules to import first, for your own registered classes.
         max_loss_increase: how much less probable, or more, a quantised file may find the model's texts, in nats a token.
         allow_ops: names of operations that are allowed beside ours, for layers of your own.
+        rows: what a task is asked, in place of the rows of the folder: a list of dicts, with what is right where it is known.
+        max_metric_loss: how much worse than its task a quantised file may be.
 
     Returns:
         A `Report`; `report.ok` says whether all is well, `print(report)` shows the table. An artifact that is damaged or
@@ -157,7 +83,7 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
     Raises:
         FileNotFoundError: an artifact is missing.
         ImportError: ai-edge-litert is missing, and a .tflite file is to be verified.
-        ValueError: the run folder is damaged, or a prompt is no text.
+        ValueError: the run folder is damaged, a prompt is no text, or prompts are given for a task that answers rows.
     """
     artifacts = [str(artifact) for artifact in artifacts]
     for artifact in artifacts:
@@ -167,6 +93,14 @@ def verify(task, *artifacts, prompts=None, imports=(), max_loss_increase=MAX_LOS
             raise ImportError("a .tflite file is run with ai-edge-litert: pip install ai-edge-litert")
     inspections = [inspect(artifact, allow_ops) for artifact in artifacts]
     with as_run_folder(task) as run_folder, tempfile.TemporaryDirectory() as folder:
+        verb = verb_in(run_folder)
+        if (rows if verb is None else prompts) is not None:
+            wrong, wanted = ("rows", "prompts") if verb is None else ("prompts", "rows")
+            raise ValueError(f"the run holds a task that is asked with {wanted}, and {wrong} were given")
+        if verb is not None:
+            asked = rows or rows_of(run_folder, verb, tokenizers.load(run_folder / "tokenizer"))
+            options = (folder, imports, max_metric_loss, allow_ops)
+            return Report(row_agreements(run_folder, asked, artifacts, inspections, *options))
         if prompts is None:
             prompts = _stored_prompts(run_folder / PROMPTS)
         _check_prompts(prompts)
@@ -258,7 +192,7 @@ def _agreement(artifact, found, expected, tokenizer, folder, max_loss_increase, 
     if result.reasons or result.forbidden_ops:
         return result
     try:
-        got = _replayed(artifact, expected, folder, allow_ops)
+        got = _asked(artifact, expected, folder, allow_ops)
         result.reasons += wrong_shapes(expected, got)
         if result.reasons:
             return result
@@ -266,10 +200,10 @@ def _agreement(artifact, found, expected, tokenizer, folder, max_loss_increase, 
         agrees, result.exempt_steps, complaints = compare_texts(ways, expected, got)
         result.reasons += wrong_answers(expected, got, tokenizer) if saved else []
         if saved and not complaints and not result.reasons:  # compiling takes long
-            got |= _replayed(artifact, expected, folder, allow_ops, xla=True)
+            got |= _asked(artifact, expected, folder, allow_ops, xla=True)
             compiled, _, complaints = compare_texts(_ways_of(expected["xla_ways"]), expected, got)
             agrees = [one and other for one, other in zip(agrees, compiled, strict=True)]
-    except _DoesNotRunError as error:
+    except DoesNotRunError as error:
         result.reasons.append(str(error))
         return result
     result.agree = sum(agrees)
@@ -313,35 +247,9 @@ def _lite_ways(asked):
     return [Way(mode, mode, [(mode, row) for row in range(len(rows))]) for mode, rows in asked.items()]
 
 
-class _DoesNotRunError(Exception):
-    """The artifact's process ended without an answer; the message says how."""
-
-
-def _replayed(artifact, expected, folder, allow_ops, xla=False):
-    """The answer of `seqlm_runtime.replay`, from a process of its own."""
-    request, answer = (os.path.join(folder, f"{name}.npz") for name in ("request", "answer"))
-    pathlib.Path(answer).unlink(missing_ok=True)
+def _asked(artifact, expected, folder, allow_ops, xla=False):
+    """The answer of `seqlm_runtime.replay`."""
     asked = {name: value for name, value in expected.items() if "logits" not in name}
     asked |= {"asked": as_json(expected["asked"]), "facts": "", "ways": expected["xla_ways" if xla else "ways"]}
-    np.savez(request, artifact=artifact, xla=xla, allow_ops=json.dumps(list(allow_ops)), **asked)
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    if xla:  # what is compiled is verified, and not the compiler's optimisations, which take twice as long
-        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {_QUICK_XLA}".strip()
-    doing = "generate_xla does not run" if xla else "it does not run"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "seqlm_runtime.replay", request, answer],
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _DoesNotRunError(f"{doing}: after {_SECONDS} seconds it had not ended") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"its process ended with exit code {done.returncode}"]
-        errors = [i for i, line in enumerate(said) if _ERROR.match(line)]  # the last one is what the runner raised
-        raise _DoesNotRunError(f"{doing}: {' '.join(said[errors[-1] if errors else -1 :])[-1500:]}")
-    with np.load(answer) as stored:
-        return dict(stored)
+    asked |= {"artifact": artifact, "xla": xla, "allow_ops": json.dumps(list(allow_ops))}
+    return replayed("seqlm_runtime.replay", asked, folder, xla)

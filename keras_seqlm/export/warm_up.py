@@ -59,7 +59,7 @@ def warm_up_requests(tokenizer, max_prompt_tokens, longest, new_tokens=NEW_TOKEN
     wanted = {"max_new_tokens": np.array([new_tokens], "int32")}
     requests = []
     for length in buckets(max_prompt_tokens):
-        text = {"text": np.array([_text_of(tokenizer, length)], object)}
+        text = {"text": np.array([text_of_tokens(tokenizer, length)], object)}
         requests += [(name, text) for name in ("serving_default", "generate_text", "score")]
         requests += [("generate", {**text, **wanted, **options}) for options in (off, sampled)]
     # A matrix product of few rows is another program, which is made at its first use.
@@ -69,7 +69,7 @@ def warm_up_requests(tokenizer, max_prompt_tokens, longest, new_tokens=NEW_TOKEN
     return requests
 
 
-def _text_of(tokenizer, length):
+def text_of_tokens(tokenizer, length):
     """A text of about so many ids, and no more."""
     count = length
     while count > 1 and len(read_ids(tokenizer, WORD * count)[0]) > length:

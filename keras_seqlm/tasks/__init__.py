@@ -7,7 +7,7 @@ from keras_seqlm.tasks.fill_mask import Candidate, FilledMask, FillMask
 from keras_seqlm.tasks.question_answering import Answer, QuestionAnswering
 from keras_seqlm.tasks.row_task import RowTask, write_figures
 from keras_seqlm.tasks.tagging import Span, Tagging, TokenTagging
-from keras_seqlm.tasks.task import Task, load, settings_in
+from keras_seqlm.tasks.task import Task, load, settings_in, task_class
 from keras_seqlm.tasks.text_generation import Text, TextGeneration
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "evaluate",
     "load",
     "settings_in",
+    "task_class",
     "write_figures",
 ]

@@ -8,6 +8,7 @@ from keras_seqlm.metrics.classification import accuracy, macro_f1
 from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.models import Classifier
 from keras_seqlm.tasks.row_task import RowTask
+from seqlm_runtime.row_tasks.whole_texts import Classify, classification
 
 FIELD_OF = {"class": "label", "labels": "labels", "number": "value"}
 
@@ -44,6 +45,7 @@ class TextClassification(RowTask):
 
     model_class = Classifier
     fields = ("text",)
+    served = Classify
 
     def __init__(self, model, tokenizer, labels=(), kind="class"):
         super().__init__(model, tokenizer)
@@ -112,19 +114,7 @@ class TextClassification(RowTask):
 
     def answer(self, logits):
         """The `Classification` that the logits (classes,) of a row are."""
-        if self.kind == "number":
-            return Classification(None, [], {}, float(logits[0]))
-        odds = np.asarray(logits, "float64")
-        if self.kind == "class":
-            shares = np.exp(odds - odds.max())
-            shares /= shares.sum()
-            best = self.labels[int(np.argmax(odds))]
-            return Classification(best, [best], dict(zip(self.labels, shares.tolist(), strict=True)))
-        shares = 1 / (1 + np.exp(-odds))
-        likely = [self.labels[i] for i in np.argsort(-shares, kind="stable") if shares[i] > 0.5]
-        return Classification(
-            likely[0] if likely else None, likely, dict(zip(self.labels, shares.tolist(), strict=True))
-        )
+        return Classification(**classification(logits, self.labels, self.kind))
 
     def evaluate(self, rows, batch_size=32):
         """The figures of labelled rows: accuracy and macro F1, of several labels micro F1, of numbers mse and pearson.

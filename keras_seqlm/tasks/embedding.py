@@ -7,6 +7,7 @@ from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.metrics.retrieval import recall_at_1, spearman
 from keras_seqlm.models import Embedder
 from keras_seqlm.tasks.row_task import RowTask
+from seqlm_runtime.row_tasks import Embed
 
 
 class TextEmbedding(RowTask):
@@ -33,6 +34,7 @@ class TextEmbedding(RowTask):
     model_class = Embedder
     fields = ("text",)
     batches = PairedExamples
+    served = Embed
 
     @classmethod
     def head(cls, backbone, settings, **options):

@@ -12,9 +12,11 @@ from keras_seqlm.generation.buckets import bucket
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.generation.score import of_targets
 from keras_seqlm.models import MaskedLM
+from keras_seqlm.tasks.row_task import outputs_of
 from keras_seqlm.tasks.task import Task
-from seqlm_runtime.prompts import read_ids
-from seqlm_runtime.tokenizers.tokenizer import as_text
+from seqlm_runtime import row_tasks
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS
+from seqlm_runtime.row_tasks.fill_mask import filled, masked_ids
 
 RECURRENT_CONTEXT = 128  # tokens of a row of an evaluation, where the model reads any number
 
@@ -61,6 +63,8 @@ class FillMask(Task):
     """
 
     model_class = MaskedLM
+    served = row_tasks.FillMask  # see `RowTask`, as of the next
+    most_ids = None
 
     def __init__(self, model, tokenizer, masked=None):
         super().__init__(model, tokenizer)
@@ -72,6 +76,28 @@ class FillMask(Task):
 
     def settings(self):
         return {"masked": dataclasses.asdict(self.objective)}
+
+    def outputs(self, inputs, batch_size=8):
+        """The model's numbers for rows as `as_served().read` gives them; see `RowTask`."""
+        return outputs_of(self.model, inputs, batch_size, self.room)
+
+    @property
+    def room(self):
+        """How many ids an export reads of a row."""
+        return min(self.model.max_length or MAX_PROMPT_TOKENS, self.most_ids or MAX_PROMPT_TOKENS)
+
+    def as_served(self, most=None):
+        """See `RowTask`."""
+        return self.served(self.tokenizer, self.room, self.model.reads, most, **self.settings_served())
+
+    def settings_served(self):
+        """See `RowTask`."""
+        return {
+            "mask_id": int(self.mask_id),
+            "mask_text": self._mask_text,
+            "takes_space": self._vocabulary.holds_spaces,
+            "special": np.flatnonzero(self._vocabulary.special).tolist(),
+        }
 
     def predict(self, texts, batch_size=32, top_k=5):
         """What may stand in the masks of each text.
@@ -108,17 +134,7 @@ class FillMask(Task):
         """The ids of a text: `bos`, its own, `eos`, int32 (time,), as the model reads it."""
         if not isinstance(text, str | bytes):
             raise ValueError(f"expected a text, got {type(text).__name__} {str(text)[:80]!r}")
-        text = as_text(text)
-        if self._vocabulary.holds_spaces:
-            text = text.replace(f" {MASK}", MASK)
-        if self._mask_text is None:  # an id that no text names: what stands between the masks is read by itself
-            parts = [self.tokenizer.encode(part) for part in text.split(MASK)]
-            body = np.concatenate([parts[0], *(np.append(self.mask_id, part) for part in parts[1:])])
-            ends = [[i for i in (end,) if i is not None] for end in (self.tokenizer.bos_id, self.tokenizer.eos_id)]
-            ids = np.concatenate([ends[0], body, ends[1]]).astype("int32")
-        else:
-            ids, _ = read_ids(self.tokenizer, text.replace(MASK, self._mask_text))
-            ids = ids if self.tokenizer.eos_id is None else np.append(ids, np.int32(self.tokenizer.eos_id))
+        ids, _ = masked_ids(self.tokenizer, text, self.mask_id, self._mask_text, self._vocabulary.holds_spaces)
         if self.mask_id not in ids:
             raise ValueError(f"the text {text[:80]!r} has no {MASK}: put one where a token is to be found")
         if self.model.max_length is not None and len(ids) > self.model.max_length:
@@ -129,17 +145,8 @@ class FillMask(Task):
         return ids
 
     def _filled(self, ids, logits, top_k):
-        ids, candidates = ids.copy(), []
-        for place in np.flatnonzero(ids == self.mask_id):
-            row = logits[place].astype("float64")
-            shares = np.exp(row - row.max())
-            shares /= shares.sum()
-            shares[self._vocabulary.special] = -1.0
-            best = np.argsort(-shares, kind="stable")[:top_k].tolist()
-            texts = [self.tokenizer.decode([i], after_text=True) for i in best]
-            candidates.append([Candidate(text, i, float(shares[i])) for text, i in zip(texts, best, strict=True)])
-            ids[place] = best[0]
-        return FilledMask(self.tokenizer.decode(ids), candidates)
+        found = filled(self.tokenizer, ids, logits, self.mask_id, self._vocabulary.special, top_k)
+        return FilledMask(found["filled"], [[Candidate(**one) for one in group] for group in found["candidates"]])
 
     def evaluate(self, files, batch_size=32, cache_dir=None, text_field="text"):
         """How well the model finds what is masked in text files; the masks are the same at each evaluation.

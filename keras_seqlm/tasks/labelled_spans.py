@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_seqlm.corpora.words import joined
 from keras_seqlm.metrics.spans import has_prefixes, spans_of_tags
-from keras_seqlm.tasks.windows import placed_tokens, trimmed
+from seqlm_runtime.windows import placed_tokens, trimmed
 
 OUTSIDE_NUMBER, UNCOUNTED = 0, -1
 

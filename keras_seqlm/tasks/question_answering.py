@@ -9,11 +9,11 @@ from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.models import SpanFinder
 from keras_seqlm.tasks.given_answers import answers_of, place_of
 from keras_seqlm.tasks.row_task import RowTask
-from keras_seqlm.tasks.windows import placed_tokens, windows_of
+from seqlm_runtime.row_tasks import places
+from seqlm_runtime.row_tasks.places import NO_ANSWER
+from seqlm_runtime.windows import placed_tokens, windows_of
 
 WINDOW = 384  # ids of a row, of a model that has no limit of its own
-QUESTION_SHARE = 3  # a third of a row is a question's at most
-NO_ANSWER = 0  # the place of a row that says so
 
 
 @dataclasses.dataclass
@@ -60,6 +60,7 @@ class QuestionAnswering(RowTask):
     model_class = SpanFinder
     fields = ("question", "context")
     chosen = ("window",)
+    served = places.Answer
 
     def __init__(self, model, tokenizer, unanswerable=False, longest=None, window=None):
         super().__init__(model, tokenizer)
@@ -94,7 +95,11 @@ class QuestionAnswering(RowTask):
 
     @property
     def room(self):
-        return self.window or self.model.max_length or WINDOW
+        room = self.window or self.model.max_length or WINDOW
+        return min(room, self.most_ids or room)
+
+    def settings_served(self):
+        return {"unanswerable": self.unanswerable, "longest": self.longest}
 
     def examples_of(self, row):
         """An example for each window; its target (2,) is the first and the last token of the answer, or 0 and 0."""
@@ -149,33 +154,7 @@ class QuestionAnswering(RowTask):
 
     def answer(self, tokens, windows, logits):
         """The `Answer` that the logits of a context's windows are, one (2, time) each."""
-        best, nothing = (-np.inf, 0, 0), np.inf
-        for window, odds in zip(windows, logits, strict=True):
-            odds = np.asarray(odds, "float64")
-            log_p = odds - np.logaddexp.reduce(odds, axis=1, keepdims=True)
-            nothing = min(nothing, log_p[0, NO_ANSWER] + log_p[1, NO_ANSWER])
-            first, stop = window.part
-            if first == stop:
-                continue
-            begin, end = log_p[:, window.place_of(first) : window.place_of(stop)]
-            sums = np.where(self._possible(tokens.offsets[first:stop]), begin[:, None] + end[None], -np.inf)
-            place = int(np.argmax(sums))
-            if sums.flat[place] > best[0]:
-                best = sums.flat[place], first + place // (stop - first), first + place % (stop - first)
-        score, first, last = best
-        if score == -np.inf or (self.unanswerable and nothing >= score):
-            return Answer("", 0, 0, float(np.exp(nothing)))
-        start, end = tokens.characters(first, last + 1)
-        return Answer(tokens.text[start:end], start, end, float(np.exp(score)))
-
-    def _possible(self, offsets):
-        """Bool (time, time): whether an answer may go from a token to another, not backwards and not too long."""
-        possible = np.triu(np.ones((len(offsets), len(offsets)), bool))
-        if self.longest is not None:
-            # One token is always possible; of several, those within `longest`, and the space that a token may begin with.
-            sizes = offsets[None, :, 1] - offsets[:, None, 0]
-            possible &= (sizes <= self.longest + 1) | np.eye(len(offsets), dtype=bool)
-        return possible
+        return Answer(**places.best_answer(tokens, windows, logits, self.unanswerable, self.longest))
 
     def evaluate(self, rows, batch_size=32):
         """Exact match and F1 by SQuAD's rules (see `metrics.answers`), the best over a row's answers; where rows have none,
@@ -194,8 +173,6 @@ class QuestionAnswering(RowTask):
         return figures | (with_interval("no_answer_accuracy", np.mean, said) if self.unanswerable else {})
 
     def _windows(self, row, tokens):
-        bos, eos = ([] if i is None else [i] for i in (self.tokenizer.bos_id, self.tokenizer.eos_id))
-        question = self.tokenizer.encode(row["question"])[: self.room // QUESTION_SHARE]
-        if not len(bos) + len(question) + len(eos):
-            raise ValueError("the question has no tokens, and the tokenizer neither bos nor eos")
-        return windows_of([*bos, *question, *eos], tokens.ids, eos, self.room)
+        before, _ = places.question_ids(self.tokenizer, row["question"], self.room)
+        eos = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        return windows_of(before, tokens.ids, eos, self.room)

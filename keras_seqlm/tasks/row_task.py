@@ -13,7 +13,8 @@ from keras_seqlm.data.examples import width_of
 from keras_seqlm.files import write_json
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.tasks.task import Task
-from seqlm_runtime.prompts import MAX_PROMPT_TOKENS, read_ids
+from seqlm_runtime.prompts import MAX_PROMPT_TOKENS
+from seqlm_runtime.row_tasks.reading import ids_of, pair_ids
 
 FIGURES = "figures.json"
 
@@ -28,6 +29,8 @@ class RowTask(Task):
     fields = ()  # what every row must have
     chosen = ()  # settings that rows do not tell: they are options of `begin_with`
     batches = Examples  # the class of `examples`
+    served = None  # the class of `seqlm_runtime.row_tasks` that exports of it are read and answered by
+    most_ids = None  # ids of a row, where fewer are read than the model could: what an export reads
 
     def __init__(self, model, tokenizer):
         super().__init__(model, tokenizer)
@@ -109,37 +112,30 @@ class RowTask(Task):
     @property
     def room(self):
         """How many ids are read of a row."""
-        return self.model.max_length or MAX_PROMPT_TOKENS
+        return min(self.model.max_length or MAX_PROMPT_TOKENS, self.most_ids or MAX_PROMPT_TOKENS)
+
+    def as_served(self, most=None):
+        """The task as a server has it: what it reads of a row, and what the model's numbers say.
+
+        Args:
+            most: ids that are read of a text that is cut into windows; None for all.
+        """
+        return self.served(self.tokenizer, self.room, self.model.reads, most, **self.settings_served())
+
+    def settings_served(self):
+        """The settings that its answers depend on, as JSON takes them."""
+        return self.settings()
 
     def ids_of(self, text):
         """The ids of one text: bos, its own as far as there is room, eos. int32 (time,)."""
-        if not isinstance(text, str | bytes):
-            raise ValueError(f"expected a text, got {text!r:.40}")
-        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
-        ids, _ = read_ids(self.tokenizer, text, self.room - len(end), end=False)
-        ids = np.concatenate([ids, np.asarray(end, "int32")])
-        if not len(ids):
-            raise ValueError("the text has no tokens, and the tokenizer neither bos nor eos")
-        return ids
+        return ids_of(self.tokenizer, text, self.room)[0]
 
     def pair_inputs(self, text, pair=None):
         """What the model reads of one text, or of two: bos, the first, eos, the second, eos; of the longer one its end goes first.
 
-        `token_types` are 0 in the first and 1 in the second, where the model reads some.
+        An empty second text is none. `token_types` are 0 in the first and 1 in the second, where the model reads some.
         """
-        if pair is None:
-            ids = self.ids_of(text)
-            types = np.zeros(len(ids), "int32")
-        else:
-            first, second = self.ids_of(text), self.ids_of(pair)
-            second = second[self.tokenizer.bos_id is not None :]
-            more = len(first) + len(second) - self.room
-            if more > 0:
-                ends = int(self.tokenizer.eos_id is not None)
-                kept = min(len(first), max(self.room - len(second), self.room // 2))
-                first, second = _cut(first, kept, ends), _cut(second, self.room - kept, ends)
-            ids = np.concatenate([first, second])
-            types = np.repeat(np.array([0, 1], "int32"), [len(first), len(second)])
+        ids, types, _ = pair_ids(self.tokenizer, text, pair, self.room)
         return {"token_ids": ids, **({"token_types": types} if "token_types" in self.model.reads else {})}
 
     def _held(self, row):
@@ -155,22 +151,27 @@ class RowTask(Task):
             inputs: a list of dicts, as `example` gives them.
             batch_size: rows of a call.
         """
-        run = compiled(self.model, _forward)
-        found = [None] * len(inputs)
-        order = np.argsort([len(one["token_ids"]) for one in inputs], kind="stable")
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            sizes = np.array([len(inputs[row]["token_ids"]) for row in chosen], "int32")
-            width = width_of(int(sizes.max()), self.room)
-            batch = {name: np.zeros((batch_size, width), "int32") for name in inputs[0]}
-            for index, row in enumerate(chosen):
-                for name, ids in inputs[row].items():
-                    batch[name][index, : len(ids)] = ids
-            batch["lengths"] = np.concatenate([sizes, np.ones(batch_size - len(sizes), "int32")])
-            numbers = ops.convert_to_numpy(run(keras.tree.map_structure(ops.convert_to_tensor, batch)))
-            for index, row in enumerate(chosen):
-                found[row] = numbers[index]
-        return found
+        return outputs_of(self.model, inputs, batch_size, self.room)
+
+
+def outputs_of(model, inputs, batch_size, room):
+    """What a model gives for rows of any lengths, at most `room` ids each: a list of arrays, in the order of the rows."""
+    run = compiled(model, _forward)
+    found = [None] * len(inputs)
+    order = np.argsort([len(one["token_ids"]) for one in inputs], kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        sizes = np.array([len(inputs[row]["token_ids"]) for row in chosen], "int32")
+        width = width_of(int(sizes.max()), room)
+        batch = {name: np.zeros((batch_size, width), "int32") for name in inputs[0]}
+        for index, row in enumerate(chosen):
+            for name, ids in inputs[row].items():
+                batch[name][index, : len(ids)] = ids
+        batch["lengths"] = np.concatenate([sizes, np.ones(batch_size - len(sizes), "int32")])
+        numbers = ops.convert_to_numpy(run(keras.tree.map_structure(ops.convert_to_tensor, batch)))
+        for index, row in enumerate(chosen):
+            found[row] = numbers[index]
+    return found
 
 
 def as_rows(rows):
@@ -181,11 +182,6 @@ def as_rows(rows):
 def write_figures(folder, figures):
     """Keep what `evaluate` gave as `figures.json` in a run folder."""
     write_json(pathlib.Path(folder) / FIGURES, figures)
-
-
-def _cut(ids, size, ends):
-    """The beginning of `ids`, of `size`, with the last `ends` of them at its end."""
-    return ids if len(ids) <= size else np.concatenate([ids[: size - ends], ids[len(ids) - ends :]])
 
 
 def _forward(model, inputs):

@@ -12,12 +12,12 @@ from keras_seqlm.metrics.spans import (
     span_f1,
     span_precision,
     span_recall,
-    spans_of_tags,
 )
 from keras_seqlm.models import Tagger
 from keras_seqlm.tasks.labelled_spans import UNCOUNTED, labelled, numbers_of_tags, placed_text, units_of
 from keras_seqlm.tasks.row_task import RowTask
-from keras_seqlm.tasks.windows import trimmed, windows_of
+from seqlm_runtime.row_tasks.places import Tag, before_text, tagging, tags_of
+from seqlm_runtime.windows import windows_of
 
 
 @dataclasses.dataclass
@@ -57,7 +57,8 @@ class TokenTagging(RowTask):
         tokenizer: of its backbone.
         labels: of spans, or tags.
         kind: "spans", or "tags" for one a word that names no span, as parts of speech.
-        before: a field of the rows, a text or a list of texts, that is read before the text as a question would be.
+        before: a field of the rows, a text or a list of texts, that is read before the text as a question would be; where a row
+            has none, as an empty one.
 
     Example:
 
@@ -73,6 +74,7 @@ class TokenTagging(RowTask):
 
     model_class = Tagger
     of_tokens = True
+    served = Tag
     chosen = ("before",)
 
     def __init__(self, model, tokenizer, labels=(), kind="spans", before=None):
@@ -80,8 +82,7 @@ class TokenTagging(RowTask):
         if kind not in ("spans", "tags"):
             raise ValueError(f"kind must be 'spans' or 'tags', got {kind!r}")
         self.labels, self.kind, self.before = list(labels), kind, before
-        spans = [f"{prefix}-{label}" for label in self.labels for prefix in "BI"]
-        self.tags = self.labels if kind == "tags" else [OUTSIDE, *spans]
+        self.tags = self.labels if kind == "tags" else tags_of(self.labels)
         if model.num_classes != len(self.tags):
             raise ValueError(f"the model has {model.num_classes} classes, and there are {len(self.tags)} tags")
         self._numbers = {tag: number for number, tag in enumerate(self.tags)}
@@ -146,19 +147,8 @@ class TokenTagging(RowTask):
 
     def answer(self, tokens, words, logits):
         """The `Tagging` that the logits (time, tags) of a text's tokens are; `words` are their places, or None."""
-        units, speakers = units_of(tokens, words)
-        odds = np.asarray(logits, "float64")
-        log_p = odds - np.logaddexp.reduce(odds, axis=1, keepdims=True)
-        numbers = [None if token is None else int(np.argmax(log_p[token])) for token in speakers]
-        tags = [OUTSIDE if number is None else self.tags[number] for number in numbers]
-        sure = [
-            log_p[token, number] if token is not None else 0 for token, number in zip(speakers, numbers, strict=True)
-        ]
-        spans = []
-        for first, stop, label in spans_of_tags(tags) if self.kind == "spans" else ():
-            start, end = trimmed(tokens.text, int(units[first][0]), int(units[stop - 1][1]))
-            spans.append(Span(label, start, end, tokens.text[start:end], float(np.exp(np.mean(sure[first:stop])))))
-        return Tagging(tokens.text, spans, [tokens.text[start:end] for start, end in units], tags)
+        found = tagging(tokens, logits, self.tags, self.kind, units_of(tokens, words))
+        return Tagging(**{**found, "spans": [Span(**span) for span in found["spans"]]})
 
     def evaluate(self, rows, batch_size=32):
         """The figures of labelled rows: span F1, precision and recall, exact and over all labels together as seqeval has
@@ -190,13 +180,12 @@ class TokenTagging(RowTask):
         return numbers_of_tags(places, spans, text, self._numbers, self.kind, self.notes), spans
 
     def _windows(self, row, tokens):
-        bos, eos = ([] if i is None else [i] for i in (self.tokenizer.bos_id, self.tokenizer.eos_id))
-        question = row.get(self.before) if self.before else None
-        if question is not None:
-            question = question if isinstance(question, str | bytes) else ", ".join(map(str, question))
-            ids = self.tokenizer.encode(question)[: self.room // 2]
-            bos = [*bos, *ids, *eos]
-        return windows_of(bos, tokens.ids, eos, self.room)
+        question = (row.get(self.before) or "") if self.before else None
+        if question is not None and not isinstance(question, str | bytes):
+            question = ", ".join(map(str, question))
+        before, _ = before_text(self.tokenizer, question, self.room // 2)
+        eos = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        return windows_of(before, tokens.ids, eos, self.room)
 
     def _read(self, window):
         inputs = {name: ids for name, ids in window.inputs.items() if name in self.model.reads}

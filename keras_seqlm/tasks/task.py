@@ -128,6 +128,11 @@ def load(folder, checkpoint=None):
     return task
 
 
+def task_class(name):
+    """The class of a task by its name, as `task.json` has it; None of one that is not known here."""
+    return _TASKS.get(name)
+
+
 def settings_in(folder):
     """The settings of the task in a run folder, which may have no model yet; see `Task.settings`."""
     path = pathlib.Path(folder) / TASK

@@ -69,7 +69,7 @@ def test_cudnn_and_the_carried_state_do_no_harm(tmp_path):
 
 
 def test_something_else_is_refused():
-    with pytest.raises(ValueError, match="expected a LanguageModel, got Sequential"):
+    with pytest.raises(ValueError, match="expected a model of keras_seqlm, got Sequential"):
         at_float32(keras.Sequential([keras.layers.Dense(2)]))
 
 

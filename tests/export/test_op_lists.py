@@ -3,11 +3,12 @@
 import pathlib
 
 import pytest
+import row_toys
 
 from keras_seqlm.export.litert import QUANTIZATIONS, write_litert
 from keras_seqlm.export.saved_model import write_saved_model
-from keras_seqlm.models import RecurrentLM, TransformerLM
-from keras_seqlm.tasks import TextGeneration
+from keras_seqlm.models import RecurrentLM, TransformerEncoder, TransformerLM
+from keras_seqlm.tasks import QuestionAnswering, TextClassification, TextEmbedding, TextGeneration, TokenTagging
 from keras_seqlm.tokenizers import (
     BytePairTokenizer,
     ByteTokenizer,
@@ -19,6 +20,7 @@ from seqlm_runtime.graph_file import read_graph
 from seqlm_runtime.lite_file import BUILTINS, parse_lite_file
 from seqlm_runtime.op_gate import ATTRIBUTES, LITE_OPS, OPS, RESTORE_OPS
 
+TEXTS = ["the cat sat on the mat. " * 5, "a dog ran over the hill. " * 5, "Zoë paid 12 € for two cafés"]
 RECURRENT = {"size": "nano", "num_layers": 2, "hidden_dim": 16}
 TRANSFORMER = {"size": "nano", "num_layers": 2, "hidden_dim": 16, "num_heads": 4, "max_length": 32}
 TOKENIZERS = {
@@ -59,18 +61,43 @@ ATTRIBUTES_OF_HUGGINGFACE = {"normalization_form", "unit"}
 OF_LONG_TOKENS = {"If"}  # of over eight bytes: a text is tokenized once more where its end gave too few ids
 
 
-@pytest.mark.soak
-def test_the_lists_are_as_short_as_can_be(tmp_path):
-    texts = ["the cat sat on the mat. " * 5, "a dog ran over the hill. " * 5, "Zoë paid 12 € for two cafés"]
-    served, saver, lite, attributes = set(), set(), set(), set()
+def written_tasks():
+    """A `TextGeneration` of each of `MODELS`."""
     for number, (name, kind, options) in enumerate(MODELS):
-        tokenizer = TOKENIZERS[name]() if name == "byte" else TOKENIZERS[name](texts)
+        tokenizer = TOKENIZERS[name]() if name == "byte" else TOKENIZERS[name](TEXTS)
         if number == 0:
             tokenizer = tokenizer.with_added_tokens(["<|user|>"], special=True).with_added_tokens(["zz"])
         model = kind(tokenizer.vocabulary_size, **options)
         model.build()
+        yield TextGeneration(model, tokenizer)
+
+
+def row_tasks():
+    """The toys, every kind of classification and of pooling, and places by every tokenizer."""
+    yield from (toy() for toy in row_toys.TOYS.values())
+    rows = row_toys.ROWS
+    several = [{"text": row["text"], "labels": [row["label"]]} for row in rows["classify"]]
+    numbers = [{"text": row["text"], "value": 1.0} for row in rows["classify"]]
+    kinds = [
+        (TextClassification, several, {"pooling": "mean"}),
+        (TextClassification, numbers, {"pooling": "max", "hidden_dim": 8}),
+        (TextEmbedding, rows["embed"], {"embedding_dim": 8}),
+        (TokenTagging, [{"tokens": ["a", "b"], "tags": ["X", "Y"]}], {}),
+        (TokenTagging, [{**row, "asked": "when"} for row in rows["tag"]], {"before": "asked"}),
+        (QuestionAnswering, [*rows["answer"], {"question": "a", "context": "b", "answers": []}], {}),
+    ]
+    for (kind, data, options), name in zip(kinds, TOKENIZERS, strict=False):
+        tokenizer = TOKENIZERS[name]() if name == "byte" else TOKENIZERS[name](TEXTS)
+        backbone = TransformerEncoder(tokenizer.vocabulary_size, **TRANSFORMER, num_token_types=2)
+        yield kind.begin_with(data, backbone, tokenizer, **options)
+
+
+@pytest.mark.soak
+def test_the_lists_are_as_short_as_can_be(tmp_path):
+    served, saver, lite, attributes = set(), set(), set(), set()
+    for number, task in enumerate([*written_tasks(), *row_tasks()]):
         folder = tmp_path / str(number)
-        TextGeneration(model, tokenizer).save(folder / "run")
+        task.save(folder / "run")
         # What the gate refuses raises here already, with its name.
         write_saved_model(folder / "run", str(folder / "1"), 20)
         graph = read_graph(folder / "1")

@@ -139,9 +139,9 @@ def test_what_has_no_words_is_refused(saved_model):
     spec = tf.TensorSpec([None], tf.string, "text")
     shout = tf.function(lambda text: {"text": text}).get_concrete_function(text=spec)
     with pytest.raises(ValueError, match="the signature 'shout' has no words"):
-        sidecar._signature("shout", shout)
+        sidecar.traced_signature("shout", shout)
     with pytest.raises(ValueError, match="the tensor 'text' has no words"):
-        sidecar._signature("score", shout)
+        sidecar.traced_signature("score", shout)
 
 
 def keys_of(content):

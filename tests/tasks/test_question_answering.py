@@ -11,8 +11,8 @@ import pytest
 from keras_seqlm.data import Rows
 from keras_seqlm.models import RecurrentEncoder, SpanFinder, TransformerEncoder
 from keras_seqlm.tasks import QuestionAnswering, load
-from keras_seqlm.tasks.windows import placed_tokens
 from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer
+from seqlm_runtime.windows import placed_tokens
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 PEOPLE, PLACES = ["Ann", "Zoë", "李明", "Bob 😀"], ["Rome", "北京", "Oslo", "Bonn"]

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_seqlm.tasks.windows import own_parts, placed_tokens, trimmed, windows, windows_of
 from keras_seqlm.tokenizers import (
     BytePairTokenizer,
     ByteTokenizer,
@@ -15,6 +14,7 @@ from keras_seqlm.tokenizers import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
 )
+from seqlm_runtime.windows import own_parts, placed_tokens, trimmed, windows, windows_of
 
 TEXT = (
     "It is the low road at 8:30, 我住在柏林。 Zoë naïve cafe\u0301 😀👩‍👩‍👧 the lowest road; 東京へ行く half past eight\n"

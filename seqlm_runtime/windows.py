@@ -84,7 +84,7 @@ def windows_of(before, ids, end, room):
 def placed_tokens(tokenizer, text):
     """The `PlacedTokens` of a text, of bytes as far as they are UTF-8.
 
-    >>> from keras_seqlm.tokenizers import ByteTokenizer
+    >>> from seqlm_runtime.tokenizers import ByteTokenizer
     >>> tokens = placed_tokens(ByteTokenizer(), "né")
     >>> tokens.offsets.tolist(), tokens.units(), tokens.over(1, 2), tokens.characters(1, 2)
     ([[0, 1], [1, 2], [1, 2]], [(0, 1), (1, 3)], (1, 3), (1, 2))

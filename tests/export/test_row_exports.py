@@ -1,0 +1,185 @@
+"""Exports of tasks that answer rows: each says what its task says, and those that do not are seen."""
+
+import json
+import pathlib
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from row_toys import LABELS, ROWS, TOYS, rows_of
+from tampering import copied_lite, seal, seal_lite
+
+from keras_seqlm import export, tasks
+from keras_seqlm.export.inspection import contradictions, inspect
+from keras_seqlm.export.row_signatures import lite_lengths, served
+from seqlm_runtime import LiteRTModel, LiteRTTask
+from seqlm_runtime.lite_file import parse_lite_file
+from seqlm_runtime.op_gate import SIDECAR
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
+QUANTIZED = ("classify",)
+
+
+@linux_only
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOYS)
+def test_every_export_says_what_its_task_says(name, row_run, row_saved_model, row_litert, fast_exports):
+    """Of its rows, of empty, odd and long texts; all at once, in another order, alone; by every signature."""
+    artifacts = [row_saved_model(name), *([] if name == "classify-gru" else [row_litert(name)])]
+    artifacts += [row_litert(name, "int8")] if name in QUANTIZED else []
+    with fast_exports():
+        report = export.verify(row_run(name), *artifacts)
+    assert report.ok, str(report)
+    for found in report:
+        assert found.prompts >= len(rows_of(name)) + 10 and found.same_choices > 0.9
+        if found.exact:
+            assert found.agree == found.prompts and found.exempt_steps < found.prompts / 3
+        else:
+            assert found.metric == "accuracy" and found.metric_loss <= 0.02 and "accuracy +0.0" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))[artifacts[0]]["ok"]
+
+
+def swap_in_graph(artifact, one, other):
+    """Two texts of one length in the bytes of a graph."""
+    file = artifact / "saved_model.pb"
+    content = file.read_bytes()
+    assert one in content and other in content and len(one) == len(other)
+    file.write_bytes(re.sub(one + b"|" + other, lambda found: other if found[0] == one else one, content))
+
+
+def overwritten(artifact, made):
+    """The constants of a LiteRT file by `made(tensor)`: their new bytes, or None."""
+    content = bytearray(artifact.read_bytes())
+    changed = 0
+    for graph in parse_lite_file(bytes(content)).graphs:
+        for tensor in graph:
+            new = made(tensor) if len(tensor.content) else None
+            if new is not None:
+                at = bytes(content).find(bytes(tensor.content))
+                if at >= 0:
+                    content[at : at + len(new)] = new
+                    changed += 1
+    assert changed
+    artifact.write_bytes(bytes(content))
+
+
+def constant_head(artifact):
+    """The last layer gives the same to every row."""
+    overwritten(artifact, lambda t: bytes(len(t.content)) if t.dtype == np.float32 and t.shape == (3, 16) else None)
+
+
+def turned(artifact):
+    """Weights in another order."""
+    overwritten(artifact, lambda t: bytes(t.content)[::-1] if t.dtype == np.int8 and len(t.content) > 400 else None)
+
+
+@linux_only
+@pytest.mark.slow
+def test_faults_are_seen(row_run, row_saved_model, row_litert, fast_exports, tmp_path):
+    """Each in a copy of an artifact, with its checksums made anew."""
+    sources = {
+        "saved": row_saved_model("classify"),
+        "lite": row_litert("classify"),
+        "int8": row_litert("classify", "int8"),
+    }
+    copies = {}
+    for name in ("swapped labels", "foreign weights", "a label of its own", "more room"):
+        copies[name] = pathlib.Path(shutil.copytree(sources["saved"], tmp_path / name / "1"))
+    for name in ("constant head", "swapped lite labels", "other lite room", "unsealed lite"):
+        copies[name] = copied_lite(pathlib.Path(sources["lite"]), tmp_path / name)
+    copies["turned int8"] = copied_lite(pathlib.Path(sources["int8"]), tmp_path / "int8")
+    swap_in_graph(copies["swapped labels"], b"apple", b"berry")
+    foreign = pathlib.Path(row_saved_model("classify-foreign"))
+    shutil.copytree(foreign / "variables", copies["foreign weights"] / "variables", dirs_exist_ok=True)
+    swap_in_graph(copies["a label of its own"], b"apple", b"mango")
+    seal(copies["swapped labels"])
+    seal(copies["foreign weights"])
+    task = json.loads((copies["more room"] / SIDECAR).read_text())["task"]
+    seal(copies["a label of its own"], task={**task, "settings": {**task["settings"], "labels": list(LABELS[::-1])}})
+    seal(copies["more room"], task={**task, "room": 400}, max_prompt_tokens=400)
+    constant_head(copies["constant head"])
+    seal_lite(copies["constant head"])
+    turned(copies["turned int8"])
+    seal_lite(copies["turned int8"])
+    task["room"] = lite_lengths(40)[-2]
+    labels = {**task["settings"], "labels": list(LABELS[::-1])}
+    seal_lite(copies["swapped lite labels"], task={**task, "room": 40, "settings": labels})
+    seal_lite(copies["other lite room"], task=task)
+    sidecar = copies["unsealed lite"].with_suffix(".json")
+    sidecar.write_text(sidecar.read_text().replace("apple", "mango", 1))
+    with fast_exports():
+        report = export.verify(row_run("classify"), *map(str, copies.values()), rows=ROWS["classify"][:6])
+    found = dict(zip(copies, report, strict=True))
+    assert not any(one.ok for one in report), str(report)
+    said = {
+        "swapped labels": "it answers",
+        "foreign weights": "its numbers differ from the model's",
+        "a label of its own": "its sidecar says task.settings.labels",
+        "more room": "its sidecar says max_prompt_tokens 400",
+        "constant head": "its numbers differ from the model's",
+        "swapped lite labels": "its sidecar says task.settings.labels",
+        "other lite room": "",
+        "unsealed lite": "was changed",
+        "turned int8": "its weights are not the model's",
+    }
+    others = {name: found[name].reasons for name in said if said[name] not in " ".join(found[name].reasons)}
+    assert not others
+
+
+def test_an_export_of_another_kind_is_a_row_of_the_report(row_run, row_litert, litert):
+    (found,) = export.verify(row_run("classify"), litert("lstm"))
+    assert "the run is of a task that answers rows" in found.reasons[0] and not found.ok and found.figure == "not run"
+    (said,) = contradictions(inspect(row_litert("classify")), {"model": "RecurrentLM"})
+    assert said == "it is an export of a task that answers rows, and the run is of a language model"
+
+
+def test_the_phone_answers_as_the_task(row_run, row_litert):
+    """Texts, pairs and rows; without Keras, which a process of its own shows in `verify`."""
+    task, phone = tasks.load(row_run("classify")), LiteRTTask(row_litert("classify"))
+    texts = ["apple 3", ("berry", "and another"), {"text": "mango"}, ""]
+    for one, other in zip(
+        task.predict([texts[0], texts[1], texts[2], {"text": ""}]), phone.predict(texts), strict=True
+    ):
+        assert (one.label, one.labels, other["truncated"]) == (other["label"], other["labels"], False)
+        assert one.probabilities == pytest.approx(other["probabilities"], abs=1e-5)
+    assert phone.predict(["x" * 99])[0]["truncated"] and phone.lengths == [16, 40]
+    with pytest.raises(ValueError, match="it has no text"):
+        phone.predict([{"pair": "x"}])
+    with pytest.raises(ValueError, match="expected a text in text, got 3"):
+        phone.predict([{"text": 3}])
+    with pytest.raises(ValueError, match="A row has 1 to 40 ids; got 41"):
+        phone.run({"token_ids": np.ones(41, int), "token_types": np.zeros(41, int)})
+    with pytest.raises(ValueError, match="which seqlm_runtime.LiteRTTask runs"):
+        LiteRTModel(row_litert("classify"))
+
+
+def test_predict_takes_an_export(row_run, row_litert, capsys):
+    import seqlm_cli
+
+    answers = []
+    for source in (str(row_run("classify")), row_litert("classify", "int8")):
+        assert seqlm_cli.main(["predict", source, "--text", "apple 3", "mango 5"]) == 0
+        answers.append([json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()])
+    assert answers[0] == answers[1] == ["apple", "mango"]
+    assert seqlm_cli.main(["predict", source, "--text", "a", "--checkpoint", "best"]) == 2
+    assert "--checkpoint is of run folders" in capsys.readouterr().err
+
+
+def test_what_is_of_language_models_is_refused(row_run, tmp_path):
+    with pytest.raises(ValueError, match="max_new_tokens_limit is of tasks that write text"):
+        export.saved_model(row_run("classify"), tmp_path / "1", max_new_tokens_limit=9)
+    with pytest.raises(ValueError, match="asked with rows, and prompts were given"):
+        export.verify(row_run("classify"), prompts=["a"])
+
+
+def test_how_much_an_export_reads(row_run):
+    task = tasks.load(row_run("classify"))
+    assert (served(task).room, served(task, 12).room, served(task, 12).most) == (40, 12, 12)
+    with pytest.raises(ValueError, match="at least 8"):
+        served(task, 3)
+    task = tasks.load(row_run("tag"))
+    assert (served(task, lite=True).room, served(task, 99).most) == (256, 99)
+    with pytest.raises(ValueError, match="reads 40 tokens of a row at most, and max_prompt_tokens is 41"):
+        served(tasks.load(row_run("embed")), 41)
