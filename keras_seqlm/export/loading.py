@@ -8,7 +8,7 @@ may be quantised by the means of its own format.
 import pathlib
 
 from keras_seqlm.layers.quantization import KEY, float_weights
-from keras_seqlm.models import LanguageModel
+from keras_seqlm.models import LanguageModel, merge_lora
 from keras_seqlm.tasks import TextGeneration, load
 
 
@@ -29,6 +29,7 @@ def load_reference(run_folder):
     Were it rebuilt here as well, a fault of the rebuilding would stand on both sides and show on neither.
     """
     task = _that_writes(run_folder)
+    task.model = merge_lora(task.model)
     policies = {layer.dtype_policy.name for layer in task.model._flatten_layers()}
     if policies != {"float32"} or getattr(task.model, "use_cudnn", False) is True:
         task.model = at_float32(task.model)
@@ -48,10 +49,11 @@ def _that_writes(run_folder):
 def at_float32(model):
     """A copy of `model` with every dtype policy in its config set to float32 and cuDNN switched off.
 
-    Quantised weights become the float32 weights that they stand for: see `keras_seqlm.layers.quantization.float_weights`.
+    Adapters are merged first. Quantised weights become the float32 weights that they stand for: see `keras_seqlm.layers.quantization.float_weights`.
     """
     if not isinstance(model, LanguageModel):
         raise ValueError(f"expected a LanguageModel, got {type(model).__name__}")
+    model = merge_lora(model)
     copy = type(model).from_config(_rewritten(model.get_config()))
     copy.build()
     # In order, since paths need not be unique: a layer that is built before its owner has a path without it.
