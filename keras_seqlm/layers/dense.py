@@ -60,6 +60,13 @@ class Dense(keras.layers.Dense):
             x = x + self.lora.of(keras.ops.cast(inputs, x.dtype), training)
         return x if self.activation is None else self.activation(x)
 
+    def save_own_variables(self, store):
+        if self.lora is None:
+            super().save_own_variables(store)
+        else:  # Keras's would write `kernel`, in which the update is, beside the adapter
+            for i, weight in enumerate(self._trainable_variables):
+                store[str(i)] = weight
+
     def quantize(self, mode=None, type_check=True, config=None):
         super().quantize(mode, type_check=False, config=config)  # Keras's lets no subclass do it, unless it is told to
 

@@ -146,6 +146,10 @@ class RecurrentStack(keras.layers.Layer):
         pairs = [zip(found, self.adapters_of(i), strict=True) for i, found in enumerate(kernels)]
         return [(kernel, adapter) for found in pairs for kernel, adapter in found if adapter is not None]
 
+    def floors(self):
+        """Its layers from the bottom up, each with its adapters."""
+        return [[layer, *filter(None, self.adapters_of(i))] for i, layer in enumerate(self.layers)]
+
     def build(self, input_shape):
         features = input_shape[-1]
         for i, layer in enumerate(self.layers):

@@ -61,6 +61,9 @@ class Head(SequenceModel):
             else self.backbone.variables
         )
 
+    def floors(self):
+        return self.backbone.floors()
+
     def hidden_states(self, inputs, state=None, training=None):
         """See `SequenceModel`: those of the backbone, which is shown what it reads."""
         inputs = {name: leaf for name, leaf in inputs.items() if name in self.backbone.reads}

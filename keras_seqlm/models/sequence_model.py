@@ -82,6 +82,10 @@ class SequenceModel(keras.Model):
         """The variables that no hidden state depends on: those that a head on this model leaves idle."""
         return []
 
+    def floors(self):
+        """Its layers from the bottom up, a list of lists; what stands on the last one, as a head does, is in none of them."""
+        raise TypeError(f"{type(self).__name__} must define floors(), by which learning rates fall from the top down")
+
     def hidden_states(self, inputs, state=None, training=None):
         """From a dict of int32 inputs to hidden states (batch, time, width), and the new state (or None)."""
         raise TypeError(f"{type(self).__name__} must define hidden_states(inputs, state, training)")

@@ -73,6 +73,16 @@ class TextClassification(RowTask):
         return {"labels": sorted(labels), "kind": kind}
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        kinds = {"class": ("accuracy", "macro_f1"), "labels": ("micro_f1", "accuracy"), "number": ("pearson", "mse")}
+        return kinds[settings["kind"]]
+
+    def class_names(self):
+        """See `RowTask`: the labels, where a text has one."""
+        return (self.labels, {}) if self.kind == "class" else None
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         return Classifier(backbone, max(1, len(settings["labels"])), answers=settings["kind"], **options)
 

@@ -89,6 +89,11 @@ class QuestionAnswering(RowTask):
         return {"unanswerable": unanswerable, "longest": max(sizes)}
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        return ("f1", "exact_match", *(["no_answer_accuracy"] if settings["unanswerable"] else []))
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         return SpanFinder(backbone, **options)
 

@@ -110,6 +110,16 @@ class TokenTagging(RowTask):
         return {"labels": sorted(labels), "kind": "spans"}
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        return ("accuracy",) if settings["kind"] == "tags" else ("span_f1", "precision", "recall", "accuracy")
+
+    def class_names(self):
+        """See `RowTask`: the tags; a label stands for its B and its I."""
+        spans = {} if self.kind == "tags" else {label: [f"B-{label}", f"I-{label}"] for label in self.labels}
+        return self.tags, spans
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         labels = len(settings["labels"])
         return Tagger(backbone, labels if settings["kind"] == "tags" else 1 + 2 * labels, **options)
