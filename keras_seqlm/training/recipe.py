@@ -16,8 +16,8 @@ from keras_seqlm.half_precision import refuse_lost_decays
 from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage, tell_of_run
-from keras_seqlm.training.layer_rates import layer_factors, scale_rates
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses, is_out_of_memory
+from keras_seqlm.training.layer_rates import layer_factors, scale_rates
 from keras_seqlm.training.optimizers import clip_after_all_reduce, exclude_from_decay, new_optimizer, optimizer_class
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
 

@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused():
     for options, said in (
         ({"rank": 0}, "rank must be"),
         ({"rank": 2, "alpha": -1}, "alpha must be"),
-        ({"rank": 2, "on": ["recurrent"]}, "q, k, v, output, feed_forward; got recurrent"),
+        ({"rank": 2, "on": ["recurrent"]}, "output, feed_forward, embedding; got recurrent"),
         ({"rank": 2, "on": []}, "on must name parts"),
     ):
         with pytest.raises(ValueError, match=said):
