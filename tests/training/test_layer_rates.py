@@ -35,7 +35,8 @@ def test_factors_fall_from_the_head_to_the_embeddings():
         new_model("lstm"),
         Classifier(RecurrentEncoder(VOCABULARY, size="nano", num_layers=2, hidden_dim=8), 3),
     ):
-        recurrent.build()
+        if not recurrent.built:
+            recurrent.build()
         on = layer_factors(recurrent, 0.5)
         assert len(on) == len(recurrent.trainable_variables) and {factor for _, factor in on} == {1, 0.5, 0.25, 0.125}
         tuned = add_lora(recurrent, 2)
