@@ -8,6 +8,7 @@ import sys
 
 from seqlm_cli.another_run import command_of, start_of
 from seqlm_cli.options import import_modules, size_table
+from seqlm_cli.task_report import write_report
 from seqlm_cli.train import (
     add_devices,
     add_parts,
@@ -322,6 +323,9 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
         of = "a token" if train_data.of_tokens else "a row"
         print(f"{folder.path}: {last_words(folder.path, step, of)}")
         print(figures_line(figures))
+        report = write_report(folder.path, task, validation, figures, args.metric)
+        if report is not None:
+            print(f"report: {report}")
 
 
 def figures_line(figures):

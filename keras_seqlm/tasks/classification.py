@@ -159,6 +159,18 @@ class TextClassification(RowTask):
             figures |= with_interval("pearson", _pearson, truth[:, 0], logits[:, 0])
         return figures
 
+    def judged(self, rows, batch_size=32):
+        """See `RowTask`: of one class a row both, else nothing."""
+        if self.kind != "class":
+            return {}
+        examples = self.read(rows, self.example)
+        truth = np.array([target for _, target in examples])
+        logits = np.array(self.outputs([inputs for inputs, _ in examples], batch_size), "float64")
+        found = logits.argmax(axis=1)
+        shares = np.exp(logits.max(axis=1) - np.logaddexp.reduce(logits, axis=1))
+        known = {"names": self.labels, "truth": truth, "predicted": found}
+        return {**known, "confidence": shares, "right": truth == found}
+
 
 def _as_row(one):
     if isinstance(one, str | bytes):

@@ -198,6 +198,13 @@ class QuestionAnswering(RowTask):
         said = np.array([not one.text for one in found]) == np.array([not answers for _, answers in kept])
         return figures | (with_interval("no_answer_accuracy", np.mean, said) if self.unanswerable else {})
 
+    def judged(self, rows, batch_size=32):
+        """See `RowTask`: how probable each answer was, and whether it matches exactly."""
+        kept = self.read(rows, lambda row: (row, [one["text"] for one in answers_of(row)]))
+        found = self.predict([row for row, _ in kept], batch_size)
+        right = [exact_match(answers, one.text) == 1 for one, (_, answers) in zip(found, kept, strict=True)]
+        return {"confidence": [one.score for one in found], "right": right}
+
     def _windows(self, row, tokens):
         bos, eos = ([] if i is None else [i] for i in (self.tokenizer.bos_id, self.tokenizer.eos_id))
         question = self.tokenizer.encode(row["question"])[: self.room // QUESTION_SHARE]

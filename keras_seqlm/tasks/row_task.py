@@ -138,6 +138,14 @@ class RowTask(Task):
         rows.check()
         return made
 
+    def judged(self, rows, batch_size=32):
+        """What was given for labelled rows, for pictures of it: a dict of what the task has of
+
+        `names`, `truth` and `predicted`: the classes, and their numbers for each row or token;
+        `confidence` and `right`: how probable each answer was to the model, and whether it was right.
+        """
+        return {}
+
     @property
     def room(self):
         """How many ids are read of a row."""

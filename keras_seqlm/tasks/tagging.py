@@ -189,6 +189,25 @@ class TokenTagging(RowTask):
                 figures |= with_interval(name, metric, counted)
         return figures | with_interval("accuracy", _share, counts)
 
+    def judged(self, rows, batch_size=32):
+        """See `RowTask`: the tags of tokens; of spans how probable each was, and whether it stands in the row."""
+        kept = self.read(rows, self._truth)
+        found = self.predict([row for row, *_ in kept], batch_size)
+        tags = [
+            pair for one, (_, tags, _) in zip(found, kept, strict=True) for pair in zip(tags, one.tags, strict=True)
+        ]
+        known = [[self._numbers[tag] for tag in pair] for pair in tags if set(pair) <= self._numbers.keys()]
+        truth, predicted = np.array(known, "int64").reshape(-1, 2).T
+        judged = {"names": self.tags, "truth": truth, "predicted": predicted}
+        if self.kind == "tags":
+            return judged
+        pairs = [
+            (span.score, (span.start, span.end, span.label) in set(spans))
+            for one, (*_, spans) in zip(found, kept, strict=True)
+            for span in one.spans
+        ]
+        return {**judged, "confidence": [score for score, _ in pairs], "right": [right for _, right in pairs]}
+
     def _truth(self, row):
         """The row, its tags (of words, or of what the tokenizer took for one), and its spans in characters."""
         tokens, words = placed_text(self.tokenizer, row)
