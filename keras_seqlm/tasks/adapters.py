@@ -85,7 +85,7 @@ def load_adapters(path, load, base=None):
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{path} holds adapters for the model of {folder}, which is not there: bring that run back, or say where it is "
-            "(tasks.load(..., base=FOLDER), --base FOLDER)"
+            "(in Python: tasks.load(..., base=FOLDER))"
         )
     model = keras.saving.deserialize_keras_object(about["model"])
     if not model.built:
