@@ -20,6 +20,8 @@ OF_OPTIMIZERS = {
     "_learning_rate",
     "_accumulated_gradients",
     "_use_weight_decay",
+    "_apply_weight_decay",
+    "_var_key",
 }
 OF_BACKENDS = {
     "_all_reduce_sum_gradients": "tensorflow",  # of an optimizer
@@ -27,6 +29,8 @@ OF_BACKENDS = {
     "_jax_state": "jax",
     "_jax_state_synced": "jax",
     "_should_torch_compile": "torch",
+    "_parallel_update_step": "torch",  # of an optimizer
+    "_u_product": "torch",  # of Nadam, on each backend; looked at on torch
     "_layout": "jax",  # of a variable
     "_cache_size": "jax",  # of a function that JAX has compiled
 }
