@@ -1,15 +1,16 @@
 """How do I learn from text that nobody has labelled, and then from a few labelled examples: all weights, the head, or LoRA?
 
-An encoder first fills masks in plain text (`objective_blocks(..., "masked")`, `MaskedLM`). A head on it then learns a task from
-rows, in one of three ways: all weights (`Recipe.layer_decay` may slow the lower layers down); the head alone
+A language model first predicts the next token of plain text (`causal_blocks`, `TransformerLM`); or an encoder fills masks in it
+(`objective_blocks(..., "masked")`, `MaskedLM`), which takes more text to pay. A head on it then learns a task from rows, in one
+of three ways: all weights (`Recipe.layer_decay` may slow the lower layers down); the head alone
 (`backbone.trainable = False`); or low-rank adapters beside the kernels and the head (`models.add_lora`), with the base left as it
 is, bit for bit. What adapters have learned is a small file beside the base, which `merge_lora` makes one model of.
 
 The text here is what every Python has, its language reference; the task is to say which page a sentence is from, with ten
-labelled sentences a page. The table also has the same encoder from scratch, which the pre-trained ones are to beat. The command
+labelled sentences a page. The table also has the same model from scratch, which the pre-trained ones are to beat. The command
 line does the same:
 
-    seqlm train --objective masked --text reference.txt --tokenizer bpe --out runs/base
+    seqlm train --text reference.txt --tokenizer bpe --out runs/base
     seqlm finetune --task classify --data few.csv --from runs/base --out runs/full
     seqlm finetune --task classify --data few.csv --from runs/base --freeze --out runs/head
     seqlm finetune --task classify --data few.csv --from runs/base --lora 4 --out runs/lora
@@ -31,7 +32,7 @@ PAGES = ("debugger", "string-methods", "formatstrings", "typesseq", "typesmappin
 PER_PAGE = 10
 PRETRAINING_STEPS, STEPS = 600, 150
 CONTEXT = 64
-WAYS = {"from scratch": 2e-3, "all weights": 1e-3, "the head alone": 5e-3, "LoRA": 5e-3}  # way -> learning rate
+WAYS = {"from scratch": 2e-3, "all weights": 2e-3, "the head alone": 5e-3, "LoRA": 5e-3}  # way -> learning rate
 
 
 def main(folder, pretraining_steps=PRETRAINING_STEPS, steps=STEPS):
@@ -46,7 +47,7 @@ def main(folder, pretraining_steps=PRETRAINING_STEPS, steps=STEPS):
         recipe = seqlm.training.Recipe(steps=steps, batch_size=16, learning_rate=rate, warmup_steps=10)
         before = seqlm.tasks.load(base)
         with recipe.scope():
-            backbone = new_encoder(before.tokenizer) if way == "from scratch" else before.model.backbone
+            backbone = new_model(before.tokenizer) if way == "from scratch" else before.model
             if way == "LoRA":
                 backbone = seqlm.models.add_lora(backbone, rank=4)
             task = seqlm.tasks.TextClassification.begin_with(
@@ -65,26 +66,24 @@ def main(folder, pretraining_steps=PRETRAINING_STEPS, steps=STEPS):
 
 
 def pretrain(folder, steps):
-    """An encoder that has filled masks in the reference, as a run folder."""
+    """A model that has read the reference, as a run folder."""
     text = folder / "reference.txt"
-    learned = seqlm.tokenizers.BytePairTokenizer.train(texts=[text.read_text(encoding="utf-8")], vocabulary_size=800)
-    tokenizer = seqlm.data.prepared(learned, "masked")  # with a token for the mask
-    train, _ = seqlm.data.objective_blocks(
-        text, tokenizer, "masked", CONTEXT, batch_size=16, validation_fraction=0.0, cache_dir=folder
+    tokenizer = seqlm.tokenizers.BytePairTokenizer.train(texts=[text.read_text(encoding="utf-8")], vocabulary_size=800)
+    train, _ = seqlm.data.causal_blocks(
+        text, tokenizer, CONTEXT, batch_size=16, validation_fraction=0.0, cache_dir=folder
     )
-    recipe = seqlm.training.Recipe(steps=steps, batch_size=16, learning_rate=2e-3, validate_every=steps)
+    recipe = seqlm.training.Recipe(steps=steps, batch_size=16, learning_rate=3e-3, validate_every=steps)
     with recipe.scope():
-        model = seqlm.models.MaskedLM(new_encoder(tokenizer))
-        model.build()
+        model = new_model(tokenizer)
     history = recipe.fit(model, train, progress=False)
-    print(f"masks filled for {steps} steps: loss {history.history['loss'][-1]:.2f} nats a mask")
-    seqlm.tasks.FillMask(model, tokenizer).save(folder / "base")
+    print(f"{steps} steps of reading: loss {history.history['loss'][-1]:.2f} nats a token")
+    seqlm.tasks.TextGeneration(model, tokenizer).save(folder / "base")
     return folder / "base"
 
 
-def new_encoder(tokenizer):
+def new_model(tokenizer):
     """One that has learned nothing."""
-    return seqlm.models.TransformerEncoder(tokenizer.vocabulary_size, size="nano", max_length=CONTEXT, dropout=0.1)
+    return seqlm.models.TransformerLM(tokenizer.vocabulary_size, size="nano", max_length=CONTEXT, dropout=0.1)
 
 
 def keep(task, folder, base):

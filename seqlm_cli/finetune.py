@@ -37,10 +37,9 @@ EXAMPLES = (
         "seqlm finetune --task classify --data b.csv --from runs/books --out runs/b",
         "on the model of another run",
     ),
-    ("seqlm finetune --task classify --data a.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
     (
-        "seqlm finetune --task classify --data b.csv --from runs/books --lora 8 --out runs/c",
-        "adapters alone, a small file beside runs/books",
+        "seqlm finetune --task classify --data b.csv --from runs/books --lora 8 --out c",
+        "adapters alone, beside it",
     ),
 )
 TASKS = {

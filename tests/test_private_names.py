@@ -92,7 +92,9 @@ def test_the_backend_has_them():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     backend = keras.backend.backend()
-    objects = [model, model.optimizer, *model.variables]
+    nadam = keras.optimizers.Nadam()
+    nadam.build(model.trainable_variables)
+    objects = [model, model.optimizer, nadam, *model.variables]
     if backend == "jax":
         import jax
 
