@@ -65,7 +65,10 @@ def add_lora(model, rank, alpha=None, on=None):
         model.build()
     config = model.get_config()
     inner = config["backbone"]["config"] if isinstance(model, Head) else config
-    inner[ADAPTERS] = {"rank": rank, "alpha": alpha, "on": names}
+    inner |= {
+        "trainable": True,
+        ADAPTERS: {"rank": rank, "alpha": alpha, "on": names},
+    }  # also of a backbone that was frozen
     tuned = type(model).from_config(config)
     tuned.build()
     for ours, theirs in zip(without_adapters(tuned), model.weights, strict=True):

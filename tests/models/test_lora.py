@@ -197,6 +197,7 @@ def test_a_head_trains_whole_and_files_hold_both_apart(tmp_path):
 def test_a_masked_head_on_lstms():
     model = MaskedLM(RecurrentEncoder(VOCABULARY, size="nano", num_layers=2, hidden_dim=8))
     model.build()
+    model.backbone.trainable = False  # as a run with a frozen backbone leaves it
     on = add_lora(model, 2)
     assert on.backbone.lora["on"] == ["input", "recurrent"]  # and not the table, where nobody asks for it
     assert len(on.trainable_weights) == 2 * 2 * 2 * 2 + 5
