@@ -53,7 +53,7 @@ def pretrained(folder, data, questions, args, clock, minutes):
     steps = STEPS
     model.compile(keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0), loss=model.default_loss())
     beat = clock(None, None, None, 1e-3, steps, 60 * minutes)
-    history = model.fit(train.batches(0), steps_per_epoch=steps, epochs=1, verbose=0, callbacks=[beat])
+    history = model.fit(train.batches(0), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[beat])
     print(
         f"  pre-trained for {beat.step} steps, loss {history.history['loss'][-1]:.3f} nats a masked token", flush=True
     )
