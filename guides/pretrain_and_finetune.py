@@ -30,7 +30,7 @@ import keras_seqlm as seqlm
 
 PAGES = ("debugger", "string-methods", "formatstrings", "typesseq", "typesmapping", "comparisons", "import", "try")
 PER_PAGE = 10
-PRETRAINING_STEPS, STEPS = 600, 150
+PRETRAINING_STEPS, STEPS = 600, 100
 CONTEXT = 64
 WAYS = {"from scratch": 2e-3, "all weights": 2e-3, "the head alone": 5e-3, "LoRA": 5e-3}  # way -> learning rate
 
