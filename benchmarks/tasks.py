@@ -1,12 +1,13 @@
 """One row of the tasks a command: trains from scratch, scores rows never trained on, prints one line beside a baseline.
 
-usage: tasks.py intent|slots|answer-zh|embed [--data FOLDER] [--test FILES] [--minutes M] [--model transformer|lstm|gru]
+usage: tasks.py intent|slots|answer-zh|embed|pretraining|lora [--data FOLDER] [--test FILES] [--minutes M] [--model transformer|lstm|gru]
                 [--size micro] [--from RUN] [--out RUN] [--seed 0]
 
 Without --test a tenth of the training file is held back for it, by a hash of the text (of the context, for questions), so
 that no text stands in both parts; another twentieth is what the best weights are chosen by. The learning rate falls with
 steps or minutes, whichever end first. --test scores files of the data set's own form; then nothing else is held back.
 --from begins with the model and the tokenizer of a run, as one that `seqlm train --objective masked` wrote.
+pretraining and lora: see few_examples.py; --minutes are those of pre-training, which --from leaves out and --out keeps.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 
 import keras
 import numpy as np
+from few_examples import compare
 from task_baselines import lexicon_spans, ngram_classes, overlap_answers, tfidf_neighbours
 
 import keras_seqlm as seqlm
@@ -144,7 +146,7 @@ class ByTheClock(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        if self.done() >= 0.5 + 0.5 * self.looks / 11:
+        if self.rows is not None and self.done() >= 0.5 + 0.5 * self.looks / 11:
             figure = self.task.evaluate(self.rows)[self.metric]
             print(f"  step {self.step}: loss {logs['loss']:.3f}, validation {self.metric} {figure:.4f}", flush=True)
             if figure > self.best:
@@ -199,10 +201,11 @@ def shown(figures, metric):
 def main(words=None):
     """Train, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("row", choices=[*ROWS, "pretraining", "lora"])
     parser.add_argument("--data", type=pathlib.Path, default=DATA, help="the folder of the data sets")
     parser.add_argument("--test", nargs="+", help="files to be scored, of the data set's own form")
     parser.add_argument("--minutes", type=float, help="of training at most")
+    parser.add_argument("--epochs", type=float, help="pretraining, lora: of fine-tuning")
     parser.add_argument("--model", choices=["transformer", "lstm", "gru"])
     parser.add_argument("--size", default="micro")
     parser.add_argument("--from", dest="start", metavar="RUN")
@@ -210,13 +213,16 @@ def main(words=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(words)
 
-    row = ROWS[args.row]
+    row = ROWS["intent" if args.row in ("pretraining", "lora") else args.row]
     everything = rows_of(row, [args.data / file for file in row.files])
     test, train = None, everything
     if args.test:
         test = rows_of(row, args.test)
     else:
         train, test = held_back(everything, row.key, "test", [0.1])  # one test part, whatever --seed
+    if args.row not in ROWS:
+        print(compare(args, train, test, ByTheClock, args.minutes or row.minutes, args.epochs))
+        return
     train, validation = held_back(train, row.key, f"validation {args.seed}", [0.05])
     keras.utils.set_random_seed(args.seed)
     task = begin(row, args, train)

@@ -36,7 +36,7 @@ def parts_of(args):
 
     run = pathlib.Path(args.out if _goes_on_alone(args) else args.start)
     if not run.is_dir():
-        begun = _command_of(args.out).get("start") == args.start and not args.overwrite
+        begun = command_of(args.out).get("start") == args.start and not args.overwrite
         raise FileNotFoundError(
             f"--from: there is no run folder {str(args.start)!r}"
             + (
@@ -78,9 +78,18 @@ def start_of(args):
         ValueError: it is in another precision than `--precision`.
     """
     from keras_seqlm import tasks
+    from keras_seqlm.models import merge_lora
+    from keras_seqlm.models.adapters import has_lora
 
     alone = _goes_on_alone(args)
     model = (tasks.load(args.out, "newest") if alone else tasks.load(args.start)).model
+    if not alone and has_lora(model):
+        if getattr(args, "lora", None):
+            raise ValueError(
+                f"{args.start} learned adapters beside the model of another run, and adapters of adapters are not kept: "
+                f"seqlm finetune --config {args.start}/run.toml --merge makes one model of it, to begin with"
+            )
+        model = merge_lora(model)
     whose = args.out if alone else args.start
     if model.dtype_policy.name != args.precision:
         raise ValueError(
@@ -93,12 +102,13 @@ def _goes_on_alone(args):
     """Whether the run was begun with this `--from` and has a checkpoint, so that nothing of the other one is needed."""
     from keras_seqlm.training import CHECKPOINTS, Checkpoints
 
-    if args.overwrite or _command_of(args.out).get("start") != args.start:
+    if args.overwrite or command_of(args.out).get("start") != args.start:
         return False
     return bool(Checkpoints(pathlib.Path(args.out) / CHECKPOINTS).steps())
 
 
-def _command_of(folder):
+def command_of(folder):
+    """The flags of the command that a run was begun with; none where there is no run."""
     from keras_seqlm.files import read_json
 
     path = pathlib.Path(folder) / "recipe.json"

@@ -6,8 +6,9 @@ import math
 import pathlib
 import sys
 
-from seqlm_cli.another_run import start_of
+from seqlm_cli.another_run import command_of, start_of
 from seqlm_cli.options import import_modules, size_table
+from seqlm_cli.task_report import write_report
 from seqlm_cli.train import (
     add_devices,
     add_parts,
@@ -36,7 +37,10 @@ EXAMPLES = (
         "seqlm finetune --task classify --data b.csv --from runs/books --out runs/b",
         "on the model of another run",
     ),
-    ("seqlm finetune --task classify --data a.csv --model lstm --out runs/lstm", "a bidirectional LSTM"),
+    (
+        "seqlm finetune --task classify --data b.csv --from runs/books --lora 8 --out c",
+        "adapters alone, beside it",
+    ),
 )
 TASKS = {
     "classify": "TextClassification",
@@ -46,7 +50,7 @@ TASKS = {
 }
 OWNERS = {"pooling": ("classify", "embed"), "embedding_width": ("embed",), "before": ("tag",), "window": ("answer",)}
 TEXTS = ("text", "pair", "question", "context")  # fields that a tokenizer learns from
-LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4}
+LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4, "adapters": 1e-3}
 NUM_EXAMPLES = 50
 EPOCHS = 10
 _DEFAULTS = {"model": "transformer", "size": "micro", "tokenizer": "bpe", "dropout": 0.1}
@@ -84,10 +88,43 @@ def arguments(p):
     group.add_argument("--before", metavar="FIELD", help="tag: a field that is read before the text, as a question is")
     group.add_argument("--window", type=int, help="answer: tokens of a window (default what the model reads, or 384)")
     group.add_argument("--freeze", action="store_true", help="train the head alone, and leave the model below it")
+    add_adapters(p)
+    group = p.add_argument_group("what is learned, and by what it is judged")
+    group.add_argument(
+        "--class-weights",
+        metavar="balanced|LABEL=W,...",
+        help="classify, tag: how much the examples of a class weigh in the loss",
+    )
+    group.add_argument(
+        "--layer-decay",
+        type=float,
+        metavar="D",
+        help="the learning rate of a layer is D times that of the one above, as 0.9",
+    )
+    group.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="by which the best checkpoint and --early-stopping go (default the task's own; loss: the validation loss)",
+    )
     add_tokenizer(p)
     add_parts(p)
     add_recipe(p)
     add_devices(p)
+
+
+def add_adapters(p):
+    """Add the flags of LoRA."""
+    group = p.add_argument_group("adapters (LoRA), beside the model of --from, which stays as it is")
+    group.add_argument("--lora", type=int, metavar="RANK", help="learn low-rank adapters of this rank, and the head")
+    group.add_argument("--lora-alpha", type=float, metavar="A", help="they are scaled by A / RANK (default RANK)")
+    group.add_argument(
+        "--lora-on",
+        metavar="NAME,...",
+        help="of q, k, v, output, feed_forward, input, recurrent, embedding (default all but embedding)",
+    )
+    group.add_argument(
+        "--merge", action="store_true", help="write one model.keras, and not the adapters beside --from's model"
+    )
 
 
 def add_data(p, required=False):
@@ -126,6 +163,7 @@ def run(args):
     import_modules(args.imports)
     task_class = getattr(tasks, TASKS[args.task])
     _check_options(args)
+    weights_of(args.class_weights)
     if args.validation:
         train, validation = rows_of(args, args.data).read(), rows_of(args, args.validation).read()
     else:
@@ -163,12 +201,58 @@ def _check_options(args):
     if args.context and (args.start is not None or args.model != "transformer"):
         raise ValueError("--context is of a Transformer from scratch; leave it out")
     refuse_parts_of_others(args)
+    for name in ("lora_alpha", "lora_on", "merge"):
+        if getattr(args, name) and not args.lora:
+            raise ValueError(f"--{name.replace('_', '-')} is of --lora RANK; give it, or leave this out")
+    if args.lora is not None and args.lora < 1:
+        raise ValueError(f"--lora is a rank of at least 1, got {args.lora}")
+    if args.lora and args.start is None:
+        raise ValueError("--lora learns adapters beside a model that has learned: give --from RUN, or leave it out")
+    if args.lora and args.freeze:
+        raise ValueError("--freeze trains the head alone, and --lora adapters, too: give one of them")
+    if args.layer_decay is not None and not 0 < args.layer_decay <= 1:
+        raise ValueError(f"--layer-decay must be above 0 and at most 1, got {args.layer_decay}")
+    if args.class_weights and args.task not in ("classify", "tag"):
+        raise ValueError(f"--class-weights is of --task classify and tag, and this is --task {args.task}")
     if args.learning_rate is None:
-        args.learning_rate = LEARNING_RATES["scratch" if args.start is None else "pretrained"]
+        begins = "adapters" if args.lora else "scratch" if args.start is None else "pretrained"
+        args.learning_rate = LEARNING_RATES[begins]
+    before = {} if args.overwrite else command_of(args.out)
+    if args.metric is None and before:
+        args.metric = before.get("metric", "loss")  # a run of before there were others went by the loss
+
+
+def weights_of(words):
+    """What `--class-weights` says: None, "balanced", or a dict.
+
+    >>> weights_of("cash=2,card=0.5"), weights_of("balanced")
+    ({'cash': 2.0, 'card': 0.5}, 'balanced')
+    """
+    if words is None or words == "balanced":
+        return words
+    found = {}
+    for part in words.split(","):
+        name, equals, weight = part.rpartition("=")
+        try:
+            found[name.strip()] = float(weight)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip():
+            raise ValueError(f"--class-weights takes balanced, or LABEL=WEIGHT with commas between; got {part!r}")
+    return found
+
+
+def _metric_of(args, names):
+    """By which figure the run goes; None for the validation loss."""
+    args.metric = args.metric or names[0]
+    if args.metric not in (*names, "loss"):
+        raise ValueError(f"--metric must be one of {', '.join(names)}, loss; got {args.metric!r}")
+    return None if args.metric == "loss" else args.metric
 
 
 def _train(args, folder, going_on, recipe, task_class, train, validation):
     from keras_seqlm import tasks, tokenizers, training
+    from keras_seqlm.models import merge_lora
 
     tokenizer = tokenizers.load(folder.path / "tokenizer") if going_on else _tokenizer(args, train)
     if going_on:
@@ -176,15 +260,19 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
     else:
         known = task_class.settings_from([*train, *_own(args, validation)])
         known |= {name: getattr(args, name) for name in task_class.chosen}
+    names = task_class.figures_of(known, validation)
+    metric = _metric_of(args, names)
     with recipe.scope():
         backbone = _backbone(args, tokenizer)
         options = {} if args.task == "embed" else {"dropout": args.head_dropout}
         options |= {name: value for name, value in _of_the_head(args).items() if value is not None}
         model = task_class.head(backbone, known, **options)
         model.build()
-    backbone.trainable = not args.freeze
+    if not args.lora:
+        backbone.trainable = not args.freeze
     task = task_class(model, tokenizer, **known)
-    train_data = task.examples(train, args.batch, seed=args.seed)
+    weights = weights_of(args.class_weights)
+    train_data = task.examples(train, args.batch, seed=args.seed, class_weights=weights)
     notes = dict(task.notes)
     validation_data = task.examples(validation, args.batch, complete=True)
     begin = functools.partial(_begin, args, folder, going_on, recipe, task, train, validation)
@@ -199,33 +287,44 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
             "validation rows": validation_data.content_hash,
             "tokenizer": tokenizer.hash,
             "task": {"name": args.task, **known},
+            "metric": args.metric,
         },
         allow_changes=args.allow_changes,
+        **_monitored(metric, task_class),
     )
     try:
         refuse_fewer_steps(args, folder, resume)
         if going_on:
             training.chief_decides(begin)
         print(
-            f"{type(backbone).__name__} under {type(model).__name__}: {model.count_params():,} parameters; "
-            f"{train_data.num_rows:,} rows to train on, {validation_data.num_rows:,} to validate on"
+            f"{type(backbone).__name__} under {type(model).__name__}: {model.count_params():,} parameters"
+            + (f", of which {_trained(model):,} are trained; " if args.lora or args.freeze else "; ")
+            + f"{train_data.num_rows:,} rows to train on, {validation_data.num_rows:,} to validate on"
             + (f"; {len(train.bad) + len(validation.bad)} broken ones left out" if train.bad or validation.bad else "")
             + (f"; going on from step {resume.step_before}" if resume.step_before else "")
             + "".join(f"; {count:,} {what}" for what, count in notes.items() if count),
             file=sys.stderr,
         )
-        callbacks = _callbacks(args, folder.path)
+        figures = functools.partial(_figures, task, validation, names) if metric else None
+        callbacks = _callbacks(args, folder.path, figures, names, _monitored(metric, task_class))
         recipe.fit(model, train_data, validation_data, callbacks=callbacks, resume=resume)
     finally:
         resume.close()
     task, step = kept_of(args, folder, resume, task)
     if training.is_chief():
-        task.save(folder.path)
+        if args.lora and not args.merge:
+            task.save_adapters(folder.path, base=args.start)
+        else:
+            task.model = merge_lora(task.model)
+            task.save(folder.path)
         figures = task.evaluate(validation)
         tasks.write_figures(folder.path, figures)
         of = "a token" if train_data.of_tokens else "a row"
         print(f"{folder.path}: {last_words(folder.path, step, of)}")
         print(figures_line(figures))
+        report = write_report(folder.path, task, validation, figures, args.metric)
+        if report is not None:
+            print(f"report: {report}")
 
 
 def figures_line(figures):
@@ -267,7 +366,11 @@ def _backbone(args, tokenizer):
     from keras_seqlm import models
 
     if args.start is not None:
-        return models.backbone_of(start_of(args)[0])
+        backbone = models.backbone_of(start_of(args)[0])
+        if args.lora and backbone.lora is None:  # else it is the run's own, which goes on
+            on = args.lora_on and [name.strip() for name in args.lora_on.split(",")]
+            backbone = models.add_lora(backbone, args.lora, args.lora_alpha, on)
+        return backbone
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tokenizer_hash": tokenizer.hash}
     if args.model != "transformer":
@@ -284,17 +387,36 @@ def _of_the_head(args):
     return {"pooling": args.pooling, "embedding_dim": args.embedding_width}
 
 
-def _callbacks(args, folder):
+def _figures(task, validation, names):
+    """The task's figures of the validation rows, without their intervals."""
+    found = task.evaluate(validation)
+    return {name: found[name] for name in names}
+
+
+def _monitored(metric, task_class):
+    """By which number of the logs a validation is the best, and which way is better."""
+    if metric is None:
+        return {"monitor": "val_loss", "mode": "min"}
+    return {"monitor": f"val_{metric}", "mode": "min" if metric in task_class.lower_is_better else "max"}
+
+
+def _trained(model):
+    return sum(math.prod(weight.shape) for weight in model.trainable_weights)
+
+
+def _callbacks(args, folder, figures, names, monitored):
     import keras
 
     from keras_seqlm import training
 
-    callbacks = [
-        training.HistoryCSV(folder / "history.csv"),
+    callbacks = [] if figures is None else [training.Figures(figures)]
+    callbacks += [
+        training.Progress(),
+        training.HistoryCSV(folder / "history.csv", figures=() if figures is None else names),
         training.LossPlot(folder / "history.csv", folder / "loss.png"),
     ]
     if args.early_stopping:
-        callbacks.append(keras.callbacks.EarlyStopping(patience=args.early_stopping, verbose=1))
+        callbacks.append(keras.callbacks.EarlyStopping(patience=args.early_stopping, verbose=1, **monitored))
     return callbacks
 
 

@@ -9,7 +9,7 @@ EXPECTATION = (
     "layout of its texts, and stays fluent for a few words on end; it knows no facts and follows no request, and what it "
     "says means nothing."
 )
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:0 auto;padding:1rem}
 p,li,pre{overflow-wrap:anywhere}
@@ -51,14 +51,14 @@ def write_page(path, columns, rows, artifacts, prompt, command, made_by):
     )
     links = "".join(
         f"<li>{html.escape(name)}: "
-        + ", ".join(f"<a href='{_link(target, path)}'>{html.escape(title)}</a>" for title, target in found)
+        + ", ".join(f"<a href='{link(target, path)}'>{html.escape(title)}</a>" for title, target in found)
         + "</li>"
         for name, found in artifacts.items()
     )
     pathlib.Path(path).write_text(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>keras_seqlm: three models</title><style>{_STYLE}</style></head><body>"
+        f"<title>keras_seqlm: three models</title><style>{STYLE}</style></head><body>"
         "<h1>Three models, one contract</h1><p>Each learned the documentation of this Python, and was exported to a "
         "SavedModel (text in, text out) and to LiteRT. Each artifact wrote the texts of its model, greedy and sampled; the "
         "last lines count those whose every token is the same; of int8, whose weights are rounded, they say how much less "
@@ -71,5 +71,6 @@ def write_page(path, columns, rows, artifacts, prompt, command, made_by):
     )
 
 
-def _link(target, path):
+def link(target, path):
+    """The way to a file from a page."""
     return html.escape(pathlib.PurePath(os.path.relpath(target, pathlib.Path(path).parent)).as_posix(), quote=True)

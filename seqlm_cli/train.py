@@ -62,6 +62,7 @@ MAY_CHANGE = (  # between two starts of a run
     "epochs",
     "out",
     "imports",
+    "merge",
 )
 # Of one start alone: a file of flags that kept them would accept any change, or replace the run, in every later one.
 OF_ONE_START = ("command", "version", "config", "overwrite", "resume", "allow_changes")
@@ -275,7 +276,7 @@ def kept_of(args, folder, resume, task):
     """What a run that has ended leaves, and of which step: the best under `--early-stopping`, else the last."""
     from keras_seqlm import tasks
 
-    if args.early_stopping and resume.checkpoints.best_loss() < math.inf:
+    if args.early_stopping and resume.checkpoints.best_score() < math.inf:
         step = resume.checkpoints.best().step
         return tasks.load(folder.path, step), step
     return task, max(resume.step, resume.step_before)
@@ -494,6 +495,7 @@ def recipe_of(args):
         jit_compile={"auto": "auto", "on": True, "off": False}[args.jit_compile],
         stop_after_skipped=args.stop_after_skipped,
         roll_back_factor=args.roll_back,
+        layer_decay=getattr(args, "layer_decay", None) or 1.0,
     )
 
 

@@ -76,12 +76,12 @@ def run(args):
 
 def source(args):
     """What is exported and compared: the run folder, or the task of a checkpoint of it."""
-    from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL
+    from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, finished_model
 
     import_modules(args.imports)
     if not pathlib.Path(args.run).is_dir():
         raise FileNotFoundError(f"there is no run folder {args.run!r} (`seqlm runs` lists those below a folder)")
-    finished = (pathlib.Path(args.run) / MODEL).is_file()
+    finished = finished_model(args.run) is not None
     if args.checkpoint is None and (finished or not (pathlib.Path(args.run) / CHECKPOINTS).is_dir()):
         return args.run
     return load_task(args)

@@ -76,3 +76,14 @@ def test_classify_and_tag(tmp_path, capsys):
     figures, usual, answer, spans = classify.main(tmp_path, steps=40)
     assert len(figures) == 3 and max(one["accuracy"] for one in figures.values()) > usual
     assert answer.label in classify.PAGES and all(span.text in classify.SENTENCE for span in spans)
+
+
+@pytest.mark.slow
+def test_pretrain_and_finetune(tmp_path, capsys):
+    pretrain = guide("pretrain_and_finetune")
+    table, kept = pretrain.main(tmp_path, pretraining_steps=10, steps=10)
+    trained = {way: row["trained"] for way, row in table.items()}
+    assert trained["the head alone"] < trained["LoRA"] < trained["all weights"] / 10
+    assert trained["all weights"] == trained["from scratch"]
+    assert kept["difference"] < 1e-5 and kept["bytes"][0] < kept["bytes"][1] / 5
+    assert capsys.readouterr().out.count("weights trained") == 4

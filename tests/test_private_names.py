@@ -20,6 +20,8 @@ OF_OPTIMIZERS = {
     "_learning_rate",
     "_accumulated_gradients",
     "_use_weight_decay",
+    "_apply_weight_decay",
+    "_var_key",
 }
 OF_BACKENDS = {
     "_all_reduce_sum_gradients": "tensorflow",  # of an optimizer
@@ -27,6 +29,8 @@ OF_BACKENDS = {
     "_jax_state": "jax",
     "_jax_state_synced": "jax",
     "_should_torch_compile": "torch",
+    "_parallel_update_step": "torch",  # of an optimizer
+    "_u_product": "torch",  # of Nadam, on each backend; looked at on torch
     "_layout": "jax",  # of a variable
     "_cache_size": "jax",  # of a function that JAX has compiled
 }
@@ -88,7 +92,9 @@ def test_the_backend_has_them():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     backend = keras.backend.backend()
-    objects = [model, model.optimizer, *model.variables]
+    nadam = keras.optimizers.Nadam()
+    nadam.build(model.trainable_variables)
+    objects = [model, model.optimizer, nadam, *model.variables]
     if backend == "jax":
         import jax
 

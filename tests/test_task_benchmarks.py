@@ -73,3 +73,27 @@ def test_a_row_from_end_to_end(tasks, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("intent: accuracy ") and "2 rows of --test" in line and "baseline accuracy 1.0000" in line
     assert (tmp_path / "run" / "model.keras").is_file() and (tmp_path / "run" / "figures.json").is_file()
+
+
+@pytest.mark.slow
+def test_rows_of_few_examples_from_end_to_end(tasks, tmp_path, capsys):
+    for folder in ("banking77", "classic_books_en", "wikitext2_part"):
+        (tmp_path / folder).mkdir()
+    lines = [f"{word} number {i},{word}" for i in range(60) for word in ("card", "cash")]
+    (tmp_path / "banking77" / "train.csv").write_text("text,category\n" + "\n".join(lines) + "\n")
+    (tmp_path / "classic_books_en" / "night.md").write_text("It was a dark night, and a card lay there.\n\n" * 200)
+    (tmp_path / "wikitext2_part" / "valid.txt").write_text("Cash is a number of things. Cards are others.\n\n" * 200)
+    words = ["--data", str(tmp_path), "--size", "nano", "--minutes", "0.02", "--epochs", "1", "--model", "gru"]
+    tasks.main(["pretraining", *words, "--out", str(tmp_path / "run")])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("pretraining: accuracy ") and "from scratch accuracy" in line and "20 labelled rows" in line
+    tasks.main(["lora", *words, "--from", str(tmp_path / "run" / "pretrained")])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("lora: accuracy ") and "fine-tuned whole, with " in line
+
+
+def test_a_few_of_each_label(tasks):
+    few_examples = sys.modules["few_examples"]
+
+    rows = [{"label": label, "text": str(i)} for i in range(5) for label in "ab"]
+    assert [row["text"] for row in few_examples.few(rows, 2)] == ["0", "0", "1", "1"]

@@ -17,6 +17,7 @@ from keras_seqlm.files import flush, refused, remove, rename
 
 FORMAT = 1
 STATE, SHARDS, MANIFEST = "state.safetensors", "shards", "manifest.json"
+LOSS = "val_loss"  # by which checkpoints are compared, where the run goes by no figure
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # errors of storage that no second attempt mends
 ATTEMPTS, FIRST_WAIT = 3, 0.2  # of a write that storage refuses, and the seconds before the second one
 
@@ -235,7 +236,8 @@ class Checkpoints:
         return None
 
     def best(self):
-        """The checkpoint with the lowest validation loss, of those whose losses can be compared with the newest one's.
+        """The checkpoint with the lowest validation loss, of those whose losses can be compared with the newest one's; or with
+        the best figure, where the run goes by one (`Resume(monitor=...)`): then that of the newest is meant.
 
         A loss of another text says nothing. Where a run went on with other settings, other data or another loss function, the
         meta of the checkpoints after that says from which step on losses are of the same, as `comparable_from`; what was saved
@@ -244,16 +246,14 @@ class Checkpoints:
         Raises:
             CheckpointError: none of them was validated, or it is damaged.
         """
-        validated, first = self._validated(), self.comparable_from()
-        losses = {step: loss for step, (loss, _) in validated.items() if step >= first}
-        if not losses:
-            more = (
-                f"; those of steps {sorted(validated)} were, before the run went on with other settings"
-                if validated
-                else ""
-            )
+        metas, first = self._metas(), self.comparable_from()
+        name = self._monitor(metas)
+        scores = {step: _scores(meta).get(name) for step, meta in metas.items()}
+        validated = [step for step, score in scores.items() if score is not None]
+        if not any(step >= first for step in validated):
+            more = f"; those of steps {validated} were, before the run went on with other settings" if validated else ""
             raise CheckpointError(f"no checkpoint in {self.folder} was validated, so there is no best one{more}")
-        return self.read(min(losses, key=losses.get))
+        return self.read(min((step for step in validated if step >= first), key=scores.get))
 
     def best_loss(self, first=None):
         """The lowest validation loss of the checkpoints from a step on; infinite where none was validated.
@@ -261,8 +261,20 @@ class Checkpoints:
         Args:
             first: the step; default that from which on losses are compared with the newest one's, as in `best`.
         """
+        return self.best_score(first, LOSS)
+
+    def best_score(self, first=None, monitor=None):
+        """The best figure of the checkpoints from a step on, as a number of which the lowest is best; else as `best_loss`.
+
+        Args:
+            first: see `best_loss`.
+            monitor: its name; default that of the newest checkpoint.
+        """
         first = self.comparable_from() if first is None else first
-        return min((loss for step, (loss, _) in self._validated().items() if step >= first), default=math.inf)
+        metas = self._metas()
+        monitor = self._monitor(metas) if monitor is None else monitor
+        found = (_scores(meta).get(monitor) for step, meta in metas.items() if step >= first)
+        return min((score for score in found if score is not None), default=math.inf)
 
     def comparable_from(self):
         """The step from which on validation losses can be compared with that of the newest checkpoint (see `best`)."""
@@ -277,7 +289,7 @@ class Checkpoints:
         """The checkpoint that a user means.
 
         Args:
-            which: "newest", "best" (by validation loss), or a step.
+            which: "newest", "best" (see `best`), or a step.
 
         Raises:
             CheckpointError: there is no such one, or it is damaged; those that are there are named.
@@ -360,32 +372,48 @@ class Checkpoints:
             )
         return body, json.loads(text)["sha256"]
 
-    def _validated(self):
-        """Step -> (validation loss, step from which on losses are comparable) of each checkpoint whose loss is a number."""
-        validated = {}
+    def _metas(self):
+        """Step -> meta of each checkpoint whose manifest is whole; damaged ones are no candidates."""
+        metas = {}
         for step in self.steps():
             try:
-                meta = self.meta(step)
+                metas[step] = self.meta(step)
             except CheckpointError:
-                continue  # damaged: it is no candidate
-            loss = meta.get("validation_loss")
-            if loss is not None and math.isfinite(loss):
-                validated[step] = loss, meta.get("comparable_from", 0)
-        return validated
+                continue
+        return metas
+
+    def _monitor(self, metas):
+        """By what the newest checkpoint's run goes."""
+        return _monitor_of(metas[max(metas)]) if metas else LOSS
 
     def _purge(self, saved):
         # What is later than the one just saved was damaged, so that the run went on from before it.
         steps = [step for step in self.steps() if step <= saved]
         kept, best = set(steps[-self.keep :]), {}
-        for step, (loss, first) in self._validated().items():
-            if step <= saved and (first not in best or loss < best[first][0]):
-                best[first] = loss, step
+        for step, meta in self._metas().items():
+            kind = (meta.get("comparable_from", 0), _monitor_of(meta))
+            score = _scores(meta).get(kind[1])
+            if step <= saved and score is not None and (kind not in best or score < best[kind][0]):
+                best[kind] = score, step
         kept |= {step for _, step in best.values()}
         for step in set(self.steps()) - kept:
             try:
                 shutil.rmtree(self.folder / f"step-{step:08d}")
             except OSError as error:
                 warnings.warn(f"an old checkpoint could not be deleted: {error}", stacklevel=2)
+
+
+def _monitor_of(meta):
+    return (meta.get("monitor") or {}).get("name", LOSS)
+
+
+def _scores(meta):
+    """Name -> number, the lowest of which is best: of the validation loss, and of the figure that the run goes by."""
+    monitor = meta.get("monitor") or {}
+    scores = {LOSS: meta.get("validation_loss")}
+    if (figure := meta.get("figure")) is not None:
+        scores[monitor["name"]] = -figure if monitor["mode"] == "max" else figure
+    return {name: score for name, score in scores.items() if score is not None and math.isfinite(score)}
 
 
 def _sealed(body):

@@ -10,6 +10,7 @@ from keras_seqlm.checkpoints.lock import NAME, FolderLock, is_locked
 from keras_seqlm.files import flush, read_json, remove, rename, write_json, write_text
 
 CHECKPOINTS, RECIPE, MODEL, FLAGS = "checkpoints", "recipe.json", "model.keras", "run.toml"
+ADAPTERS = "adapters.safetensors"  # in place of a model, where a run learned adapters beside another run's
 REPLACED = ".replaced"  # where a run lies while another one takes its place
 COMPLETE = ".complete"  # in there: all of the run is
 _BEFORE_IT_BEGAN = ("tokenizer", "prompts.json", "task.json", "model.json", FLAGS, CHECKPOINTS)
@@ -134,7 +135,9 @@ class RunFolder:
 
     def _is_ours(self):
         names = {path.name for path in self._entries()}
-        return bool(names & {RECIPE, MODEL}) or names <= set(_BEFORE_IT_BEGAN) or (self.path / REPLACED).exists()
+        return (
+            bool(names & {RECIPE, MODEL, ADAPTERS}) or names <= set(_BEFORE_IT_BEGAN) or (self.path / REPLACED).exists()
+        )
 
     def _entries(self):
         return [
@@ -142,11 +145,18 @@ class RunFolder:
         ]
 
 
+def finished_model(folder):
+    """The file of the model that a finished run leaves, or of its adapters; None where there is none."""
+    found = [path for name in (MODEL, ADAPTERS) if (path := pathlib.Path(folder) / name).is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def is_older_than_checkpoints(folder):
     """Whether the finished model of a run is that of a shorter one, which was made longer and is not finished again."""
     folder = pathlib.Path(folder)
     saved = [path.stat().st_mtime_ns for path in (folder / CHECKPOINTS).glob("step-*/manifest.json")]
-    return bool(saved) and (folder / MODEL).is_file() and (folder / MODEL).stat().st_mtime_ns < max(saved)
+    model = finished_model(folder)
+    return bool(saved) and model is not None and model.stat().st_mtime_ns < max(saved)
 
 
 def _is_half_written(path):

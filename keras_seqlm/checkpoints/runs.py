@@ -7,7 +7,7 @@ import pathlib
 from keras_seqlm.checkpoints.checkpoint import Checkpoints
 from keras_seqlm.checkpoints.history import read_history
 from keras_seqlm.checkpoints.lock import is_locked
-from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, MODEL, RECIPE, REPLACED, is_older_than_checkpoints
+from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, RECIPE, REPLACED, finished_model, is_older_than_checkpoints
 
 _PARTS = (CHECKPOINTS, REPLACED, "tokenizer", "tensorboard")  # of a run's folder
 
@@ -76,7 +76,7 @@ def _state(folder, saved, step, steps):
         return "running"
     ended = bool(saved.steps()) and saved.meta(saved.steps()[-1]).get("ended")
     whole = (
-        (folder / MODEL).exists()
+        finished_model(folder) is not None
         and not is_older_than_checkpoints(folder)
         and steps is not None
         and (step >= steps or ended)

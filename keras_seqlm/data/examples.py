@@ -34,6 +34,8 @@ class Examples(Batches):
         of_tokens: whether targets are padded as tokens are.
         shuffle, complete: see above.
         max_length: no row may be longer; batches are no wider.
+        class_weights: (classes,), of targets that are numbers of classes: batches then have a weight for each target. The mean
+            stays that over all targets, so that weights of mean 1 leave the loss its size.
 
     Attributes:
         num_rows: examples.
@@ -62,6 +64,7 @@ class Examples(Batches):
         shuffle=True,
         complete=False,
         max_length=None,
+        class_weights=None,
     ):
         super().__init__(batch_size)
         if len(inputs) != len(targets):
@@ -82,6 +85,7 @@ class Examples(Batches):
             raise ValueError(f"rows must have 1 to {max_length} tokens, got {self._sizes.min()} to {self._sizes.max()}")
         self.seed, self.shuffle, self.complete = seed, shuffle and not complete, complete
         self.max_length = max_length
+        self.class_weights = None if class_weights is None else np.asarray(class_weights, "float32")
         self._plan = (None, None)  # the last epoch whose order was made, and that order
         self._all_wide = False
 
@@ -113,14 +117,17 @@ class Examples(Batches):
             for name, ids in row.items():
                 found.update(f"{name} {len(ids)} ".encode() + ids.tobytes())
             found.update(np.asarray(target).tobytes() + b"|")
+        if self.class_weights is not None:
+            found.update(self.class_weights.tobytes())
         return found.hexdigest()
 
     def batch(self, step):
         """Return batch `step`, counted from the first of epoch 0.
 
         Returns:
-            `(x, y)`, or `(x, y, sample_weight)` if `complete`: `x` a dict of int32 arrays (batch, width) and `lengths`
-            (batch,); `y` (batch, ...), or (batch, width) of tokens; the weights (batch,).
+            `(x, y)`, or `(x, y, sample_weight)` if `complete` or with `class_weights`: `x` a dict of int32 arrays (batch, width) and `lengths`
+            (batch,); `y` (batch, ...), or (batch, width) of tokens; the weights (batch,), of
+            classes as `y`.
         """
         if step < 0:
             raise ValueError(f"Steps are counted from 0, received step={step}.")
@@ -149,7 +156,13 @@ class Examples(Batches):
                 y[index, : self._sizes[rows[index]]] = self._targets[rows[index]]
         else:
             y = self._targets[rows]
-        return (x, y, real * np.float32(self._weight(everyone))) if self.complete else (x, y)
+        if self.complete:
+            return x, y, real * np.float32(self._weight(everyone))
+        return (
+            (x, y)
+            if self.class_weights is None
+            else (x, y, np.where(y < 0, 0.0, self.class_weights[y]).astype("float32"))
+        )
 
     def _weight(self, rows):
         """By which a batch's losses are multiplied so that the mean over batches is that over all that counts."""
@@ -202,7 +215,7 @@ class Examples(Batches):
         x, y, *weight = batch
         wide = (self.batch_size, None)
         x = {name: array.shape if name == "lengths" else wide for name, array in x.items()}
-        return x, wide if self.of_tokens else y.shape, *(array.shape for array in weight)
+        return x, wide if self.of_tokens else y.shape, *(array.shape if array.ndim == 1 else wide for array in weight)
 
     def __getitem__(self, index):
         if not self._all_wide and 0 <= index < len(self):

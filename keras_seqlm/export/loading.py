@@ -8,7 +8,7 @@ may be quantised by the means of its own format.
 import pathlib
 
 from keras_seqlm.layers.quantization import KEY, float_weights
-from keras_seqlm.models import SequenceModel
+from keras_seqlm.models import SequenceModel, merge_lora
 from keras_seqlm.tasks import FillMask, RowTask, TextGeneration, load
 
 
@@ -29,6 +29,7 @@ def load_reference(run_folder):
     Were it rebuilt here as well, a fault of the rebuilding would stand on both sides and show on neither.
     """
     task = _exported(run_folder)
+    task.model = merge_lora(task.model)
     policies = {layer.dtype_policy.name for layer in task.model._flatten_layers()}
     below = getattr(task.model, "backbone", task.model)
     if policies != {"float32"} or getattr(below, "use_cudnn", False) is True:
@@ -54,10 +55,11 @@ def answers_rows(task):
 def at_float32(model):
     """A copy of `model` with every dtype policy in its config set to float32 and cuDNN switched off.
 
-    Quantised weights become the float32 weights that they stand for: see `keras_seqlm.layers.quantization.float_weights`.
+    Adapters are merged first. Quantised weights become the float32 weights that they stand for: see `keras_seqlm.layers.quantization.float_weights`.
     """
     if not isinstance(model, SequenceModel):
         raise ValueError(f"expected a model of keras_seqlm, got {type(model).__name__}")
+    model = merge_lora(model)
     copy = type(model).from_config(_rewritten(model.get_config()))
     copy.build()
     # In order, since paths need not be unique: a layer that is built before its owner has a path without it.

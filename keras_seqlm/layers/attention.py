@@ -233,6 +233,8 @@ class SelfAttention(Quantizable):
     (2, 3, 8)
     """
 
+    adapts = ("q", "k", "v", "output")
+
     def __init__(
         self,
         hidden_dim,
@@ -286,6 +288,15 @@ class SelfAttention(Quantizable):
         )
         # float32, in which the probabilities are
         self.probability_dropout = keras.layers.Dropout(dropout, dtype="float32") if dropout else None
+
+    def adapt(self, rank, alpha, names):
+        """Learn low-rank updates in place of the kernels of these names, each its own; see `LowRank`."""
+        sizes = {"q": self.num_heads // self.num_kv_heads * self.head_dim, "k": self.head_dim, "v": self.head_dim}
+        if set(names) & set(sizes):
+            parts = [(name if name in names else None, size) for name, size in sizes.items()]
+            self.qkv.adapt(rank, alpha, parts, self.num_kv_heads)
+        if "output" in names:
+            self.output_projection.adapt(rank, alpha)
 
     def build(self, input_shape=None):
         self.qkv.build((None, None, self.hidden_dim))

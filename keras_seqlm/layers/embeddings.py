@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.lora import LowRank, effective
+
 
 @ops.custom_gradient
 def _gather_rows(table, ids):
@@ -53,7 +55,8 @@ class TokenEmbedding(keras.layers.Layer):
         (batch, time, hidden_dim) in the compute dtype.
 
     Attributes:
-        table: the rows (vocabulary_size, hidden_dim): a variable, or, quantised, the tensor that its integers give.
+        table: the rows (vocabulary_size, hidden_dim): a variable, or, quantised, the tensor that its integers give; with an
+            adapter (`adapt`) that with its update.
 
     Example:
 
@@ -62,13 +65,24 @@ class TokenEmbedding(keras.layers.Layer):
     (2, 5, 8)
     """
 
+    adapts = ("embedding",)
+
     def __init__(self, vocabulary_size, hidden_dim, initializer=None, **kwargs):
         super().__init__(autocast=False, **kwargs)
+        self.lora = None
         self.vocabulary_size = vocabulary_size
         self.hidden_dim = hidden_dim
         self.initializer = keras.initializers.get(
             initializer or keras.initializers.RandomNormal(stddev=hidden_dim**-0.5)
         )
+
+    def adapt(self, rank, alpha, names):
+        """Learn a low-rank update of the table in place of it, from the build on; see `LowRank`."""
+        self.lora = LowRank(rank, alpha, [("", self.hidden_dim)], begins="a", dtype=self.dtype_policy)
+
+    def adapted(self):
+        """(table, its adapter), where there is one."""
+        return [] if self.lora is None else [(self._table, self.lora)]
 
     def build(self, input_shape=None):
         shape = (self.vocabulary_size, self.hidden_dim)
@@ -78,23 +92,33 @@ class TokenEmbedding(keras.layers.Layer):
             # Keras casts weights on their way into a layer that stands alone, whatever the layer says of it: the gradient
             # of a lookup would be summed in half precision.
             self._table = self.add_weight(name="table", shape=shape, initializer=self.initializer, autocast=False)
+        if self.lora is not None:
+            self.lora.build(shape[:1])
+            self._table.trainable = False
 
     @property
     def table(self):
         if self.quantization_mode is None:
-            return self._table
+            return effective(self._table, self.lora)
         return ops.cast(self._table, "float32") / ops.cast(self.table_scale, "float32")[:, None]
 
     def call(self, token_ids):
         token_ids = ops.cast(token_ids, "int32")
         if self.quantization_mode is None:
-            return ops.cast(lookup(self._table, token_ids), self.compute_dtype)
+            found = ops.cast(lookup(self._table, token_ids), self.compute_dtype)
+            if self.lora is None:
+                return found
+            a, b = self.lora.factors()
+            return found + ops.cast(ops.matmul(lookup(a, token_ids) * self.lora.scale, b), self.compute_dtype)
         rows, scales = (ops.take(part, token_ids, axis=0) for part in (self._table, self.table_scale))
         return ops.cast(ops.cast(rows, "float32") / ops.cast(scales, "float32")[..., None], self.compute_dtype)
 
     def project(self, hidden):
         """Logits (batch, time, vocabulary) of `hidden` (batch, time, hidden_dim) by the table itself."""
         logits = ops.matmul(hidden, ops.transpose(ops.cast(self._table, hidden.dtype)))
+        if self.lora is not None:
+            a, b = (ops.transpose(ops.cast(factor, hidden.dtype)) for factor in self.lora.factors())
+            logits = logits + ops.matmul(ops.matmul(hidden, b) * self.lora.scale, a)
         return logits if self.quantization_mode is None else logits / ops.cast(self.table_scale, logits.dtype)
 
     def compute_output_shape(self, input_shape):

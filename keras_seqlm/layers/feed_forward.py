@@ -81,6 +81,8 @@ class FeedForward(Quantizable):
     (2, 3, 8)
     """
 
+    adapts = ("feed_forward",)
+
     def __init__(
         self,
         hidden_dim,
@@ -106,6 +108,12 @@ class FeedForward(Quantizable):
         self.gate = Dense(intermediate_dim, name="gate", **wide) if self.gated else None
         self.up = Dense(intermediate_dim, name="up", **wide)
         self.down = Dense(hidden_dim, kernel_initializer=self.output_initializer, name="down", **common)
+
+    def adapt(self, rank, alpha, names):
+        """Learn low-rank updates in place of the kernels; see `LowRank`."""
+        for layer in (self.gate, self.up, self.down):
+            if layer is not None:
+                layer.adapt(rank, alpha)
 
     def build(self, input_shape=None):
         for layer in (self.gate, self.up):

@@ -1,12 +1,16 @@
 """Recurrent layers with their state in the open: a stack of SimpleRNN, GRU or LSTM."""
 
+import contextlib
+
 import keras
 from keras import ops
 
+from keras_seqlm.layers.lora import LowRank, effective
 from keras_seqlm.layers.recurrent_choice import choose, device
 from keras_seqlm.layers.recurrent_loops import run_in_torch, scan, scan_by_hand
 
 KERAS_LAYERS = {"rnn": keras.layers.SimpleRNN, "gru": keras.layers.GRU, "lstm": keras.layers.LSTM}
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 STATE_NAMES = {"rnn": ("h",), "gru": ("h",), "lstm": ("h", "c")}
 
 
@@ -90,6 +94,8 @@ class RecurrentStack(keras.layers.Layer):
     ((3, 2), ['c_0', 'h_0'])
     """
 
+    adapts = ("input", "recurrent")
+
     def __init__(self, cell, hidden_dim, num_layers=1, dropout=0.0, use_cudnn="auto", **kwargs):
         super().__init__(autocast=False, **kwargs)
         if cell not in KERAS_LAYERS:
@@ -116,11 +122,42 @@ class RecurrentStack(keras.layers.Layer):
             for i in range(num_layers)
         ]
         self.output_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
+        self.input_adapters, self.recurrent_adapters = [], []
+
+    def adapt(self, rank, alpha, names):
+        """Learn low-rank updates in place of the kernels of these names, all gates of one together; see `LowRank`."""
+
+        def adapters(kind):
+            parts, policy = [("", GATES[self.cell] * self.hidden_dim)], {"dtype": self.dtype_policy}
+            return [LowRank(rank, alpha, parts, name=f"lora_{kind}_{i}", **policy) for i in range(self.num_layers)]
+
+        if "input" in names:
+            self.input_adapters = adapters("input")
+        if "recurrent" in names:
+            self.recurrent_adapters = adapters("recurrent")
+
+    def adapters_of(self, i):
+        """Of layer `i`: those of its input and of its recurrent kernel, None where there is none."""
+        return [found[i] if found else None for found in (self.input_adapters, self.recurrent_adapters)]
+
+    def adapted(self):
+        """(kernel, its adapter) of each kernel that has one."""
+        kernels = [(layer.cell.kernel, layer.cell.recurrent_kernel) for layer in self.layers]
+        pairs = [zip(found, self.adapters_of(i), strict=True) for i, found in enumerate(kernels)]
+        return [(kernel, adapter) for found in pairs for kernel, adapter in found if adapter is not None]
+
+    def floors(self):
+        """Its layers from the bottom up, each with its adapters."""
+        return [[layer, *filter(None, self.adapters_of(i))] for i, layer in enumerate(self.layers)]
 
     def build(self, input_shape):
         features = input_shape[-1]
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             layer.build((None, None, features))
+            for adapter, size in zip(self.adapters_of(i), (features, self.hidden_dim), strict=True):
+                if adapter is not None:
+                    adapter.build((None, size))
+                    layer.trainable = False
             features = self.hidden_dim
 
     def initial_state(self, batch_size):
@@ -153,10 +190,13 @@ class RecurrentStack(keras.layers.Layer):
         for i, layer in enumerate(self.layers):
             names = [f"{name}_{i}" for name in STATE_NAMES[self.cell]]
             before = tuple(ops.cast(state[name], "float32") for name in names)
+            weights = zip((layer.cell.kernel, layer.cell.recurrent_kernel), self.adapters_of(i), strict=True)
+            kernels = [effective(kernel, adapter) for kernel, adapter in weights]
             if way == "cudnn":
-                x, *after = layer(x, initial_state=list(before), training=training)
+                with _in_place_of(layer.cell, kernels) if any(self.adapters_of(i)) else contextlib.nullcontext():
+                    x, *after = layer(x, initial_state=list(before), training=training)
             else:
-                kernels = [ops.cast(w, self.compute_dtype) for w in (layer.cell.kernel, layer.cell.recurrent_kernel)]
+                kernels = [ops.cast(kernel, self.compute_dtype) for kernel in kernels]
                 x, after = run(self.cell, x, before, *kernels, ops.cast(layer.cell.bias, "float32"), **options)
             x = ops.cast(x, self.compute_dtype)
             if self.output_dropout is not None:
@@ -167,3 +207,9 @@ class RecurrentStack(keras.layers.Layer):
     def get_config(self):
         names = ("cell", "hidden_dim", "num_layers", "dropout", "use_cudnn")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _in_place_of(cell, kernels):
+    """Inside of it a cell of Keras's has these kernels: its layer reads variables by itself, on its way into cuDNN."""
+    variables = (cell.kernel, cell.recurrent_kernel, cell.bias)
+    return keras.StatelessScope(state_mapping=list(zip(variables, (*kernels, cell.bias.value), strict=True)))

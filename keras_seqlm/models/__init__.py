@@ -1,5 +1,6 @@
 """Models of sequences: language models on one contract (state in, state out), encoders, and heads on either."""
 
+from keras_seqlm.models.adapters import add_lora, merge_lora
 from keras_seqlm.models.encoders import RecurrentEncoder, TransformerEncoder
 from keras_seqlm.models.heads import Head, backbone_of
 from keras_seqlm.models.language_model import LanguageModel
@@ -28,5 +29,7 @@ __all__ = [
     "TokenModel",
     "TransformerEncoder",
     "TransformerLM",
+    "add_lora",
     "backbone_of",
+    "merge_lora",
 ]

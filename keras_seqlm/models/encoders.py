@@ -220,6 +220,10 @@ class RecurrentEncoder(SequenceModel):
             features = self.width
         self.built = True
 
+    def floors(self):
+        layers = zip(self.forward_layers, self.backward_layers or self.forward_layers, strict=True)
+        return [[self.token_embedding], *(list(pair) for pair in layers)]
+
     @property
     def width(self):
         return self.hidden_dim * (2 if self.bidirectional else 1)

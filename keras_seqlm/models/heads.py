@@ -53,25 +53,16 @@ class Head(SequenceModel):
         return self.backbone.width
 
     @property
-    def trainable_variables(self):
-        # Of a model in a file Keras keeps that it is frozen, and not that its layers are.
-        idle = self.backbone.of_logits_alone if self.backbone.trainable else self.backbone.variables
-        idle = {id(variable) for variable in idle}
-        return [variable for variable in super().trainable_variables if id(variable) not in idle]
+    def idle(self):
+        """See `SequenceModel`: those of the backbone, and what no hidden state depends on; all of a frozen backbone."""
+        return (
+            [*self.backbone.of_logits_alone, *self.backbone.idle]
+            if self.backbone.trainable
+            else self.backbone.variables
+        )
 
-    @property
-    def trainable_weights(self):
-        return self.trainable_variables
-
-    @property
-    def non_trainable_variables(self):
-        trained = {id(variable) for variable in self.trainable_variables}
-        return [variable for variable in self.variables if id(variable) not in trained]
-
-    @property
-    def non_trainable_weights(self):
-        trained = {id(variable) for variable in self.trainable_variables}
-        return [variable for variable in self.weights if id(variable) not in trained]
+    def floors(self):
+        return self.backbone.floors()
 
     def hidden_states(self, inputs, state=None, training=None):
         """See `SequenceModel`: those of the backbone, which is shown what it reads."""

@@ -114,6 +114,11 @@ class RecurrentLM(LanguageModel):
     def width(self):
         return self.hidden_dim if self.bridge is None else self.embedding_dim
 
+    def floors(self):
+        floors = [[self.token_embedding], *self.recurrent.floors()]
+        floors[-1] += [self.bridge] if self.bridge is not None else []
+        return floors
+
     def initial_state(self, batch_size, max_length=None):
         return {"position": ops.zeros((batch_size,), "int32"), **self.recurrent.initial_state(batch_size)}
 

@@ -7,8 +7,11 @@ import keras
 from keras import ops
 
 from keras_seqlm.layers.layouts import LAYOUTS, layout_map
+from keras_seqlm.layers.lora import LowRank
 from keras_seqlm.layers.quantization import KEY, quantizable_parts, quantization_config, restore_quantization
 from keras_seqlm.products import numbers_of
+
+ADAPTERS = "lora"  # in the config of a model: rank, alpha, and what is adapted
 
 
 class SequenceModel(keras.Model):
@@ -26,12 +29,14 @@ class SequenceModel(keras.Model):
         reads: what `inputs` may hold.
         causal: whether the hidden state of a token knows nothing of those behind it.
         width: of a hidden state.
+        lora: a dict of `rank`, `alpha` and `on`, where it has adapters (`add_lora`), else None.
     """
 
     max_length = None  # a recurrent model has no limit
     reads = ("token_ids", "lengths", "segment_ids")  # a subclass that reads more names it, too
     causal = False
     torch_compiles = True  # whether torch's compiler makes a training pass faster
+    lora = None
     _infers_shapes = False
 
     def __init__(self, name=None, dtype=None, trainable=True):
@@ -44,9 +49,42 @@ class SequenceModel(keras.Model):
         raise TypeError(f"{type(self).__name__} must define width, of its hidden states")
 
     @property
+    def idle(self):
+        """The variables that training leaves as they are, whatever their layers say of themselves: those below adapters."""
+        if self.lora is None:
+            return []
+        adapters = [layer for layer in self._flatten_layers() if isinstance(layer, LowRank)]
+        learned = {id(weight) for adapter in adapters for weight in adapter.weights}
+        return [variable for variable in self.variables if id(variable) not in learned]
+
+    @property
+    def trainable_variables(self):
+        # Of a model in a file Keras keeps that it is frozen, and not that its layers are.
+        idle = {id(variable) for variable in self.idle}
+        return [variable for variable in super().trainable_variables if id(variable) not in idle]
+
+    @property
+    def trainable_weights(self):
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self):
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [variable for variable in self.variables if id(variable) not in trained]
+
+    @property
+    def non_trainable_weights(self):
+        trained = {id(variable) for variable in self.trainable_variables}
+        return [variable for variable in self.weights if id(variable) not in trained]
+
+    @property
     def of_logits_alone(self):
         """The variables that no hidden state depends on: those that a head on this model leaves idle."""
         return []
+
+    def floors(self):
+        """Its layers from the bottom up, a list of lists; what stands on the last one, as a head does, is in none of them."""
+        raise TypeError(f"{type(self).__name__} must define floors(), by which learning rates fall from the top down")
 
     def hidden_states(self, inputs, state=None, training=None):
         """From a dict of int32 inputs to hidden states (batch, time, width), and the new state (or None)."""
@@ -145,6 +183,10 @@ class SequenceModel(keras.Model):
             ValueError: a mode that needs a calibration, which Keras makes for other models; nothing to quantise; a
                 model in float16, which Keras does not quantise.
         """
+        if any(isinstance(layer, LowRank) for layer in self._flatten_layers()):
+            raise ValueError(
+                "the model has adapters, which a quantised kernel would hide: quantise what merge_lora(model) gives"
+            )
         if mode in ("gptq", "awq"):  # Keras has made it of `config`, where it was not given
             raise ValueError(
                 f"mode must be 'int8', 'int4' or 'float8', got {mode!r}, which Keras calibrates on a chain of layers that "
@@ -167,15 +209,33 @@ class SequenceModel(keras.Model):
             **{name: getattr(self, name) for name in names},
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
             **quantization_config(self),
+            **({} if self.lora is None else {ADAPTERS: {**self.lora, "on": list(self.lora["on"])}}),
         }
 
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        quantization = config.pop(KEY, None)
+        quantization, lora = config.pop(KEY, None), config.pop(ADAPTERS, None)
         if isinstance(config.get("dtype"), dict):
             config["dtype"] = keras.saving.deserialize_keras_object(config["dtype"])
-        return restore_quantization(cls(**config), quantization)
+        model = restore_quantization(cls(**config), quantization)
+        if lora is not None:
+            model.adapt(**lora)
+        return model
+
+    def adapt(self, rank, alpha, on):
+        """Give the layers of a model that is not built yet their adapters; see `add_lora`, which does this for one that is."""
+        for layer in list(self._flatten_layers()):
+            names = [name for name in adaptable(layer) if name in on]
+            if names:
+                layer.adapt(rank, alpha, names)
+        self.lora = {"rank": rank, "alpha": alpha, "on": list(on)}
+
+
+def adaptable(layer):
+    """Names of what in a layer itself can be adapted; not the few rows of a table of token types."""
+    names = getattr(layer, "adapts", ())
+    return names if "embedding" not in names or layer.name == "token_embedding" else ()
 
 
 def as_inputs(inputs):

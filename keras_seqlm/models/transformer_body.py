@@ -147,6 +147,12 @@ class TransformerBody(SequenceModel):
     def width(self):
         return self.hidden_dim
 
+    def floors(self):
+        embeddings = (self.token_embedding, self.position_embedding, self.type_embedding, self.norm_of_embedding)
+        *below, last = self.blocks
+        floors = [embeddings, *([block] for block in below), [last, self.output_norm]]
+        return [[layer for layer in floor if layer is not None] for floor in floors]
+
     def embedded(self, token_ids, positions, training, token_types=None):
         """What the first block reads (batch, time, hidden_dim), and how queries and keys are turned, or None.
 

@@ -75,6 +75,16 @@ class TextClassification(RowTask):
         return {"labels": sorted(labels), "kind": kind}
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        kinds = {"class": ("accuracy", "macro_f1"), "labels": ("micro_f1", "accuracy"), "number": ("pearson", "mse")}
+        return kinds[settings["kind"]]
+
+    def class_names(self):
+        """See `RowTask`: the labels, where a text has one."""
+        return (self.labels, {}) if self.kind == "class" else None
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         return Classifier(backbone, max(1, len(settings["labels"])), answers=settings["kind"], **options)
 
@@ -138,6 +148,18 @@ class TextClassification(RowTask):
             figures |= with_interval("mse", lambda a, b: np.mean((a - b) ** 2), truth, logits)
             figures |= with_interval("pearson", _pearson, truth[:, 0], logits[:, 0])
         return figures
+
+    def judged(self, rows, batch_size=32):
+        """See `RowTask`: of one class a row both, else nothing."""
+        if self.kind != "class":
+            return {}
+        examples = self.read(rows, self.example)
+        truth = np.array([target for _, target in examples])
+        logits = np.array(self.outputs([inputs for inputs, _ in examples], batch_size), "float64")
+        found = logits.argmax(axis=1)
+        shares = np.exp(logits.max(axis=1) - np.logaddexp.reduce(logits, axis=1))
+        known = {"names": self.labels, "truth": truth, "predicted": found}
+        return {**known, "confidence": shares, "right": truth == found}
 
 
 def _as_row(one):

@@ -37,6 +37,12 @@ class TextEmbedding(RowTask):
     served = Embed
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        first = next((row for _, row in rows if row.get("label") is not None or row.get("pair") is not None), {})
+        return ("spearman",) if _kind(first) == "value" else ("recall_at_1",)
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         return Embedder(backbone, **options)
 

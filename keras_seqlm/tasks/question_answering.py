@@ -90,6 +90,11 @@ class QuestionAnswering(RowTask):
         return {"unanswerable": unanswerable, "longest": max(sizes)}
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        return ("f1", "exact_match", *(["no_answer_accuracy"] if settings["unanswerable"] else []))
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         return SpanFinder(backbone, **options)
 
@@ -171,6 +176,13 @@ class QuestionAnswering(RowTask):
             figures |= with_interval(name, np.mean, scores)
         said = np.array([not one.text for one in found]) == np.array([not answers for _, answers in kept])
         return figures | (with_interval("no_answer_accuracy", np.mean, said) if self.unanswerable else {})
+
+    def judged(self, rows, batch_size=32):
+        """See `RowTask`: how probable each answer was, and whether it matches exactly."""
+        kept = self.read(rows, lambda row: (row, [one["text"] for one in answers_of(row)]))
+        found = self.predict([row for row, _ in kept], batch_size)
+        right = [exact_match(answers, one.text) == 1 for one, (_, answers) in zip(found, kept, strict=True)]
+        return {"confidence": [one.score for one in found], "right": right}
 
     def _windows(self, row, tokens):
         before, _ = places.question_ids(self.tokenizer, row["question"], self.room)

@@ -12,6 +12,7 @@ from keras_seqlm.data import Examples
 from keras_seqlm.data.examples import width_of
 from keras_seqlm.files import write_json
 from keras_seqlm.generation.compiled import compiled
+from keras_seqlm.tasks.class_weights import class_weights_of
 from keras_seqlm.tasks.task import Task
 from seqlm_runtime.prompts import MAX_PROMPT_TOKENS
 from seqlm_runtime.row_tasks.reading import ids_of, pair_ids
@@ -31,6 +32,7 @@ class RowTask(Task):
     batches = Examples  # the class of `examples`
     served = None  # the class of `seqlm_runtime.row_tasks` that exports of it are read and answered by
     most_ids = None  # ids of a row, where fewer are read than the model could: what an export reads
+    lower_is_better = ("mse",)  # of the figures
 
     def __init__(self, model, tokenizer):
         super().__init__(model, tokenizer)
@@ -44,6 +46,16 @@ class RowTask(Task):
             rows: an iterable of (place, row), as `data.Rows`.
         """
         return {}
+
+    @classmethod
+    def figures_of(cls, settings, rows=()):
+        """Names of what `evaluate` says of rows; by the first one a run is judged that is told no other.
+
+        Args:
+            settings: of the task.
+            rows: an iterable of (place, row), where the figures depend on what rows have.
+        """
+        raise TypeError(f"{cls.__name__} must define figures_of(settings, rows)")
 
     @classmethod
     def head(cls, backbone, settings, **options):
@@ -78,15 +90,35 @@ class RowTask(Task):
         """The examples that a row makes, a list of (inputs, target): one, unless a subclass says otherwise."""
         return [self.example(row)]
 
-    def examples(self, rows, batch_size, *, seed=0, complete=False):
+    def class_names(self):
+        """Names of the classes that targets are numbers of, and what other names stand for some of them; None without."""
+        return None
+
+    def examples(self, rows, batch_size, *, seed=0, complete=False, class_weights=None):
         """Batches of rows to train on, or with `complete` to validate on; see `data.Examples`.
 
+        Args:
+            rows: `data.Rows`, or what makes them.
+            batch_size: rows of a batch.
+            seed: of their order.
+            complete: whether all are read, each once.
+            class_weights: how much the rows of each class weigh in the loss (of a tagger, the tokens): "balanced", or a dict of
+                names and weights, see `class_weights_of`. The mean is still over all that counts.
+
         Raises:
-            ValueError: more than the tolerance of the rows are broken; they are named.
+            ValueError: more than the tolerance of the rows are broken; they are named. Class weights of what has no classes, or
+                to validate.
         """
         made = [one for row in self.read(rows, self.examples_of) for one in row]
         inputs, targets = self.made([inputs for inputs, _ in made], [target for _, target in made])
         options = {"of_tokens": self.of_tokens, "max_length": self.room}
+        if class_weights is not None:
+            names = self.class_names()
+            if names is None or complete:
+                what = "validation is not weighed" if names else f"this {type(self).__name__} has no one class a row"
+                raise ValueError(f"class_weights are for training on classes, and {what}; leave them out")
+            flat = np.concatenate(targets) if self.of_tokens else np.asarray(targets)
+            options["class_weights"] = class_weights_of(class_weights, names[0], flat, names[1])
         return self.batches(inputs, targets, batch_size, seed=seed, complete=complete, **options)
 
     def made(self, inputs, targets):
@@ -108,6 +140,14 @@ class RowTask(Task):
                 rows.refuse(place, str(error))
         rows.check()
         return made
+
+    def judged(self, rows, batch_size=32):
+        """What was given for labelled rows, for pictures of it: a dict of what the task has of
+
+        `names`, `truth` and `predicted`: the classes, and their numbers for each row or token;
+        `confidence` and `right`: how probable each answer was to the model, and whether it was right.
+        """
+        return {}
 
     @property
     def room(self):

@@ -111,6 +111,16 @@ class TokenTagging(RowTask):
         return {"labels": sorted(labels), "kind": "spans"}
 
     @classmethod
+    def figures_of(cls, settings, rows=()):
+        """See `RowTask`."""
+        return ("accuracy",) if settings["kind"] == "tags" else ("span_f1", "precision", "recall", "accuracy")
+
+    def class_names(self):
+        """See `RowTask`: the tags; a label stands for its B and its I."""
+        spans = {} if self.kind == "tags" else {label: [f"B-{label}", f"I-{label}"] for label in self.labels}
+        return self.tags, spans
+
+    @classmethod
     def head(cls, backbone, settings, **options):
         labels = len(settings["labels"])
         return Tagger(backbone, labels if settings["kind"] == "tags" else 1 + 2 * labels, **options)
@@ -168,6 +178,25 @@ class TokenTagging(RowTask):
             for name, metric in (("span_f1", span_f1), ("precision", span_precision), ("recall", span_recall)):
                 figures |= with_interval(name, metric, counted)
         return figures | with_interval("accuracy", _share, counts)
+
+    def judged(self, rows, batch_size=32):
+        """See `RowTask`: the tags of tokens; of spans how probable each was, and whether it stands in the row."""
+        kept = self.read(rows, self._truth)
+        found = self.predict([row for row, *_ in kept], batch_size)
+        tags = [
+            pair for one, (_, tags, _) in zip(found, kept, strict=True) for pair in zip(tags, one.tags, strict=True)
+        ]
+        known = [[self._numbers[tag] for tag in pair] for pair in tags if set(pair) <= self._numbers.keys()]
+        truth, predicted = np.array(known, "int64").reshape(-1, 2).T
+        judged = {"names": self.tags, "truth": truth, "predicted": predicted}
+        if self.kind == "tags":
+            return judged
+        pairs = [
+            (span.score, (span.start, span.end, span.label) in set(spans))
+            for one, (*_, spans) in zip(found, kept, strict=True)
+            for span in one.spans
+        ]
+        return {**judged, "confidence": [score for score, _ in pairs], "right": [right for _, right in pairs]}
 
     def _truth(self, row):
         """The row, its tags (of words, or of what the tokenizer took for one), and its spans in characters."""

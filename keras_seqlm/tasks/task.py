@@ -11,10 +11,11 @@ import keras
 
 from keras_seqlm import tokenizers
 from keras_seqlm.checkpoints import Checkpoints
-from keras_seqlm.checkpoints.run_folder import CHECKPOINTS, is_older_than_checkpoints
+from keras_seqlm.checkpoints.run_folder import ADAPTERS, CHECKPOINTS, finished_model, is_older_than_checkpoints
 from keras_seqlm.checkpoints.state import model_of
 from keras_seqlm.files import read_json, replacing, write_json
 from keras_seqlm.models import SequenceModel
+from keras_seqlm.tasks.adapters import load_adapters, save_adapters
 
 MODEL, TOKENIZER, TASK = "model.keras", "tokenizer", "task.json"
 _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"  # inside a .keras file
@@ -62,6 +63,19 @@ class Task:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / MODEL) as beside:
             self.model.save(beside)
+        (folder / ADAPTERS).unlink(missing_ok=True)
+        self.begin(folder)
+
+    def save_adapters(self, folder, base):
+        """Write `adapters.safetensors` in place of `model.keras`: of a model with adapters what was learned, and no more.
+
+        Args:
+            folder: to write.
+            base: the run folder whose model the adapters stand on, which `load` puts together with them.
+        """
+        folder = pathlib.Path(folder)
+        save_adapters(self.model, folder / ADAPTERS, base)
+        (folder / MODEL).unlink(missing_ok=True)
         self.begin(folder)
 
     def begin(self, folder):
@@ -74,7 +88,7 @@ class Task:
         return {}
 
 
-def load(folder, checkpoint=None):
+def load(folder, checkpoint=None, base=None):
     """The task in a run folder: the model and its tokenizer, ready to use.
 
     A run that is not finished, or runs at this moment, has no `model.keras` yet: its newest checkpoint is read, which a
@@ -84,12 +98,15 @@ def load(folder, checkpoint=None):
         folder: what `task.save` or `seqlm train` wrote.
         checkpoint: read a checkpoint in place of `model.keras`: "newest", "best" (by validation loss, see
             `Checkpoints.best`), or its step.
+        base: of a run that learned adapters the run folder that it began with, where that is not where it was. Checkpoints hold
+            both, and need none.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
         CheckpointError: (a ValueError) there is no such checkpoint, or it is damaged.
         OSError: a file cannot be read at all, for want of the permission, say.
-        ValueError: a file is damaged, or it is whole and of another version or class, which the message says.
+        ValueError: a file is damaged, or it is whole and of another version or class, which the message says; adapters whose
+            base has other numbers than it had.
 
     Example:
 
@@ -100,7 +117,8 @@ def load(folder, checkpoint=None):
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run folder {str(folder)!r} (`seqlm runs` lists those below a folder)")
     checkpoints = Checkpoints(folder / CHECKPOINTS)
-    if checkpoint is None and not (folder / MODEL).is_file() and checkpoints.steps():
+    finished = finished_model(folder)
+    if checkpoint is None and finished is None and checkpoints.steps():
         checkpoint = "newest"
         warnings.warn(
             f"the run in {folder} is not finished: this is its checkpoint of step {checkpoints.steps()[-1]}",
@@ -108,18 +126,21 @@ def load(folder, checkpoint=None):
         )
     if checkpoint is None and is_older_than_checkpoints(folder):
         warnings.warn(
-            f"the run in {folder} went on after its {MODEL} was written, to step {checkpoints.steps()[-1]}: this is the model of "
+            f"the run in {folder} went on after its {finished.name} was written, to step {checkpoints.steps()[-1]}: this is the model of "
             "before; checkpoint='newest' (--checkpoint newest) reads the later one",
             stacklevel=2,
         )
-    if checkpoint is None and not (folder / MODEL).is_file():
+    if checkpoint is None and finished is None:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise FileNotFoundError(f"{str(folder)!r} is no run folder: it has no {MODEL} (found: {found})")
     name = (read_json(folder / TASK) if (folder / TASK).exists() else {}).get("task", "TextGeneration")
     if name not in _TASKS:
         raise ValueError(f"{folder / TASK} names the task {name!r}; this version knows {', '.join(sorted(_TASKS))}")
     tokenizer = tokenizers.load(folder / TOKENIZER)
-    model = _load_model(folder / MODEL) if checkpoint is None else model_of(checkpoints.choose(checkpoint))
+    if checkpoint is not None:
+        model = model_of(checkpoints.choose(checkpoint))
+    else:
+        model = load_adapters(finished, load, base) if finished.name == ADAPTERS else _load_model(finished)
     try:
         task = _TASKS[name](model, tokenizer, **settings_in(folder))
     except TypeError as error:

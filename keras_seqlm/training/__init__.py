@@ -8,6 +8,7 @@ from keras_seqlm.devices import STRATEGIES, strategy
 from keras_seqlm.devices.processes import chief_decides, is_chief
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, SampleWriter, ValidateAverage
+from keras_seqlm.training.figures import Figures
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, TrainingStopped
 from keras_seqlm.training.history import HistoryCSV, LossPlot, plot_history
 from keras_seqlm.training.optimizers import clip_after_all_reduce
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointFormatError",
     "Checkpoints",
+    "Figures",
     "HistoryCSV",
     "LossPlot",
     "Progress",

@@ -245,6 +245,11 @@ class Progress(RunCallback):
             parts.append((f"loss {float(logs['loss']):.4f}", 7))
         if "val_loss" in logs:
             parts.append((f"validation loss {float(logs['val_loss']):.4f}", 8))
+        parts += [
+            (f"{name.removeprefix('val_').replace('_', ' ')} {float(value):.4f}", 7.5)
+            for name, value in logs.items()
+            if name.startswith("val_") and name != "val_loss"
+        ]
         if (speed := self.tokens_per_second()) is not None:
             parts.append((f"{speed:,.0f} {self.run.targets}/s", 4))
         if self._schedule is not None:

@@ -25,6 +25,7 @@ def numbers_of(optimizer):
         return None
     try:
         numbers = {**_kept(optimizer), **_plain(optimizer)}
+        numbers |= {name: getattr(optimizer, name) for name in ("layer_decay",) if hasattr(optimizer, name)}
     except NotImplementedError:
         warnings.warn(
             f"{type(optimizer).__name__} does not say its numbers, or its learning-rate schedule does not (get_config), so "

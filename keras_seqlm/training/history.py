@@ -24,13 +24,16 @@ class HistoryCSV(RunCallback):
     Args:
         path: of the file.
         bytes_per_token: raw bytes of the validation text for each of its tokens; `Recipe.fit` knows it from the data.
+        figures: names of what `Figures` puts into the logs; each has a column, `validation_NAME`.
     """
 
     async_safe = True
 
-    def __init__(self, path, bytes_per_token=None):
+    def __init__(self, path, bytes_per_token=None, figures=()):
         super().__init__()
         self.path = pathlib.Path(path)
+        self.figures = {f"validation_{name}": f"val_{name}" for name in figures}
+        self.columns = (*COLUMNS, *self.figures)
         self.bytes_per_token = bytes_per_token
 
     def on_train_begin(self, logs=None):
@@ -41,7 +44,7 @@ class HistoryCSV(RunCallback):
         if self.run.step_before and self.path.exists():
             kept = [row for row in self._read() if row["step"] <= self.run.rows_before]
         self._seconds_before = max((row["seconds"] or 0.0 for row in kept), default=0.0)  # the last row may lack it
-        self._log = Log(self.path, _lines([list(COLUMNS), *map(_cells, kept)]))
+        self._log = Log(self.path, _lines([list(self.columns), *map(self._cells, kept)]))
 
     def _read(self):
         try:
@@ -67,8 +70,12 @@ class HistoryCSV(RunCallback):
             "seconds": self._seconds_before + time.perf_counter() - self.started,
             "gradient_norm": self.of_optimizer("gradient_norm"),
             "skipped_steps": self.of_optimizer("skipped"),
+            **{column: logs.get(name) for column, name in self.figures.items()},
         }
-        self._log.add(_lines([_cells(row)]))
+        self._log.add(_lines([self._cells(row)]))
+
+    def _cells(self, row):
+        return [_cell(row.get(name)) for name in self.columns]
 
     def _bits_per_byte(self, loss):
         size = self.bytes_per_token or self.run.bytes_per_token
@@ -158,10 +165,6 @@ def _lines(rows):
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
-
-
-def _cells(row):
-    return [_cell(row[name]) for name in COLUMNS]
 
 
 def _cell(value):

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_seqlm.half_precision import decays_of, refuse_lost_decays
 from keras_seqlm.nesting import innermost
+from keras_seqlm.training.layer_rates import layer_factors, scale_rates
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
 
@@ -67,6 +68,9 @@ def new_optimizer(recipe, model):
     for dtype in {keras.backend.standardize_dtype(variable.dtype) for variable in model.trainable_variables}:
         refuse_lost_decays(decays_of(optimizer), dtype, recipe.optimizer)
     exclude_from_decay(optimizer, model.trainable_variables)
+    optimizer.layer_decay = recipe.layer_decay  # as a run that goes on is held to it
+    if recipe.layer_decay != 1:
+        scale_rates(optimizer, layer_factors(model, recipe.layer_decay))
     if recipe.stop_after_skipped:
         optimizer = SafeOptimizer(optimizer, 2.0**15 if recipe.precision == "mixed_float16" else 1.0)
     return optimizer

@@ -17,6 +17,7 @@ from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training.callbacks import Progress, Run, RunCallback, ValidateAverage, tell_of_run
 from keras_seqlm.training.guards import RollBack, StopAfterSkipped, average_finite_losses, is_out_of_memory
+from keras_seqlm.training.layer_rates import layer_factors, scale_rates
 from keras_seqlm.training.optimizers import clip_after_all_reduce, exclude_from_decay, new_optimizer, optimizer_class
 from keras_seqlm.training.schedules import SCHEDULES, WarmupSchedule
 
@@ -98,6 +99,8 @@ class Recipe:
             on JAX and on GPUs of TensorFlow. On a CPU, True makes an LSTM faster on TensorFlow, and a Transformer not.
         stop_after_skipped: an update whose gradient is not finite is left out (`SafeOptimizer`), and after so many in a
             row training stops; 0 makes every update, whatever it is.
+        layer_decay: learning rates fall from the top down: that of a layer is multiplied by layer_decay ** (how far below the
+            head it stands), see `layer_rates.layer_factors`. 1 leaves them alike.
         roll_back_factor: a loss so many times the usual one undoes the updates since the last checkpoint (`RollBack`),
             as 2.0; None goes on. It needs `fit(resume=...)`.
 
@@ -138,6 +141,7 @@ class Recipe:
     steps_per_execution: int = _count(1, 1)
     jit_compile: bool | str = _one_of("auto", "auto", True, False)
     stop_after_skipped: int = _count(10, 0)
+    layer_decay: float = _number(1.0, lambda value: 0 < value <= 1, "above 0 and at most 1")
     roll_back_factor: float | None = _number(
         None, lambda value: 1 < value < math.inf, "above 1, or None", optional=True
     )
@@ -366,6 +370,8 @@ class Recipe:
         if not isinstance(old, WarmupSchedule):
             return  # compiled by the user, who has set what is wanted
         exclude_from_decay(optimizer, model.trainable_variables)
+        if self.layer_decay != 1:
+            scale_rates(optimizer, layer_factors(model, self.layer_decay))
         if old.get_config() != new.get_config():  # `steps` may be others than before
             optimizer.learning_rate = new
             model.make_train_function(force=True)  # the traced one has the old schedule in it

@@ -80,6 +80,8 @@ class Resume(RunCallback):
         background: whether a thread writes while training goes on; one checkpoint is on its way at most.
         settings: a dict that JSON takes, of what else must not change between two starts. What one start leaves out is named
             in a warning, and kept for the next one.
+        monitor: by which number in the logs of an epoch the best validation is known, as `val_accuracy`, and `mode`: whether the
+            lowest ("min") or the highest ("max") is best.
         allow_changes: go on although something changed, which is printed, or although a callback had ended the run. The new
             holds; after other settings, data or another loss the best validation loss is looked for anew, by callbacks, too.
 
@@ -114,10 +116,23 @@ class Resume(RunCallback):
     20
     """
 
-    def __init__(self, folder, every=100, keep=2, background=True, settings=None, allow_changes=False):
+    def __init__(
+        self,
+        folder,
+        every=100,
+        keep=2,
+        background=True,
+        settings=None,
+        allow_changes=False,
+        monitor="val_loss",
+        mode="min",
+    ):
         super().__init__()
         if every < 1:
             raise ValueError(f"every counts steps and must be at least 1, got {every}")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        self.monitor, self.mode = monitor, mode
         self.checkpoints = Checkpoints(folder, keep)
         self.every = every
         self.background = background
@@ -246,7 +261,7 @@ class Resume(RunCallback):
         if self._checkpoint is not None and may_change_the_model(callbacks_of(self.model), *BEGIN_OF_TRAINING):
             self._restore_again()  # which all have begun now
         # Nobody but `Recipe.fit` has said yet where the run ends.
-        self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_loss(0) < math.inf)
+        self._identity.tell(self.run.steps is not None, compares=self.checkpoints.best_score(0) < math.inf)
         if self._checkpoint is not None and self._train is None:
             warn_of_lost_position(self.step_before)
         if self._done % self.model.steps_per_execution:
@@ -270,7 +285,9 @@ class Resume(RunCallback):
             self.checkpoints.check_room(state.size_of(self.model))
         self._writer = CheckpointWriter(self.checkpoints, self.background)
         self._saved = self.step_before if self._checkpoint is not None else None
-        self._best = self.checkpoints.best_loss(self._identity.comparable_from) if self.chief else math.inf
+        self._best = (
+            self.checkpoints.best_score(self._identity.comparable_from, self.monitor) if self.chief else math.inf
+        )
         self._validates, self._before_test, self._several = True, {}, processes.are_several()
         self._stopped_several, self._begins, self._current = False, True, self._epoch
         self._replay, self._unsaved = InNameOnly(self.model), Unsaved(self.model)
@@ -345,15 +362,16 @@ class Resume(RunCallback):
         super().on_epoch_end(epoch, logs)
         logs = logs or {}
         self._before_test, self._validates = {}, "val_loss" in logs
-        loss = logs.get("val_loss")
-        best = self._is_best(loss)
+        loss, figure = logs.get("val_loss"), logs.get(self.monitor)
+        score = -figure if figure is not None and self.mode == "max" else figure
+        best = self._is_best(score)
         due = self._saved is None or self.step // self.every > self._saved // self.every
         cut = made < (self.params["steps"] or 0) and self.step != self.run.steps
         ended = bool(self.model.stop_training) and (cut or not self._is_last(epoch))
         if due or best or ended or self._is_last(epoch) or self._told_to_end():
             place = {"epoch": epoch, "done": made} if ended and cut else {"epoch": epoch + 1, "done": 0}
-            self._save({**place, "validation_loss": loss, "ended": ended})
-        self._best, self._current = loss if best else self._best, epoch + 1
+            self._save({**place, "validation_loss": loss, "figure": figure, "ended": ended})
+        self._best, self._current = score if best else self._best, epoch + 1
         if self._told_to_end():
             self._end()
 
@@ -432,11 +450,11 @@ class Resume(RunCallback):
     def _is_last(self, epoch):
         return epoch + 1 == self.params["epochs"] or self.step == self.run.steps
 
-    def _is_best(self, loss):
+    def _is_best(self, score):
         """Whether a validation is the best so far, which the first process knows: all of them save at the same steps."""
-        if loss is None:
+        if score is None:
             return False
-        return processes.chief_decides(lambda: bool(math.isfinite(loss) and loss < self._best))
+        return processes.chief_decides(lambda: bool(math.isfinite(score) and score < self._best))
 
     def _told_to_end(self, step_is_over=False):
         if self._several:
@@ -474,6 +492,7 @@ class Resume(RunCallback):
             "keras": keras.__version__,
             **self._identity.meta(self.model, known["model"]),
             "validation_loss": None,
+            "monitor": {"name": self.monitor, "mode": self.mode},
             "ended": False,
             "steps_per_epoch": self.params["steps"],
             "callbacks": remembered,
