@@ -16,8 +16,8 @@ COLUMNS, ROWS, VECTOR = (None, AXIS), (AXIS, None), (AXIS,)
 
 # A pattern of weights' paths -> the axes to cut along; what stands second serves where the first does not divide.
 ATTENTION = {
-    ".*attention/qkv/kernel": [COLUMNS],
-    ".*attention/qkv/bias": [VECTOR],
+    ".*attention/(qkv|query|kv)/kernel": [COLUMNS],
+    ".*attention/(qkv|query|kv)/bias": [VECTOR],
     ".*attention/output/kernel": [ROWS],
 }
 FEED_FORWARD = {

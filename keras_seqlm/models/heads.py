@@ -2,10 +2,11 @@
 
 import keras
 
+from keras_seqlm.models.idle_weights import IdleWeights
 from keras_seqlm.models.sequence_model import SequenceModel
 
 
-class Head(SequenceModel):
+class Head(IdleWeights):
     """What all heads share: the model below them, whose inputs are theirs.
 
     One backbone may stand under several heads, which then train the same weights.
@@ -53,25 +54,8 @@ class Head(SequenceModel):
         return self.backbone.width
 
     @property
-    def trainable_variables(self):
-        # Of a model in a file Keras keeps that it is frozen, and not that its layers are.
-        idle = self.backbone.of_logits_alone if self.backbone.trainable else self.backbone.variables
-        idle = {id(variable) for variable in idle}
-        return [variable for variable in super().trainable_variables if id(variable) not in idle]
-
-    @property
-    def trainable_weights(self):
-        return self.trainable_variables
-
-    @property
-    def non_trainable_variables(self):
-        trained = {id(variable) for variable in self.trainable_variables}
-        return [variable for variable in self.variables if id(variable) not in trained]
-
-    @property
-    def non_trainable_weights(self):
-        trained = {id(variable) for variable in self.trainable_variables}
-        return [variable for variable in self.weights if id(variable) not in trained]
+    def idle_variables(self):
+        return self.backbone.of_logits_alone if self.backbone.trainable else self.backbone.variables
 
     def hidden_states(self, inputs, state=None, training=None):
         """See `SequenceModel`: those of the backbone, which is shown what it reads."""
