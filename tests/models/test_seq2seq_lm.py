@@ -160,7 +160,7 @@ def test_sampled_text_and_text_that_slides():
     model = new_model("additive")
     sampled = [model.generate([1], 8, source_ids=SOURCES[0], temperature=1.5, seed=seed).tolist() for seed in (3, 3, 4)]
     assert sampled[0] == sampled[1] != sampled[2]
-    model = new_model("transformer", max_length=8)
+    model = new_model("transformer", max_length=8, max_source_length=CONTEXT)
     slid = model.generate([1], 20, source_ids=SOURCES[0], slide=True)
     assert len(slid) == 20 and len(model.generate([1], 20, source_ids=SOURCES[0])) == 7
 
