@@ -121,7 +121,8 @@ def task_of(args, model, tokenizer, train):
         return tasks.FillMask(model, tokenizer, dataclasses.asdict(train.objective))
     if args.architecture == "seq2seq":
         numbers = dataclasses.asdict(train.objective)
-        return tasks.TextToText(model, tokenizer, {"name": train.objective.name, **numbers})
+        context = args.context or model.max_length or 128
+        return tasks.TextToText(model, tokenizer, {"name": train.objective.name, **numbers}, context)
     return tasks.TextGeneration(model, tokenizer)
 
 

@@ -76,3 +76,14 @@ def test_classify_and_tag(tmp_path, capsys):
     figures, usual, answer, spans = classify.main(tmp_path, steps=40)
     assert len(figures) == 3 and max(one["accuracy"] for one in figures.values()) > usual
     assert answer.label in classify.PAGES and all(span.text in classify.SENTENCE for span in spans)
+
+
+@pytest.mark.slow
+@pytest.mark.backends
+def test_from_pytorch(capsys):
+    figures = guide("from_pytorch").main()
+    assert len(figures) == 3
+    for one in figures.values():
+        assert one["given"] == one["variables"]
+        assert one["there"] < 1e-5 and one["back"] < 1e-5 < 1e-2 < one["apart"]
+    assert len(capsys.readouterr().out.splitlines()) == 4

@@ -17,8 +17,6 @@ from keras_seqlm.models import Seq2SeqLM
 from keras_seqlm.tasks.task import Task
 from seqlm_runtime.prompts import read_ids
 
-RECURRENT_CONTEXT = 128  # tokens of a row of an evaluation, where the model reads any number
-
 
 @dataclasses.dataclass
 class Written:
@@ -37,6 +35,8 @@ class TextToText(Task):
         tokenizer: its tokenizer, of source and target.
         objective: what it was trained by, a dict of the `name` of an objective ("span", "denoising", "prefix") and its numbers;
             None for pairs of one's own. `evaluate` and `noised` need it.
+        sequence_length: of the rows that it was trained on, which `evaluate` reads, too: of longer ones targets have sentinels
+            that it has never seen. Default: the longest that the model reads.
 
     Raises:
         ValueError: as `Task`; an objective that has no sources, a model whose sources have ids of another number.
@@ -54,14 +54,14 @@ class TextToText(Task):
 
     model_class = Seq2SeqLM
 
-    def __init__(self, model, tokenizer, objective=None):
+    def __init__(self, model, tokenizer, objective=None, sequence_length=None):
         super().__init__(model, tokenizer)
         if model.source_vocabulary_size != tokenizer.vocabulary_size:
             raise ValueError(
                 f"the model knows {model.source_vocabulary_size} ids of sources and the tokenizer has "
                 f"{tokenizer.vocabulary_size}; build it with the tokenizer's vocabulary_size for both"
             )
-        self.objective = None
+        self.objective, self.sequence_length = None, sequence_length
         self._vocabulary = Vocabulary(tokenizer)
         if self._vocabulary.start_id is None:
             raise ValueError("the tokenizer has neither bos nor eos, and a target begins with one of them")
@@ -75,7 +75,8 @@ class TextToText(Task):
     def settings(self):
         if self.objective is None:
             return {}
-        return {"objective": {"name": self.objective.name, **dataclasses.asdict(self.objective)}}
+        numbers = {"name": self.objective.name, **dataclasses.asdict(self.objective)}
+        return {"objective": numbers, "sequence_length": self.sequence_length}
 
     def predict(self, texts, batch_size=32, max_new_tokens=64, **options):
         """What is written of each text.
@@ -159,8 +160,12 @@ class TextToText(Task):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         store = data.pack(files, self.tokenizer, cache_dir=cache_dir, text_field=text_field)
-        known = [one for one in (self.model.max_length, self.model.max_source_length) if one is not None]
-        context = min(known, default=RECURRENT_CONTEXT)
+        known = (self.sequence_length, self.model.max_length, self.model.max_source_length)
+        context = min((one for one in known if one is not None), default=None)
+        if context is None:
+            raise ValueError(
+                "the model reads any number of tokens: make the task with the sequence_length that it was trained on"
+            )
         rows = RowsOfText(store, self.objective.lengths(context, "encoder-decoder").text, batch_size, complete=True)
         options = {"layout": "encoder-decoder", "seed": "evaluation"}
         blocks = data.ObjectiveBlocks(rows, self.objective, self.tokenizer, context, **options)

