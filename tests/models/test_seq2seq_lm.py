@@ -215,7 +215,7 @@ def test_half_precision_keeps_the_state_and_trains_every_weight(name):
     assert not moved and all(np.isfinite(array(weight)).all() for weight in model.weights)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["transformer", "general"])
 def test_shapes_are_known_before_there_are_numbers(name):
     inputs = {leaf: keras.KerasTensor((None,) * value.ndim, "int32") for leaf, value in INPUTS.items()}
     assert new_model(name).compute_output_spec(inputs).shape == (None, None, VOCABULARY)
