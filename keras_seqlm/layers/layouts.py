@@ -36,6 +36,9 @@ RECURRENT = {
     ".*(simple_rnn|lstm)_cell/bias": [VECTOR],
     ".*gru_cell/bias": [COLUMNS],
     ".*/bridge/kernel": [ROWS],
+    ".*/(query_of_attention|keys_of_attention|output_of_state|output_of_context|first_state)/kernel": [COLUMNS],
+    ".*/(query_of_attention|output_of_state|first_state)/bias": [VECTOR],
+    ".*/recurrent/scores": [VECTOR],
 }
 LAYOUTS = {**ATTENTION, **FEED_FORWARD, **VOCABULARY, **RECURRENT}
 
