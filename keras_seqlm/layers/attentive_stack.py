@@ -152,8 +152,8 @@ class AttentiveStack(keras.layers.Layer):
             ops.cast(weight, self.compute_dtype)
             for weight in (layer.cell.kernel[:features], layer.cell.kernel[features:], layer.cell.recurrent_kernel)
         )
-        bias_of_query = ops.cast(self.query.bias, "float32")
-        of_query, scores = ops.cast(self.query.kernel, self.compute_dtype), ops.cast(self.scores, "float32")
+        of_query = self._product_of_query()
+        scores = ops.cast(self.scores, "float32")
         product = project if training else ops.matmul
         inputs, recurrent_bias = input_product(
             self.cell, x, kernel, ops.cast(layer.cell.bias, "float32"), product=product
@@ -163,7 +163,7 @@ class AttentiveStack(keras.layers.Layer):
         hides = 0.0 if bias is None else ops.cast(bias[:, 0], "float32")  # (sources, 1, source time)
 
         def context_of(h):
-            query = fold((matmul(h, of_query) + bias_of_query)[:, None], keys, (1, self.hidden_dim))
+            query = fold(of_query(h)[:, None], keys, (1, self.hidden_dim))
             weights = ops.softmax(ops.sum(ops.tanh(query + exact) * scores, axis=-1) + hides, axis=-1)
             return ops.reshape(matmul_in_float32(weights, values), (rows, self.memory_dim))
 
@@ -197,6 +197,13 @@ class AttentiveStack(keras.layers.Layer):
             outputs = self.attending.output_dropout(outputs, training=training)
         new = {name: ops.cast(leaf, state[name].dtype) for name, leaf in zip(names, after, strict=True)}
         return outputs, contexts, new
+
+    def _product_of_query(self):
+        """W_a h + b_a as a function of h, in float32; its weights are read before the loop, unless they are integers."""
+        if self.query.quantization_mode is not None:
+            return lambda h: ops.cast(self.query(ops.cast(h, self.compute_dtype)), "float32")
+        kernel, bias = ops.cast(self.query.kernel, self.compute_dtype), ops.cast(self.query.bias, "float32")
+        return lambda h: matmul(h, kernel) + bias
 
     def get_config(self):
         names = ("cell", "hidden_dim", "memory_dim", "num_layers", "attention", "dropout", "use_cudnn")

@@ -42,7 +42,7 @@ class Seq2SeqLM(IdleWeights, LanguageModel):
         vocabulary_size: number of token ids of the target.
         encoder: "transformer", "lstm", "gru", "rnn" (recurrent ones read in both directions), or a model.
         decoder: the same; default the kind of the encoder, where that is a word.
-        size: sets the parts that are not given: of the encoder, and of the decoder as much again.
+        size: sets the parts that are not given, default "tiny": of the encoder, and of the decoder as much again.
         source_vocabulary_size: number of token ids of sources; default `vocabulary_size`.
         share_embedding: whether both read one table of token vectors; default, of words: if both have one vocabulary.
         max_length, max_source_length: the longest target and source that a Transformer reads; the second as the first.

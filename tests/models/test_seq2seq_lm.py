@@ -215,6 +215,18 @@ def test_half_precision_keeps_the_state_and_trains_every_weight(name):
     assert not moved and all(np.isfinite(array(weight)).all() for weight in model.weights)
 
 
+@pytest.mark.parametrize("name", ["transformer", "additive", "general"])
+def test_integers_for_weights_say_nearly_the_same(tmp_path, name):
+    model = new_model(name, hidden_dim=32)
+    exact = array(run(model, whole, INPUTS))
+    model.quantize("int8")
+    found = array(run(model, whole, INPUTS))
+    assert 0 < np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
+    model.save(tmp_path / "int8.keras")
+    again = keras.saving.load_model(tmp_path / "int8.keras")
+    np.testing.assert_allclose(array(run(again, whole, INPUTS)), found, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["transformer", "general"])
 def test_shapes_are_known_before_there_are_numbers(name):
     inputs = {leaf: keras.KerasTensor((None,) * value.ndim, "int32") for leaf, value in INPUTS.items()}
