@@ -55,7 +55,8 @@ def parts_of(args):
             config = json.loads(archive.read("config.json"))["config"]
     except (zipfile.BadZipFile, KeyError, FileNotFoundError):
         return {"model": "transformer"}  # `tasks.load` says what is wrong with it, or missing
-    config = config.get("backbone", {"config": config})["config"]  # of a head, that of what stands below it
+    # of a head that of what stands below it, of an encoder-decoder that of what writes
+    config = (config.get("backbone") or config.get("decoder") or {"config": config})["config"]
     return {"model": config.get("cell", "transformer")}
 
 

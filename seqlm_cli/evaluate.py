@@ -52,6 +52,15 @@ def run(args):
         )
         write_answer(args, result)
         return
+    if isinstance(task, tasks.TextToText):
+        if args.stride is not None:
+            raise ValueError(f"--stride is for models that write on, and {args.run} is a {type(task).__name__}")
+        result = task.evaluate(args.text, args.batch, text_field=args.text_field)
+        print(
+            f"loss {result['loss']:.4f} nats a token of a target, {result['count']:,} of them, of {result['num_tokens']:,} tokens"
+        )
+        write_answer(args, result)
+        return
     result = tasks.evaluate(
         task,
         args.text,

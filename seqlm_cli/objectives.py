@@ -2,6 +2,7 @@
 
 import dataclasses
 
+SEQ2SEQ = ("span", "denoising", "prefix")  # objectives whose target an encoder-decoder writes after its source
 OBJECTIVES = ("causal", "masked", "span", "denoising", "prefix", "fim")
 _MOVING = ("span", "denoising", "fim")  # the text, so that its documents have no places
 
@@ -15,6 +16,16 @@ def add_objective(group):
         help="what is learned: the next token (causal, default), masked ones by an encoder, spans left out, a noisy text put "
         "right (denoising), the rest after a prefix, the middle of a text (fim)",
     )
+    group.add_argument(
+        "--architecture",
+        choices=["causal", "seq2seq"],
+        default="causal",
+        help="span, denoising, prefix: a causal model that reads source and target in one sequence (default), or an "
+        "encoder-decoder",
+    )
+    group.add_argument(
+        "--attention", choices=["additive", "general"], help="of a recurrent seq2seq: Bahdanau's (default) or Luong's"
+    )
     group.add_argument("--whole-words", action="store_true", help="masked: words are masked whole")
 
 
@@ -27,6 +38,17 @@ def check_objective(args):
     said = f"and --objective is {args.objective}"
     if args.whole_words and args.objective != "masked":
         raise ValueError(f"--whole-words belongs to --objective masked, {said}")
+    if args.architecture == "seq2seq":
+        if args.objective not in SEQ2SEQ:
+            raise ValueError(f"--architecture seq2seq is for --objective {', '.join(SEQ2SEQ)}, {said}")
+        foreign = [
+            name for name in ("kv_heads", "norm", "embedding_dim", "carry_state", "segment_ids") if getattr(args, name)
+        ]
+        if foreign:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+            raise ValueError(f"{named} belongs to causal models, and --architecture is seq2seq; leave it out")
+    if args.attention and (args.architecture != "seq2seq" or args.model == "transformer" or args.start is not None):
+        raise ValueError("--attention belongs to a new recurrent model of --architecture seq2seq; leave it out")
     if args.carry_state and args.objective != "causal":
         raise ValueError(f"--carry-state goes on from row to row of a text, as --objective causal reads it, {said}")
     if args.segment_ids and args.objective in _MOVING:
@@ -53,7 +75,7 @@ def blocks_of(args, corpora, tokenizer, context):
         return data.causal_blocks(corpora, tokenizer, **given, segment_ids=segments, contiguous=args.carry_state)
     masked = args.objective == "masked"
     objective = data.Masked(whole_words=args.whole_words) if masked else args.objective
-    layout = "encoder" if masked else "causal"
+    layout = "encoder" if masked else {"causal": "causal", "seq2seq": "encoder-decoder"}[args.architecture]
     return data.objective_blocks(corpora, tokenizer, objective, **given, layout=layout, segment_ids=args.segment_ids)
 
 
@@ -80,13 +102,13 @@ def check_start(args, model):
     Raises:
         ValueError: an encoder that fills masks is asked for, or another model than that, and the run has the other.
     """
-    from keras_seqlm.models import Head, MaskedLM
+    from keras_seqlm.models import LanguageModel, MaskedLM, Seq2SeqLM
 
-    masked = args.objective == "masked"
-    if not isinstance(model, MaskedLM) if masked else isinstance(model, Head):
-        wanted = "MaskedLM" if masked else "LanguageModel"
+    of_sources = args.architecture == "seq2seq"
+    wanted = MaskedLM if args.objective == "masked" else Seq2SeqLM if of_sources else LanguageModel
+    if not isinstance(model, wanted) or isinstance(model, Seq2SeqLM) is not of_sources:
         raise ValueError(
-            f"--objective {args.objective} trains a {wanted}, and {args.start} holds a {type(model).__name__}: begin with a "
+            f"--objective {args.objective} trains a {wanted.__name__}, and {args.start} holds a {type(model).__name__}: begin with a "
             "run of such an objective, or leave out --from"
         )
 
@@ -97,6 +119,10 @@ def task_of(args, model, tokenizer, train):
 
     if args.objective == "masked":
         return tasks.FillMask(model, tokenizer, dataclasses.asdict(train.objective))
+    if args.architecture == "seq2seq":
+        numbers = dataclasses.asdict(train.objective)
+        context = args.context or model.max_length or 128
+        return tasks.TextToText(model, tokenizer, {"name": train.objective.name, **numbers}, context)
     return tasks.TextGeneration(model, tokenizer)
 
 

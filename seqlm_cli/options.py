@@ -82,7 +82,7 @@ def load_task(args, writes=None):
     """The task of the run and the checkpoint that were named, after the modules of `--import`.
 
     Args:
-        writes: whether it has to be one that writes text, or one that answers rows or fills masks; None for either.
+        writes: whether it has to be one that writes on, or one that answers rows, fills masks or writes of a source; None for either.
 
     Raises:
         ValueError: it is one of the other kind.
@@ -91,7 +91,7 @@ def load_task(args, writes=None):
 
     import_modules(args.imports)
     task = tasks.load(args.run, args.checkpoint)
-    if writes is not None and writes == isinstance(task, tasks.RowTask | tasks.FillMask):
+    if writes is not None and writes == isinstance(task, tasks.RowTask | tasks.FillMask | tasks.TextToText):
         instead = "`seqlm predict` answers with it" if writes else "`seqlm generate` writes with it"
         raise ValueError(f"{args.run} holds a {type(task).__name__}: {instead}")
     return task

@@ -339,7 +339,10 @@ def open_run(folder, args):
     before = folder.content().get("command")
     if before is None:
         raise FileExistsError(f"{folder.path} was not written by `seqlm train`; name another folder")
-    before, now = {"objective": "causal", **before}, vars(args)  # of a run of before there were others
+    before, now = (
+        {"objective": "causal", "architecture": "causal", "attention": None, **before},
+        vars(args),
+    )  # of a run of before there were others
     if before.get("task") != now.get("task"):
         verbs = [
             "`seqlm finetune --task {}`".format(one["task"]) if "task" in one else "`seqlm train`"
@@ -529,7 +532,7 @@ def new_tokenizer(name, vocabulary_size, texts):
 
 
 def _model(args, tokenizer, recurrent):
-    from keras_seqlm.models import MaskedLM, RecurrentEncoder, RecurrentLM, TransformerEncoder, TransformerLM
+    from keras_seqlm.models import MaskedLM, RecurrentEncoder, RecurrentLM, Seq2SeqLM, TransformerEncoder, TransformerLM
 
     masked = args.objective == "masked"
     if args.start is not None:
@@ -540,7 +543,11 @@ def _model(args, tokenizer, recurrent):
     parts |= {"tokenizer_hash": tokenizer.hash}
     if not masked:
         parts |= {"tie_embedding": not args.untied}
-    if recurrent:
+    if args.architecture == "seq2seq":
+        named = {"attention": args.attention} if recurrent else {"max_length": args.context, "num_heads": args.heads}
+        named |= {name: getattr(args, name) for name in ("intermediate_dim", "activation", "positions")}
+        model = Seq2SeqLM(tokenizer.vocabulary_size, args.model, **parts, **named)
+    elif recurrent:
         parts |= {"cell": args.model, "embedding_dim": args.embedding_dim}
         if not masked:
             parts |= {"stateful_batch_size": args.batch if args.carry_state else None}
@@ -561,6 +568,8 @@ def _sample(task, prompts):
 
     if isinstance(task, tasks.FillMask):
         return filled(task, prompts[:4])
+    if isinstance(task, tasks.TextToText):
+        return "\n".join(task.samples(prompts[:4]))
     prompts = prompts[:2]
     texts = task.generate(prompts, max_new_tokens=48, temperature=0.8, seed=1)
     return "\n".join(f"{prompt!r} -> {text!r}" for prompt, text in zip(prompts, texts, strict=True))

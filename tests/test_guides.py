@@ -87,3 +87,14 @@ def test_pretrain_and_finetune(tmp_path, capsys):
     assert trained["all weights"] == trained["from scratch"]
     assert kept["difference"] < 1e-5 and kept["bytes"][0] < kept["bytes"][1] / 5
     assert capsys.readouterr().out.count("weights trained") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.backends
+def test_from_pytorch(capsys):
+    figures = guide("from_pytorch").main()
+    assert len(figures) == 3
+    for one in figures.values():
+        assert one["given"] == one["variables"]
+        assert one["there"] < 1e-5 and one["back"] < 1e-5 < 1e-2 < one["apart"]
+    assert len(capsys.readouterr().out.splitlines()) == 4

@@ -19,6 +19,8 @@ CASES = {
     "untied": ("untied", {"vocabulary_size": VOCABULARY + 1}, {"segment_ids": True, "tf_data": True}),
     "text": ("lstm", {"vocabulary_size": 260}, {"text": True}),
     "masked": ("masked", {"vocabulary_size": 261}, {"text": "masked"}),
+    "sources": ("sources", {"vocabulary_size": 261}, {"text": "denoising"}),
+    "attentive": ("sources", {"vocabulary_size": 261, "encoder": "gru", "decoder": "lstm"}, {"text": "denoising"}),
 }
 
 
@@ -55,6 +57,9 @@ def new_model(name, **options):
     if name == "masked":
         parts = {"size": "nano", **SMALL, "num_heads": 2, "max_length": LENGTH, **options}
         return models.MaskedLM(models.TransformerEncoder(name="encoder", **parts))
+    if name == "sources":
+        of_transformers = {} if "encoder" in options else {"num_heads": 2, "max_length": LENGTH}
+        return models.Seq2SeqLM(**{"size": "nano", **SMALL, **of_transformers, **options})
     kind, arguments = MODELS[name]
     return getattr(models, kind)(**{"vocabulary_size": VOCABULARY, "size": "nano", **arguments, **options})
 

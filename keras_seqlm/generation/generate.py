@@ -14,9 +14,11 @@ from keras import ops
 
 from keras_seqlm import products
 from keras_seqlm.generation.buckets import SMALLEST, bucket
+from keras_seqlm.generation.checked_ids import checked_ids
 from keras_seqlm.generation.compiled import compiled
 from keras_seqlm.generation.loop import EOS, LENGTH, RUNNING, advance, start
 from keras_seqlm.generation.samplers import OPTIONS, options_for, uses_of
+from keras_seqlm.generation.sources import checked_sources, padded_sources
 
 STOP_REASONS = {EOS: "eos", LENGTH: "length"}
 LONGEST_CALL = 256  # tokens of one compiled call; more are written by calling again
@@ -51,6 +53,7 @@ def generate(
     stop=None,
     slide=False,
     max_prompt_tokens=None,
+    source_ids=None,
 ):
     """Write on after each prompt, all in one batch; a row's result is what it would be alone.
 
@@ -69,16 +72,18 @@ def generate(
         stop: a function from the new ids of a row (int32 array) to True where it should stop.
         slide: at the end of the context drop its oldest half, read the rest anew and write on.
         max_prompt_tokens: see `prompt_room`.
+        source_ids: of an encoder-decoder, the ids of the source of each prompt, which is the beginning of its target.
 
     Returns:
         A list of `Generated`, one for each prompt.
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary, a negative or absurd option.
+        ValueError: an empty prompt, an id outside the vocabulary, a negative or absurd option; a source that is too long, is
+            missing, or is none of the model's.
     """
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
     options["repetition_penalty"] = repetition_penalty
-    rules = (eos_id, suppressed_ids, stop, slide, max_prompt_tokens)
+    rules = (eos_id, suppressed_ids, stop, slide, max_prompt_tokens, source_ids)
     pieces = _in_pieces(model, prompts, max_new_tokens, options, *rules, first_call=LONGEST_CALL)
     while True:
         try:
@@ -97,6 +102,7 @@ def stream(
     stop=None,
     slide=False,
     max_prompt_tokens=None,
+    source_ids=None,
     **options,
 ):
     """Write on after one prompt, and give what there is as soon as it is written.
@@ -107,8 +113,8 @@ def stream(
     Args:
         model: a language model.
         prompt: a sequence of token ids, at least one.
-        max_new_tokens, eos_id, suppressed_ids, stop, slide, max_prompt_tokens, **options: see `generate`; each is one
-            number.
+        max_new_tokens, eos_id, suppressed_ids, stop, slide, max_prompt_tokens, source_ids, **options: see `generate`; each
+            is one number, or one source.
 
     Returns:
         An iterator of all new ids so far, int32 arrays, each longer than the one before or as long. What its end gives
@@ -117,13 +123,23 @@ def stream(
     Raises:
         ValueError: at the first step, as `generate` does.
     """
-    rules = (eos_id, suppressed_ids, stop, slide, max_prompt_tokens)
+    rules = (eos_id, suppressed_ids, stop, slide, max_prompt_tokens, source_ids)
     (result,) = yield from _in_pieces(model, [prompt], max_new_tokens, options, *rules, first_call=1)
     return result
 
 
 def _in_pieces(
-    model, prompts, max_new_tokens, options, eos_id, suppressed_ids, stop, slide, max_prompt_tokens, first_call
+    model,
+    prompts,
+    max_new_tokens,
+    options,
+    eos_id,
+    suppressed_ids,
+    stop,
+    slide,
+    max_prompt_tokens,
+    source_ids,
+    first_call,
 ):
     """What `generate` does, as a generator: after each compiled call it gives the new ids of the first row so far.
 
@@ -133,6 +149,7 @@ def _in_pieces(
     prompts = checked_ids(prompts, model.vocabulary_size)
     if not prompts:
         return []
+    sources = checked_sources(model, source_ids, len(prompts))
     limits = _limits(max_new_tokens, len(prompts))
     options = options_for(len(prompts), **options)
     context = getattr(model, "max_length", None)
@@ -141,7 +158,7 @@ def _in_pieces(
         if number is not None and (not isinstance(number, Integral) or not 0 <= number < model.vocabulary_size):
             raise ValueError(f"{name} must be ids from 0 to {model.vocabulary_size - 1}, got {number!r}")
     end = -1 if eos_id is None else int(eos_id)
-    write = _Writer(model, options, end, suppressed, stop, first_call)
+    write = _Writer(model, options, end, suppressed, stop, first_call, sources)
     most = prompt_room(model, max_prompt_tokens, slide)
     kept = [prompt if most is None else prompt[-most:] for prompt in prompts]
     if context is None:
@@ -209,8 +226,9 @@ def _slide(write, prompts, limits, context):
 class _Writer:
     """The host's side of the loop: pads rows and prompts to buckets, makes room, calls in pieces, watches for stops."""
 
-    def __init__(self, model, options, end, suppressed, stop, first_call):
+    def __init__(self, model, options, end, suppressed, stop, first_call, sources):
         self.model, self.options, self.end, self.suppressed, self.stop = model, options, end, suppressed, stop
+        self.sources = sources  # of all rows, or None
         self.call = first_call  # tokens of the next one
         self.context = getattr(model, "max_length", None)
 
@@ -231,7 +249,8 @@ class _Writer:
         dropped = [0 if texts is None else len(texts[row]) - len(p) for row, p in zip(rows, prompts, strict=True)]
         lengths = np.array([len(prompt) for prompt in prompts], "int32")
         budgets = np.minimum(budgets, 2**31 - 1).astype("int32")
-        width = self._fitting(int(lengths.max()))
+        # A target begins with one token as a rule, of which nothing is read before the loop.
+        width = 1 if self.sources and lengths.max() == 1 else self._fitting(int(lengths.max()))
         needed = min(int((lengths + budgets.astype("int64")).max()), 2**31)
         uses = uses_of({name: values[list(rows)] for name, values in self.options.items()})
         # Rows that write nothing fill the batch up to the next power of two, so that few sizes are traced.
@@ -251,6 +270,8 @@ class _Writer:
         room = None if self.context is None else self._fitting(min(needed, max(width, LONGEST_CALL)), SMALLEST_ROOM)
         arguments = {"xla": _xla_pays(self.model, batch * min(needed, LONGEST_CALL))}
         sees = "repetition_penalty" in uses
+        if self.sources:
+            parts += padded_sources(self.model, [self.sources[row] for row in rows], batch)
         carry = compiled(self.model, _start, room, sees and texts is None)(ops.convert_to_tensor(padded), *parts)
         if sees and texts is not None:  # a row that slides has seen more than it reads again
             seen = np.zeros((batch, self.model.vocabulary_size), "float32")
@@ -298,8 +319,8 @@ class _Writer:
         return size if self.context is None else min(size, self.context)
 
 
-def _start(model, room, sees, token_ids, lengths, budget, dropped):
-    return start(model, room, token_ids, lengths, budget, dropped, sees)
+def _start(model, room, sees, token_ids, lengths, budget, dropped, *source):
+    return start(model, room, token_ids, lengths, budget, dropped, sees, source=source)
 
 
 def _with_room(state, room):
@@ -333,23 +354,3 @@ def _limits(max_new_tokens, rows):
     if not np.issubdtype(limits.dtype, np.integer) or (limits < 0).any():
         raise ValueError(f"max_new_tokens must be whole numbers of 0 or more, got {max_new_tokens!r}")
     return [int(limit) for limit in limits]
-
-
-def checked_ids(sequences, vocabulary_size):
-    """The sequences as int32 arrays, after a look at each id: a backend may take a wrong one without a word.
-
-    Raises:
-        ValueError: an empty sequence, ids that are no integers, or an id outside the vocabulary.
-    """
-    sequences = [np.asarray(sequence) for sequence in sequences]
-    for row, ids in enumerate(sequences):
-        if ids.ndim != 1:
-            raise ValueError(f"sequence {row} must be a list of ids, got an array of shape {ids.shape}")
-        if len(ids) == 0:
-            raise ValueError(f"sequence {row} is empty; give at least one id, say the bos id")
-        if ids.dtype.kind not in "iu":
-            raise ValueError(f"token ids must be integers, got {ids.dtype} in sequence {row}; encode a text first")
-        if ids.min() < 0 or ids.max() >= vocabulary_size:
-            wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(f"sequence {row} holds id {wrong}, and this model knows 0 to {vocabulary_size - 1}")
-    return [ids.astype("int32") for ids in sequences]

@@ -16,7 +16,7 @@ RUNNING, EOS, LENGTH = 0, 1, 2  # why a row stands still, in the carry of the lo
 LOOKS = 8  # tokens between two looks at whether any row goes on, on an accelerator: the host waits for it to look
 
 
-def start(model, room, token_ids, lengths, budget, dropped=None, sees=True, state=None):
+def start(model, room, token_ids, lengths, budget, dropped=None, sees=True, state=None, source=()):
     """Read the prompts but for their last token, which the loop feeds first.
 
     So the logits of the prompt are never needed, and a compiler drops their product with the vocabulary.
@@ -30,6 +30,7 @@ def start(model, room, token_ids, lengths, budget, dropped=None, sees=True, stat
             draws with one random number twice.
         sees: whether a repetition penalty will ask for the ids of prompt and text.
         state: of the model after the prompts but for their last token, where the caller has read them by itself.
+        source: of an encoder-decoder, `source_ids` and `source_lengths` of the rows.
 
     Returns:
         The carry of `advance`: a flat dict of tensors with the batch on axis 0.
@@ -38,6 +39,7 @@ def start(model, room, token_ids, lengths, budget, dropped=None, sees=True, stat
     last = lengths - 1
     if state is None:
         inputs = {"token_ids": token_ids, "lengths": last}
+        inputs |= dict(zip(("source_ids", "source_lengths"), source, strict=False))
         if hasattr(model, "read"):
             state = model.read(inputs, room)
         else:

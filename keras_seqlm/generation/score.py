@@ -4,16 +4,18 @@ import numpy as np
 from keras import ops
 
 from keras_seqlm.generation.buckets import bucket
+from keras_seqlm.generation.checked_ids import checked_ids
 from keras_seqlm.generation.compiled import compiled
-from keras_seqlm.generation.generate import checked_ids
+from keras_seqlm.generation.sources import checked_sources, padded_sources
 
 LOGITS_AT_ONCE = 2**22  # 16 MiB of float32; TensorFlow's executor may have ten such chunks in work at once
 ROWS_AT_ONCE = 32
 
 
-def log_probabilities(model, token_ids):
+def log_probabilities(model, token_ids, *source):
     """ln p(id_t | ids before it), float32 (batch, time - 1), for t from 1 on; pure tensors, so that an export shares it."""
-    hidden, _ = model.hidden_states({"token_ids": token_ids[:, :-1]}, training=False)
+    inputs = {"token_ids": token_ids[:, :-1], **dict(zip(("source_ids", "source_lengths"), source, strict=False))}
+    hidden, _ = model.hidden_states(inputs, training=False)
     return of_targets(model, hidden, token_ids[:, 1:])
 
 
@@ -49,22 +51,25 @@ def of_targets(model, hidden, targets):
     return ops.reshape(ops.transpose(rows, (1, 0, 2)), (batch, chunks * steps))[:, :time]
 
 
-def score(model, sequences):
+def score(model, sequences, source_ids=None):
     """Log-probabilities, in nats, of every id after the first of each sequence.
 
     Args:
         model: a language model.
         sequences: sequences of at least two ids, of any lengths.
+        source_ids: of an encoder-decoder, the ids of the source of each sequence.
 
     Returns:
         A list of float32 arrays, each one shorter than its sequence.
 
     Raises:
-        ValueError: a sequence too short, or longer than the model reads; an id outside the vocabulary.
+        ValueError: a sequence too short, or longer than the model reads; an id outside the vocabulary; a source as in
+            `generate`.
     """
     sequences = checked_ids(sequences, model.vocabulary_size)
     if not sequences:
         return []
+    sources = checked_sources(model, source_ids, len(sequences))
     lengths = [len(sequence) for sequence in sequences]
     if min(lengths) < 2:
         raise ValueError(f"a sequence needs at least two ids to be scored, got one of {min(lengths)}")
@@ -78,5 +83,6 @@ def score(model, sequences):
         padded = np.zeros((bucket(len(part), 1), width + 1), "int32")  # few sizes, so that few are traced
         for row, sequence in zip(padded, part, strict=False):
             row[: len(sequence)] = sequence
-        rows.extend(ops.convert_to_numpy(run(ops.convert_to_tensor(padded)))[: len(part)])
+        source = padded_sources(model, sources[first : first + ROWS_AT_ONCE], len(padded)) if sources else ()
+        rows.extend(ops.convert_to_numpy(run(ops.convert_to_tensor(padded), *source))[: len(part)])
     return [row[: length - 1] for row, length in zip(rows, lengths, strict=True)]

@@ -1,9 +1,10 @@
-"""A Transformer block: attention and feed-forward, each with its norm and residual connection."""
+"""A Transformer block: attention, to a memory too, and feed-forward, each with its norm and residual connection."""
 
 import keras
 from keras import ops
 
 from keras_seqlm.layers.attention import SelfAttention
+from keras_seqlm.layers.cross_attention import CrossAttention
 from keras_seqlm.layers.dense import straight
 from keras_seqlm.layers.feed_forward import FeedForward
 from keras_seqlm.layers.normalization import normalization
@@ -53,6 +54,7 @@ class TransformerBlock(Quantizable):
 
     Pre-norm (`norm_first=True`, GPT-2, Llama): x = x + Attention(Norm(x)); x = x + FFN(Norm(x)).
     Post-norm (the first Transformer, BERT):    x = Norm(x + Attention(x)); x = Norm(x + FFN(x)).
+    A decoder with a memory has a third branch between the two, of the same form: CrossAttention(x, memory).
 
     References: Vaswani et al. 2017, arXiv:1706.03762; pre-norm: Xiong et al. 2020, arXiv:2002.04745.
 
@@ -66,6 +68,7 @@ class TransformerBlock(Quantizable):
         attention_scale: of the scores; default 1 / sqrt(head_dim).
         use_bias: whether products have a bias; qkv_bias, output_bias (of the attention) and feed_forward_bias say
             otherwise of one of them.
+        memory_dim: width of the memory that the block attends to, too; None for none.
         residual_branches: how many branches of the whole model write to the residual stream; their last products
             start smaller by its square root (Radford et al. 2019, GPT-2), so that depth does not blow up the stream.
 
@@ -74,7 +77,9 @@ class TransformerBlock(Quantizable):
             backward pass (see `recomputed`). No part of the config: it changes memory, not numbers.
 
     Call arguments:
-        x: (batch, time, hidden_dim); the others as in `SelfAttention`.
+        x: (batch, time, hidden_dim).
+        memory, memory_bias: with `memory_dim`, `memory` and `bias` of `CrossAttention`; `cross_attention.memory` makes it.
+        The others as in `SelfAttention`.
 
     Returns:
         (batch, time, hidden_dim); where there is a cache, or with `return_keys`, also the pair of keys and values.
@@ -105,6 +110,7 @@ class TransformerBlock(Quantizable):
         qkv_bias=None,
         output_bias=None,
         feed_forward_bias=None,
+        memory_dim=None,
         residual_branches=2,
         **kwargs,
     ):
@@ -126,6 +132,7 @@ class TransformerBlock(Quantizable):
         self.qkv_bias, self.output_bias, self.feed_forward_bias = (
             use_bias if bias is None else bias for bias in (qkv_bias, output_bias, feed_forward_bias)
         )
+        self.memory_dim = memory_dim
         self.residual_branches = residual_branches
         self.rematerialize = False
 
@@ -137,30 +144,34 @@ class TransformerBlock(Quantizable):
             "output_initializer": scaled(1.0 / residual_branches),
             "dtype": self.dtype_policy,
         }
-        self.attention = SelfAttention(
-            hidden_dim,
-            num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            causal=causal,
-            scale=attention_scale,
-            use_bias=self.qkv_bias,
-            output_bias=self.output_bias,
-            dropout=attention_dropout,
-            name="attention",
+        heads = {
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "scale": attention_scale,
+            "use_bias": self.qkv_bias,
+            "output_bias": self.output_bias,
+            "dropout": attention_dropout,
             **common,
-        )
+        }
+        self.attention = SelfAttention(hidden_dim, num_heads, causal=causal, name="attention", **heads)
+        self.cross_attention = self.cross_attention_norm = None
+        if memory_dim is not None:
+            self.cross_attention = CrossAttention(hidden_dim, num_heads, memory_dim, name="cross_attention", **heads)
         self.feed_forward = FeedForward(
             hidden_dim, intermediate_dim, activation, use_bias=self.feed_forward_bias, name="feed_forward", **common
         )
         norms = {"epsilon": epsilon, "dtype": self.dtype_policy}
         self.attention_norm = normalization(norm, name="attention_norm", **norms)
         self.feed_forward_norm = normalization(norm, name="feed_forward_norm", **norms)
+        if memory_dim is not None:
+            self.cross_attention_norm = normalization(norm, name="cross_attention_norm", **norms)
         self.branch_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
 
     def build(self, input_shape=None):
-        for layer in (self.attention, self.feed_forward, self.attention_norm, self.feed_forward_norm):
-            layer.build((None, None, self.hidden_dim))
+        layers = (self.attention, self.cross_attention, self.feed_forward)
+        for layer in (*layers, self.attention_norm, self.cross_attention_norm, self.feed_forward_norm):
+            if layer is not None:
+                layer.build((None, None, self.hidden_dim))
 
     def call(
         self,
@@ -171,33 +182,42 @@ class TransformerBlock(Quantizable):
         bias=None,
         cache=None,
         slots=None,
+        memory=None,
+        memory_bias=None,
         return_keys=False,
         training=None,
     ):
+        if (memory is None) is not (self.memory_dim is None):
+            raise ValueError(
+                "a block with memory_dim attends to a memory, which a call must give, and a block without to none; got "
+                f"memory_dim={self.memory_dim} and {'no memory' if memory is None else 'a memory'}"
+            )
         x = ops.cast(x, self.compute_dtype)
         seen = {"rotation": rotation, "causal": causal, "attention_mask": attention_mask}
         if self.rematerialize and training and cache is None and not return_keys:
 
-            def both(x, bias):
-                return self._branches(x, training, bias=bias, **seen)
+            def all_of_them(x, bias, memory_bias, *memory):
+                return self._branches(x, training, memory or None, memory_bias, bias=bias, **seen)
 
-            return recomputed(self, both, x, bias)
-        return self._branches(x, training, bias=bias, cache=cache, slots=slots, return_keys=return_keys, **seen)
+            return recomputed(self, all_of_them, x, bias, memory_bias, *(memory or ()))
+        seen |= {"bias": bias, "cache": cache, "slots": slots, "return_keys": return_keys}
+        return self._branches(x, training, memory, memory_bias, **seen)
 
-    def _branches(self, x, training, **arguments):
+    def _branches(self, x, training, memory, memory_bias, **arguments):
         read = straight(self.attention_norm, x) if self.norm_first else x
         attended = straight(self.attention, read, training=training, **arguments)
         attended, *kept = attended if isinstance(attended, tuple) else (attended,)
         x = x + self._dropped(attended, training)
-        if self.norm_first:
-            x = x + self._dropped(self._fed_forward(straight(self.feed_forward_norm, x), training), training)
-        else:
-            x = straight(self.attention_norm, x)
-            x = straight(self.feed_forward_norm, x + self._dropped(self._fed_forward(x, training), training))
+        x = x if self.norm_first else straight(self.attention_norm, x)
+        if memory is not None:
+            x = self._branch(self.cross_attention, self.cross_attention_norm, x, training, memory, memory_bias)
+        x = self._branch(self.feed_forward, self.feed_forward_norm, x, training)
         return (x, *kept) if kept else x
 
-    def _fed_forward(self, x, training):
-        return straight(self.feed_forward, x, training=training)
+    def _branch(self, layer, norm, x, training, *arguments):
+        read = straight(norm, x) if self.norm_first else x
+        x = x + self._dropped(straight(layer, read, *arguments, training=training), training)
+        return x if self.norm_first else straight(norm, x)
 
     def _dropped(self, branch, training):
         return branch if self.branch_dropout is None else self.branch_dropout(branch, training=training)
@@ -221,6 +241,7 @@ class TransformerBlock(Quantizable):
             "qkv_bias",
             "output_bias",
             "feed_forward_bias",
+            "memory_dim",
             "residual_branches",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -16,8 +16,8 @@ COLUMNS, ROWS, VECTOR = (None, AXIS), (AXIS, None), (AXIS,)
 
 # A pattern of weights' paths -> the axes to cut along; what stands second serves where the first does not divide.
 ATTENTION = {
-    ".*attention/qkv/kernel": [COLUMNS],
-    ".*attention/qkv/bias": [VECTOR],
+    ".*attention/(qkv|query|kv)/kernel": [COLUMNS],
+    ".*attention/(qkv|query|kv)/bias": [VECTOR],
     ".*attention/output/kernel": [ROWS],
 }
 FEED_FORWARD = {
@@ -36,6 +36,9 @@ RECURRENT = {
     ".*(simple_rnn|lstm)_cell/bias": [VECTOR],
     ".*gru_cell/bias": [COLUMNS],
     ".*/bridge/kernel": [ROWS],
+    ".*/(query_of_attention|keys_of_attention|output_of_state|output_of_context|first_state)/kernel": [COLUMNS],
+    ".*/(query_of_attention|output_of_state|first_state)/bias": [VECTOR],
+    ".*/recurrent/scores": [VECTOR],
 }
 LAYOUTS = {**ATTENTION, **FEED_FORWARD, **VOCABULARY, **RECURRENT}
 

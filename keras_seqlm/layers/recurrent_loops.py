@@ -43,7 +43,7 @@ def scan(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, starts=No
         The outputs (batch, time, hidden), float32, and the last state.
     """
     step = CELLS[cell].step
-    inputs, recurrent_bias = _input_product(cell, x, kernel, bias)
+    inputs, recurrent_bias = input_product(cell, x, kernel, bias)
     flags = _flags(ops.shape(x)[1], lengths, starts)
 
     def advance(state, now):
@@ -92,7 +92,7 @@ def scan_by_hand(cell, x, state, kernel, recurrent_kernel, bias, lengths=None, s
     Returns:
         The outputs (time, batch, hidden), float32, and the last state.
     """
-    inputs, recurrent_bias = _input_product(cell, x, kernel, bias, project)
+    inputs, recurrent_bias = input_product(cell, x, kernel, bias, project)
     options = {} if recurrent_bias is None else {"recurrent_bias": recurrent_bias}
     flags = {name: ops.swapaxes(flag, 0, 1) for name, flag in _flags(ops.shape(x)[0], lengths, starts).items()}
     run = _with_gradient(CELLS[cell], len(state), tuple(options | flags), on_gpu)
@@ -163,7 +163,7 @@ def _with_gradient(cell, num_leaves, option_names, on_gpu):
     return run
 
 
-def _input_product(cell, x, kernel, bias, product=ops.matmul):
+def input_product(cell, x, kernel, bias, product=ops.matmul):
     """W x + b of all steps in float32, and the recurrent bias, which only a GRU has.
 
     The bias is added in float32, for its gradient is a sum over all steps, which half precision loses.

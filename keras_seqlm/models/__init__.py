@@ -6,6 +6,7 @@ from keras_seqlm.models.heads import Head, backbone_of
 from keras_seqlm.models.language_model import LanguageModel
 from keras_seqlm.models.presets import RECURRENT_SIZES, SIZES, TRANSFORMER_SIZES
 from keras_seqlm.models.recurrent_lm import RecurrentLM
+from keras_seqlm.models.seq2seq_lm import Seq2SeqLM
 from keras_seqlm.models.sequence_model import SequenceModel
 from keras_seqlm.models.text_heads import Classifier, Embedder
 from keras_seqlm.models.token_heads import MaskedLM, SpanFinder, Tagger
@@ -23,6 +24,7 @@ __all__ = [
     "MaskedLM",
     "RecurrentEncoder",
     "RecurrentLM",
+    "Seq2SeqLM",
     "SequenceModel",
     "SpanFinder",
     "Tagger",

@@ -30,6 +30,7 @@ class TransformerEncoder(TransformerBody):
         position_offset: rows of learned positions before the first that is used.
         embedding_norm: whether a norm stands behind the sum of the embeddings.
         num_token_types: how many `token_types` there are, of which a learned vector is added; 0 for none.
+        final_norm: as in `TransformerLM`.
         name, dtype, trainable: as in `keras.Model`.
 
     Call arguments:
@@ -79,6 +80,7 @@ class TransformerEncoder(TransformerBody):
         feed_forward_bias=None,
         dropout=0.0,
         attention_dropout=0.0,
+        final_norm=None,
         tokenizer_hash=None,
         name=None,
         dtype=None,
@@ -112,6 +114,7 @@ class TransformerEncoder(TransformerBody):
             feed_forward_bias=feed_forward_bias,
             dropout=dropout,
             attention_dropout=attention_dropout,
+            final_norm=final_norm,
             name=name,
             dtype=dtype,
             trainable=trainable,
@@ -212,7 +215,8 @@ class RecurrentEncoder(SequenceModel):
         self.backward_layers = stacks("backward") if bidirectional else []
 
     def build(self, inputs_shape=None):
-        self.token_embedding.build()
+        if not self.token_embedding.built:  # it may be another model's, too
+            self.token_embedding.build()
         features = self.embedding_dim
         for i, layer in enumerate(self.forward_layers):
             for one in (layer, *self.backward_layers[i : i + 1]):

@@ -76,7 +76,8 @@ class LanguageModel(TokenModel):
             ids: one sequence of ids, or a list of them of any lengths. They are taken as they are: a task puts the
                 `bos` id before a text.
             max_new_tokens: int, or one for each prompt.
-            **options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `eos_id`, ...
+            **options: `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `seed`, `eos_id`, ...; of an
+                encoder-decoder `source_ids`, one sequence for each prompt.
 
         Returns:
             The new ids only, without the end id: one int32 array, or a list of them.
@@ -86,17 +87,18 @@ class LanguageModel(TokenModel):
         new = [result.token_ids for result in results]
         return new[0] if single else new
 
-    def score(self, ids):
+    def score(self, ids, source_ids=None):
         """Log-probability, in nats, of each sequence after its first id: sum of ln p(id_t | ids before it).
 
         Args:
             ids: one sequence of at least two ids, or a list of them of any lengths.
+            source_ids: of an encoder-decoder, the source of each sequence.
 
         Returns:
             float, or float64 array with one number a sequence.
         """
         single = len(ids) > 0 and np.ndim(ids[0]) == 0
-        sums = np.array([row.sum() for row in score(self, [ids] if single else ids)], "float64")
+        sums = np.array([row.sum() for row in score(self, [ids] if single else ids, source_ids)], "float64")
         return float(sums[0]) if single else sums
 
     def export(self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs):

@@ -3,10 +3,12 @@
 import keras
 from keras import ops
 
+from keras_seqlm.layers.attentive_stack import AttentiveStack
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.layers.embeddings import TokenEmbedding
 from keras_seqlm.layers.recurrent import RecurrentStack
 from keras_seqlm.models.language_model import LanguageModel
+from keras_seqlm.models.memory import hidden_padding, memory_of
 from keras_seqlm.models.presets import RECURRENT_SIZES, count, parts_of
 
 
@@ -30,6 +32,9 @@ class RecurrentLM(LanguageModel):
             Padding behind `lengths` leaves it as it is. With `segment_ids` it is read only by rows that start with
             segment 0, which says that the document goes on from the batch before; a row that starts with another
             number starts from zero. Validation neither reads nor changes it; `reset_state()` clears it.
+        memory_dim: width of the hidden states of a source that it attends to at every step; then it is the decoder of a
+            `Seq2SeqLM`, and reads nothing by itself. None for none.
+        attention: of such a decoder, "additive" (Bahdanau) or "general" (Luong); see `layers.AttentiveStack`.
         tokenizer_hash: of the tokenizer whose ids it reads; a task checks it.
         name, dtype, trainable: as in `keras.Model`.
 
@@ -38,7 +43,7 @@ class RecurrentLM(LanguageModel):
         `c_0` ... (batch, hidden_dim) float32.
 
     Raises:
-        ValueError: an unknown cell or size; a training batch of another size than `stateful_batch_size`.
+        ValueError: an unknown cell, size or attention, an attention without `memory_dim`; a training batch of another size than `stateful_batch_size`.
 
     Example:
 
@@ -61,6 +66,8 @@ class RecurrentLM(LanguageModel):
         dropout=0.0,
         use_cudnn="auto",
         stateful_batch_size=None,
+        memory_dim=None,
+        attention=None,
         tokenizer_hash=None,
         name=None,
         dtype=None,
@@ -78,14 +85,31 @@ class RecurrentLM(LanguageModel):
         self.dropout = dropout
         self.use_cudnn = use_cudnn
         self.stateful_batch_size = count("stateful_batch_size", stateful_batch_size)
+        self.memory_dim = count("memory_dim", memory_dim)
+        if memory_dim is None and attention is not None:
+            raise ValueError(f"attention is of a decoder, and memory_dim is None; leave out attention={attention!r}")
+        if memory_dim is not None and stateful_batch_size is not None:
+            raise ValueError(
+                "a decoder begins anew with every source, and carries no state from batch to batch: leave out "
+                "stateful_batch_size, or memory_dim"
+            )
+        self.attention = "additive" if memory_dim is not None and attention is None else attention
         self.tokenizer_hash = tokenizer_hash
 
         policy = {"dtype": self.dtype_policy}
         self.token_embedding = TokenEmbedding(vocabulary_size, self.embedding_dim, name="token_embedding", **policy)
         self.embedding_dropout = keras.layers.Dropout(dropout, **policy) if dropout else None
-        self.recurrent = RecurrentStack(
-            cell, self.hidden_dim, self.num_layers, dropout, use_cudnn, name="recurrent", **policy
-        )
+        of_all = {
+            "num_layers": self.num_layers,
+            "dropout": dropout,
+            "use_cudnn": use_cudnn,
+            "name": "recurrent",
+            **policy,
+        }
+        if memory_dim is None:
+            self.recurrent = RecurrentStack(cell, self.hidden_dim, **of_all)
+        else:
+            self.recurrent = AttentiveStack(cell, self.hidden_dim, memory_dim, attention=self.attention, **of_all)
         self.bridge = None
         if tie_embedding and self.embedding_dim != self.hidden_dim:
             self.bridge = Dense(self.embedding_dim, name="bridge", **policy)
@@ -96,7 +120,8 @@ class RecurrentLM(LanguageModel):
         self.carried = {}
 
     def build(self, inputs_shape=None, state_shape=None):
-        self.token_embedding.build()
+        if not self.token_embedding.built:  # it may be another model's, too
+            self.token_embedding.build()
         self.recurrent.build((None, None, self.embedding_dim))
         for layer in (self.bridge, self.output_projection):
             if layer is not None:
@@ -127,13 +152,39 @@ class RecurrentLM(LanguageModel):
         for variable in self.carried.values():
             variable.assign(ops.zeros(variable.shape, variable.dtype))
 
-    def hidden_states(self, inputs, state=None, training=None):
+    def memory(self, hidden, lengths=None, training=None):
+        """What a source leaves in the state, from its hidden states (sources, source time, memory_dim).
+
+        Args:
+            hidden: of an encoder.
+            lengths: int32 (sources,), the real tokens of each; None for all.
+            training: whether a gradient follows.
+
+        Returns:
+            `memory_k`, `memory_v` (sources, source time, width), `memory_lengths` where there are lengths, and the first
+            `h_0` ..., `c_0` ...
+        """
+        keys, values = self.recurrent.memory(hidden, training)
+        leaves = {"memory_k": keys, "memory_v": values, **self.recurrent.first_state(hidden, lengths, training)}
+        return leaves if lengths is None else {**leaves, "memory_lengths": lengths}
+
+    def hidden_states(self, inputs, state=None, training=None, memory=None):
+        """See `LanguageModel`. Without state a decoder is given its `memory`; beside a state it is among the leaves."""
+        given = memory if state is None else state
+        memory = memory_of(self, given)
+        of_source = {}
+        if memory:
+            pair = (memory["memory_k"], memory["memory_v"])
+            of_source = {"memory": pair, "bias": hidden_padding(memory, self.compute_dtype)}
         token_ids = inputs["token_ids"]
         # The table starts small, since it is the output projection, too; what is read starts at unit scale.
         x = self.token_embedding(token_ids) * self.embedding_dim**0.5
         if self.embedding_dropout is not None:
             x = self.embedding_dropout(x, training=training)
         lengths, segment_ids = inputs.get("lengths"), inputs.get("segment_ids")
+        if memory and state is None:
+            first = {name: given[name] for name in given if name not in memory}
+            return self._bridged(self.recurrent(x, state=first, training=training, **of_source)[0]), None
         if state is None:
             carrying = training and self.stateful_batch_size is not None
             if carrying and token_ids.shape[0] not in (None, self.stateful_batch_size):
@@ -154,10 +205,10 @@ class RecurrentLM(LanguageModel):
             for name, variable in self.carried.items():
                 variable.assign(ops.stop_gradient(after[name]))
             return self._bridged(x), None
-        leaves = {name: leaf for name, leaf in state.items() if name != "position"}
-        x, leaves = self.recurrent(x, state=leaves, lengths=lengths, training=training)
+        leaves = {name: leaf for name, leaf in state.items() if name != "position" and name not in memory}
+        x, leaves = self.recurrent(x, state=leaves, lengths=lengths, training=training, **of_source)
         read = ops.shape(token_ids)[1] if lengths is None else lengths
-        return self._bridged(x), {"position": state["position"] + read, **leaves}
+        return self._bridged(x), {"position": state["position"] + read, **leaves, **memory}
 
     def _bridged(self, hidden):
         return hidden if self.bridge is None else self.bridge(hidden)

@@ -121,6 +121,23 @@ class SequenceModel(keras.Model):
         """The loss that a `Recipe` compiles the model with."""
         raise TypeError(f"{type(self).__name__} has no loss of its own: put a head on it, or compile it with a loss")
 
+    def share_embedding_of(self, other):
+        """Read token ids by the table of another model, in place of one of its own; before either is built.
+
+        Raises:
+            ValueError: it is built already, or the two tables are of different shapes.
+        """
+        ours, theirs = (
+            (model.token_embedding.vocabulary_size, model.token_embedding.hidden_dim) for model in (self, other)
+        )
+        if self.built or ours != theirs:
+            raise ValueError(
+                f"a table of token vectors is shared before it is made, and by models that read the same ids into the same width; "
+                f"here they are {ours} and {theirs}" + (", and the model is built" if self.built else "")
+            )
+        self._tracker.untrack(self.token_embedding)
+        self.token_embedding = other.token_embedding
+
     def layout_map(self, mesh):
         """How the weights are cut over a mesh with an axis "model", for `keras.distribution.ModelParallel` (JAX).
 

@@ -45,6 +45,8 @@ class TransformerBody(SequenceModel):
         position_offset=0,
         embedding_norm=False,
         num_token_types=0,
+        memory_dim=None,
+        final_norm=None,
         name=None,
         dtype=None,
         trainable=True,
@@ -87,6 +89,8 @@ class TransformerBody(SequenceModel):
         self.position_offset = position_offset
         self.embedding_norm = embedding_norm
         self.num_token_types = num_token_types
+        self.memory_dim = count("memory_dim", memory_dim)
+        self.final_norm = norm_first if final_norm is None else final_norm
 
         policy = {"dtype": self.dtype_policy}
         self.token_embedding = TokenEmbedding(vocabulary_size, self.hidden_dim, name="token_embedding", **policy)
@@ -122,7 +126,8 @@ class TransformerBody(SequenceModel):
                 qkv_bias=qkv_bias,
                 output_bias=output_bias,
                 feed_forward_bias=feed_forward_bias,
-                residual_branches=2 * self.num_layers,
+                memory_dim=memory_dim,
+                residual_branches=(2 if memory_dim is None else 3) * self.num_layers,
                 name=f"block_{i}",
                 **policy,
             )
@@ -132,11 +137,11 @@ class TransformerBody(SequenceModel):
         if positions == "rotary":
             frequencies = rotary_frequencies(self.blocks[0].attention.head_dim, rotary_base, rotary_scaling)
             self.frequencies = tuple(frequencies.tolist())
-        self.output_norm = normalization(norm, epsilon, name="output_norm", **policy) if norm_first else None
+        self.output_norm = normalization(norm, epsilon, name="output_norm", **policy) if self.final_norm else None
 
     def build(self, inputs_shape=None):
         for layer in (self.token_embedding, self.position_embedding, self.type_embedding, *self.blocks):
-            if layer is not None:
+            if layer is not None and not layer.built:  # an embedding may be another model's, too
                 layer.build()
         for layer in (self.norm_of_embedding, self.output_norm):
             if layer is not None:

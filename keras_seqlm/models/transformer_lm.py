@@ -7,6 +7,7 @@ from keras_seqlm.cache import cache_slots, first_cache
 from keras_seqlm.layers.attention import as_bias, bias_dtype, visibility, visible_at
 from keras_seqlm.layers.dense import Dense
 from keras_seqlm.models.language_model import LanguageModel
+from keras_seqlm.models.memory import hidden_padding, memory_of
 from keras_seqlm.models.presets import count
 from keras_seqlm.models.transformer_body import TransformerBody, documents
 
@@ -40,6 +41,10 @@ class TransformerLM(TransformerBody, LanguageModel):
             otherwise of one of them.
         dropout: of embeddings and both branches of a block.
         attention_dropout: of the attention probabilities; it costs the fused kernel, see `layers.attend`.
+        num_token_types: how many `token_types` its inputs may have, of which a learned vector is added; 0 for none.
+        memory_dim: width of the hidden states of a source that every block attends to, too; then it is the decoder of a
+            `Seq2SeqLM`, and reads nothing by itself. None for none.
+        final_norm: whether a norm stands behind the last block; default: if each of them has its norms first.
         tokenizer_hash: of the tokenizer whose ids it reads; a task checks it.
         name, dtype, trainable: as in `keras.Model`.
 
@@ -88,6 +93,9 @@ class TransformerLM(TransformerBody, LanguageModel):
         feed_forward_bias=None,
         dropout=0.0,
         attention_dropout=0.0,
+        num_token_types=0,
+        memory_dim=None,
+        final_norm=None,
         tokenizer_hash=None,
         name=None,
         dtype=None,
@@ -118,6 +126,9 @@ class TransformerLM(TransformerBody, LanguageModel):
             feed_forward_bias=feed_forward_bias,
             dropout=dropout,
             attention_dropout=attention_dropout,
+            num_token_types=num_token_types,
+            memory_dim=memory_dim,
+            final_norm=final_norm,
             name=name,
             dtype=dtype,
             trainable=trainable,
@@ -125,6 +136,7 @@ class TransformerLM(TransformerBody, LanguageModel):
         self.window = count("window", window)
         self.tie_embedding = tie_embedding
         self.tokenizer_hash = tokenizer_hash
+        self.reads = (*self.reads, "token_types") if num_token_types else self.reads
         self.output_projection = None
         if not tie_embedding:
             self.output_projection = Dense(
@@ -149,8 +161,30 @@ class TransformerLM(TransformerBody, LanguageModel):
         room = self.max_length if max_length is None else max_length
         return self.hidden_states(inputs, training=False, room=room)[1]
 
-    def hidden_states(self, inputs, state=None, training=None, room=None):
-        """See `LanguageModel`. With `room` and without state the new state is that of prompts from their beginning."""
+    def memory(self, hidden, lengths=None, training=None):
+        """What a source leaves in the state, from its hidden states (sources, source time, memory_dim).
+
+        Args:
+            hidden: of an encoder.
+            lengths: int32 (sources,), the real tokens of each; None for all.
+            training: whether a gradient follows.
+
+        Returns:
+            `memory_k_0`, `memory_v_0` ... (sources, num_kv_heads, source time, head_dim), and `memory_lengths` where there
+            are lengths.
+        """
+        pairs = [block.cross_attention.memory(hidden, training) for block in self.blocks]
+        leaves = {
+            f"memory_{kind}_{i}": leaf for i, pair in enumerate(pairs) for kind, leaf in zip("kv", pair, strict=True)
+        }
+        return leaves if lengths is None else {**leaves, "memory_lengths": lengths}
+
+    def hidden_states(self, inputs, state=None, training=None, room=None, memory=None):
+        """See `LanguageModel`. With `room` and without state the new state is that of prompts from their beginning.
+
+        Without state a decoder is given its `memory`; beside a state it is among the leaves.
+        """
+        memory = memory_of(self, memory if state is None else state)
         token_ids = inputs["token_ids"]
         time = token_ids.shape[1] if isinstance(token_ids.shape[1], int) else ops.shape(token_ids)[1]
         steps = ops.arange(time, dtype="int32")[None]
@@ -172,9 +206,10 @@ class TransformerLM(TransformerBody, LanguageModel):
         else:
             positions = steps
             seen = visibility(time, self.compute_dtype, window=self.window)
-        x, turn = self.embedded(token_ids, positions, training)
+        x, turn = self.embedded(token_ids, positions, training, inputs.get("token_types"))
+        memory_bias = hidden_padding(memory, self.compute_dtype)
         keeps = state is not None or room is not None
-        new_state = {"position": lengths if state is None else position + lengths} if keeps else None
+        new_state = {"position": lengths if state is None else position + lengths, **memory} if keeps else None
         for i, block in enumerate(self.blocks):
             names = (f"kv_cache_k_{i}", f"kv_cache_v_{i}")
             cache = None if state is None else tuple(state[name] for name in names)
@@ -183,6 +218,8 @@ class TransformerLM(TransformerBody, LanguageModel):
                 rotation=turn,
                 cache=cache,
                 slots=slots,
+                memory=(memory[f"memory_k_{i}"], memory[f"memory_v_{i}"]) if memory else None,
+                memory_bias=memory_bias,
                 return_keys=keeps and state is None,
                 training=training,
                 **seen,

@@ -9,6 +9,7 @@ from keras_seqlm.tasks.row_task import RowTask, write_figures
 from keras_seqlm.tasks.tagging import Span, Tagging, TokenTagging
 from keras_seqlm.tasks.task import Task, load, settings_in, task_class
 from keras_seqlm.tasks.text_generation import Text, TextGeneration
+from keras_seqlm.tasks.text_to_text import TextToText, Written
 
 __all__ = [
     "Answer",
@@ -25,7 +26,9 @@ __all__ = [
     "TextClassification",
     "TextEmbedding",
     "TextGeneration",
+    "TextToText",
     "TokenTagging",
+    "Written",
     "evaluate",
     "load",
     "settings_in",

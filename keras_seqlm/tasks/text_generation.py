@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_seqlm.generation import generate, score, stream
 from keras_seqlm.generation.generate import prompt_room
-from keras_seqlm.models import LanguageModel
+from keras_seqlm.models import LanguageModel, Seq2SeqLM
 from keras_seqlm.tasks.task import Task
 from seqlm_runtime.prompts import has_text, read_ids
 from seqlm_runtime.tokenizers.tokenizer import as_text
@@ -38,6 +38,11 @@ class TextGeneration(Task):
     """
 
     model_class = LanguageModel
+
+    def __init__(self, model, tokenizer):
+        if isinstance(model, Seq2SeqLM):
+            raise ValueError("an encoder-decoder writes after a source, not after a prompt: make a TextToText of it")
+        super().__init__(model, tokenizer)
 
     def generate(self, prompt, max_new_tokens=64, **options):
         """The new text after a prompt.

@@ -14,8 +14,9 @@ from sentences import SENTENCES
 
 import seqlm_cli
 from keras_seqlm import models, tasks
+from keras_seqlm.data import objective_blocks
 from keras_seqlm.training import read_history
-from seqlm_cli.objectives import OBJECTIVES, prompts_for
+from seqlm_cli.objectives import OBJECTIVES, SEQ2SEQ, prompts_for
 
 SMALL = ["--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "24"]
 
@@ -86,9 +87,18 @@ def test_a_causal_model_learns_by_every_other_objective(text, tmp_path, objectiv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, model", [("masked", "lstm"), ("fim", "transformer")])
-def test_a_run_in_two_parts_is_the_run_in_one(text, tmp_path, objective, model):
+@pytest.mark.parametrize(
+    "objective, model, more",
+    [
+        ("masked", "lstm", []),
+        ("fim", "transformer", []),
+        ("denoising", "transformer", ["--architecture", "seq2seq"]),
+        ("span", "lstm", ["--architecture", "seq2seq"]),
+    ],
+)
+def test_a_run_in_two_parts_is_the_run_in_one(text, tmp_path, objective, model, more):
     words = [
+        *more,
         "--objective",
         objective,
         "--model",
@@ -110,9 +120,10 @@ def test_a_run_in_two_parts_is_the_run_in_one(text, tmp_path, objective, model):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(text, tmp_path):
+@pytest.mark.parametrize("kind", [["masked", "--whole-words"], ["denoising", "--architecture", "seq2seq"]])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(text, tmp_path, kind):
     """Killed in the middle of a piece, at whatever step it has come to; the losses are those of a run left alone."""
-    words = ["--objective", "masked", "--whole-words", "--model", "gru", "--steps", "40", "--validate-every", "10"]
+    words = ["--objective", *kind, "--model", "gru", "--steps", "40", "--validate-every", "10"]
     words += ["--checkpoint-every", "3"]
     train(text, tmp_path / "alone", *words)
     command = [sys.executable, "-m", "seqlm_cli", "train", "--text", str(text), "--out", str(tmp_path / "killed")]
@@ -139,6 +150,61 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(text, tmp_path):
         np.testing.assert_array_equal(array(left), array(right))
 
 
+@pytest.fixture(scope="module")
+def of_sources(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "runs" / "span"
+    words = ["--objective", "span", "--architecture", "seq2seq", "--model", "gru", "--attention", "general"]
+    train(text, folder, *words, "--steps", "4", "--validate-every", "2")
+    return folder
+
+
+def test_a_run_of_sources_is_a_task_that_writes_of_them(of_sources, text, tmp_path, capsys):
+    task = tasks.load(of_sources)
+    assert type(task) is tasks.TextToText and type(task.model) is models.Seq2SeqLM
+    assert task.settings()["objective"]["name"] == "span" and task.sequence_length == 24
+    assert task.model.decoder.attention == "general" and task.model.share_embedding
+    assert "<extra_id_0>" in (of_sources / "samples.txt").read_text()
+    capsys.readouterr()
+    answer = tmp_path / "answer.json"
+    assert seqlm_cli.main(["predict", str(of_sources), "--text", "the c<extra_id_0>t", "--json", str(answer)]) == 0
+    [one] = json.loads(answer.read_text())["answers"]
+    assert sorted(one) == ["stop_reason", "text", "token_ids"]
+    assert seqlm_cli.main(["evaluate", str(of_sources), "--text", str(text), "--json", str(answer)]) == 0
+    assert json.loads(answer.read_text()) == task.evaluate(text)
+    for words, reason in (
+        (["generate", str(of_sources), "--prompt", "the"], "holds a TextToText: `seqlm predict` answers with it"),
+        (["evaluate", str(of_sources), "--text", str(text), "--stride", "4"], "--stride is for models that write on"),
+        (
+            ["export", str(of_sources), "--to", "saved-model"],
+            "holds a TextToText, and exports are of tasks that write text",
+        ),
+    ):
+        assert seqlm_cli.main(words) == 2
+        assert reason in capsys.readouterr().err
+
+
+def unigram_entropy(blocks):
+    counts = np.zeros(blocks.vocabulary_size)
+    for step in range(len(blocks)):
+        y = blocks.batch(step)[1]
+        counts += np.bincount(y[y >= 0], minlength=len(counts))
+    shares = counts[counts > 0] / counts.sum()
+    return -(shares * np.log(shares)).sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["transformer", "gru"])
+@pytest.mark.parametrize("objective", SEQ2SEQ)
+def test_an_encoder_decoder_learns_more_than_how_often_a_token_is_there(text, tmp_path, objective, model):
+    folder = tmp_path / "runs" / objective
+    words = ["--objective", objective, "--architecture", "seq2seq", "--model", model, "--steps", "150"]
+    words += ["--learning-rate", "0.008", "--context", "32", *(["--heads", "2"] if model == "transformer" else [])]
+    train(text, folder, *words)
+    task = tasks.load(folder)
+    _, held = objective_blocks(text, task.tokenizer, task.objective, 32, 4, layout="encoder-decoder")
+    assert read_history(folder / "history.csv")[-1]["validation_loss"] < unigram_entropy(held)
+
+
 def test_the_objective_stays_what_it_was(masked, text, capsys):
     same = ["--heads", "2", "--steps", "8", "--validate-every", "4"]
     train(text, masked, *same, "--objective", "prefix", code=2)
@@ -154,6 +220,9 @@ def test_the_objective_stays_what_it_was(masked, text, capsys):
         (["--objective", "masked", "--model", "gru", "--carry-state"], "--carry-state goes on from row to row"),
         (["--objective", "span", "--segment-ids"], "--segment-ids needs the text in its places"),
         (["--objective", "masked", "--untied"], "--untied is for models that write on"),
+        (["--objective", "fim", "--architecture", "seq2seq"], "seq2seq is for --objective span, denoising, prefix"),
+        (["--objective", "span", "--architecture", "seq2seq", "--norm", "rms"], "--norm belongs to causal models"),
+        (["--objective", "span", "--model", "gru", "--attention", "general"], "--attention belongs to a new recurrent"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(text, tmp_path, capsys, words, reason):
