@@ -6,6 +6,7 @@ from keras import ops
 from keras_seqlm.layers.attention import attend
 from keras_seqlm.layers.cross_attention import fold
 from keras_seqlm.layers.dense import Dense
+from keras_seqlm.layers.lora import effective
 from keras_seqlm.layers.pooling import pool
 from keras_seqlm.layers.recurrent import STATE_NAMES, RecurrentStack
 from keras_seqlm.layers.recurrent_cells import CELLS, matmul
@@ -100,6 +101,16 @@ class AttentiveStack(keras.layers.Layer):
             layer.build((None, None, self.memory_dim))
         self.output_of_state.build((None, None, self.hidden_dim))
 
+    def floors(self):
+        """Its layers from the bottom up; those of the attention stand with the layer whose states they read."""
+        below = self.attending.floors() if self.additive else []
+        floors = below + (self.above.floors() if self.above is not None else [])
+        attention = [self.keys, *([self.query] if self.additive else [])]
+        floors[0 if self.additive else -1] += attention
+        floors[-1] += [self.output_of_state, self.output_of_context]
+        floors[0] += [self.start]
+        return floors
+
     def _names(self, of=slice(None)):
         return [f"{name}_{i}" for i in range(self.num_layers)[of] for name in STATE_NAMES[self.cell]]
 
@@ -148,10 +159,12 @@ class AttentiveStack(keras.layers.Layer):
         """The lowest layer over time: its outputs, the contexts (rows, time, memory_dim), and its last state."""
         layer, names = self.attending.layers[0], self._names(slice(0, 1))
         rows, time, features = ops.shape(x)[0], ops.shape(x)[1], x.shape[-1]
-        kernel, of_context, recurrent_kernel = (
-            ops.cast(weight, self.compute_dtype)
-            for weight in (layer.cell.kernel[:features], layer.cell.kernel[features:], layer.cell.recurrent_kernel)
+        weights = (layer.cell.kernel, layer.cell.recurrent_kernel)
+        kernel, recurrent_kernel = (
+            ops.cast(effective(weight, adapter), self.compute_dtype)
+            for weight, adapter in zip(weights, self.attending.adapters_of(0), strict=True)
         )
+        kernel, of_context = kernel[:features], kernel[features:]
         of_query = self._product_of_query()
         scores = ops.cast(self.scores, "float32")
         product = project if training else ops.matmul

@@ -48,6 +48,8 @@ class CrossAttention(Quantizable):
     ((1, 2, 5, 4), (4, 3, 8))
     """
 
+    adapts = ("q", "k", "v", "output")
+
     def __init__(
         self,
         hidden_dim,
@@ -92,6 +94,16 @@ class CrossAttention(Quantizable):
         )
         # float32, in which the probabilities are
         self.probability_dropout = keras.layers.Dropout(dropout, dtype="float32") if dropout else None
+
+    def adapt(self, rank, alpha, names):
+        """Learn low-rank updates in place of the kernels of these names, each its own; see `LowRank`."""
+        if "q" in names:
+            self.query.adapt(rank, alpha)
+        if set(names) & {"k", "v"}:
+            parts = [(name if name in names else None, self.head_dim) for name in ("k", "v")]
+            self.kv.adapt(rank, alpha, parts, self.num_kv_heads)
+        if "output" in names:
+            self.output_projection.adapt(rank, alpha)
 
     def build(self, input_shape=None):
         self.query.build((None, None, self.hidden_dim))

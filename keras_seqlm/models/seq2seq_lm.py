@@ -169,7 +169,10 @@ class Seq2SeqLM(LanguageModel):
 
     def floors(self):
         """See `SequenceModel`: those of the encoder below those of the decoder."""
-        return [*self.encoder.floors(), *self.decoder.floors()]
+        below = self.encoder.floors()
+        read = {id(layer) for layer in below[0]}  # the decoder may read the encoder's table
+        above = [[layer for layer in floor if id(layer) not in read] for floor in self.decoder.floors()]
+        return [*below, *filter(None, above)]
 
     @property
     def of_logits_alone(self):
@@ -280,6 +283,7 @@ class Seq2SeqLM(LanguageModel):
             **{part: _unbuilt(serialize(getattr(self, part))) for part in ("encoder", "decoder")},
             "dtype": serialize(self.dtype_policy),
             **quantization_config(self),
+            **self.adapters_config(),
         }
 
     @classmethod

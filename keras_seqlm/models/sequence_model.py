@@ -226,8 +226,12 @@ class SequenceModel(keras.Model):
             **{name: getattr(self, name) for name in names},
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
             **quantization_config(self),
-            **({} if self.lora is None else {ADAPTERS: {**self.lora, "on": list(self.lora["on"])}}),
+            **self.adapters_config(),
         }
+
+    def adapters_config(self):
+        """What a config says of adapters: a dict of one, or of none."""
+        return {} if self.lora is None else {ADAPTERS: {**self.lora, "on": list(self.lora["on"])}}
 
     @classmethod
     def from_config(cls, config):

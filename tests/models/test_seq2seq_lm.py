@@ -16,7 +16,11 @@ from keras_seqlm.models import (
     Seq2SeqLM,
     TransformerEncoder,
     TransformerLM,
+    add_lora,
+    merge_lora,
 )
+from keras_seqlm.models.adapters import learned, parts_of
+from keras_seqlm.training.layer_rates import layer_factors
 
 VOCABULARY, WIDTH, HEADS, CONTEXT = 40, 16, 4, 24
 SMALL = {"size": "nano", "num_layers": 2, "hidden_dim": WIDTH}
@@ -567,3 +571,39 @@ def test_a_memory_of_another_number_of_rows_is_refused():
     assert tuple(fold(ops.ones((6, 2, 8)), ops.ones((3, 1)), (2, 4)).shape) == (3, 4, 2, 4)
     with pytest.raises(ValueError, match="no multiple"):
         fold(ops.ones((5, 2, 8)), ops.ones((3, 1)), (8,))
+
+
+@every_model
+def test_every_adapter_is_heard_and_merged(name):
+    """Those of both parts; a kernel that a loop reads by itself would leave its adapter out."""
+    model = new_model(name)
+    tuned = add_lora(model, rank=2, on=parts_of(model))
+    plain = array(run(model, whole, INPUTS))
+    np.testing.assert_allclose(array(run(tuned, whole, INPUTS)), plain, atol=1e-5)
+    again = type(tuned).from_config(tuned.get_config())
+    again.build()
+    assert [weight.shape for weight in again.weights] == [weight.shape for weight in tuned.weights]
+    random = np.random.default_rng(3)
+    for weight in learned(tuned):
+        weight.assign(0.2 * random.standard_normal(weight.shape))
+    logits = array(run(tuned, whole, INPUTS))
+    np.testing.assert_allclose(array(run(merge_lora(tuned), whole, INPUTS)), logits, atol=2e-5)
+    assert {id(weight) for weight in tuned.trainable_weights} == {id(weight) for weight in learned(tuned)}
+    for weight in learned(tuned):
+        kept = array(weight)
+        weight.assign(kept + random.standard_normal(kept.shape))  # not one number, which a normalization takes out
+        assert np.abs(array(tuned(INPUTS)) - logits).max() > 1e-6, weight.path
+        weight.assign(kept)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rates_fall_from_the_decoders_top_to_the_sources_embeddings(name):
+    model = new_model(name)
+    factors = {variable.path.partition("/")[2]: factor for variable, factor in layer_factors(model, 0.5)}
+    floors = len(model.floors())
+    assert min(factors.values()) == 0.5**floors
+    assert {path for path, factor in factors.items() if factor == 0.5**floors} >= {
+        path for path in factors if path.startswith("encoder/token_embedding")
+    }
+    on_top = [path for path, factor in factors.items() if factor == 1]
+    assert all("norm" in path or "projection" in path or "bridge" in path for path in on_top), on_top
