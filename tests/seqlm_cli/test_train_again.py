@@ -16,6 +16,15 @@ from keras_seqlm.training import CheckpointError, Checkpoints, RunFolder, list_r
 SMALL = ["--model", "gru", "--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "16"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_samples_and_no_pictures():
+    """They took a third of the time; that training makes them is tested in `test_cli.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqlm_cli.train._sample", lambda task, prompts: "")
+        patch.setattr("keras_seqlm.training.history.plot_history", lambda history, path: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
