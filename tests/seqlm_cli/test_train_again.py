@@ -13,6 +13,8 @@ import seqlm_cli
 from keras_seqlm import tasks
 from keras_seqlm.training import CheckpointError, Checkpoints, RunFolder, list_runs, read_history
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 SMALL = ["--model", "gru", "--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "16"]
 
 
