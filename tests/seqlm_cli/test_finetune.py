@@ -16,7 +16,6 @@ import seqlm_cli
 from keras_seqlm import tasks
 from keras_seqlm.training import read_history
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
 
 WORDS = ("apple", "berry", "cherry")
 SMALL = ["--model", "gru", "--size", "nano", "--hidden-dim", "16", "--tokenizer", "byte", "--batch", "8"]

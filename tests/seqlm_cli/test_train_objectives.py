@@ -17,7 +17,6 @@ from keras_seqlm import models, tasks
 from keras_seqlm.training import read_history
 from seqlm_cli.objectives import OBJECTIVES, prompts_for
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
 
 SMALL = ["--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "24"]
 

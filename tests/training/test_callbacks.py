@@ -20,7 +20,6 @@ from keras_seqlm.training import HistoryCSV, Progress, Recipe, Resume, Run, RunC
 from keras_seqlm.training.callbacks import _up_to
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = Recipe(steps=6, batch_size=4, warmup_steps=2, validate_every=2)
