@@ -112,6 +112,22 @@ def token_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def eager_steps():
+    """On TensorFlow, models of the module are trained op by op: a graph takes longer to trace than it has steps to take.
+
+    For tests of what is written, kept and said while a model trains. Where the step itself is tested, it is a graph.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "run_eagerly", property(lambda model: True, lambda model, value: None))
+        yield
+
+
 @pytest.fixture(scope="session")
 def in_python():
     """Runs a script in a fresh process, in any backend; returns the JSON of the last line that it prints."""

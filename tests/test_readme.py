@@ -44,7 +44,7 @@ def test_the_commands_parse():
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("seqlm ")]
     assert len(lines) >= 6
     for line in lines:
-        assert seqlm_cli.parser().parse_args(shlex.split(line)[1:]).command == line.split()[1]
+        assert seqlm_cli.parser().parse_args(shlex.split(line, comments=True)[1:]).command == line.split()[1]
 
 
 def test_the_tree_names_every_room():

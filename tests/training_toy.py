@@ -194,7 +194,7 @@ def shards(recipe, name, by_hand=False):
 def main(*words):
     """Print the losses and weights of each case on one device and by each distribution, and what is refused.
 
-    A word is a distribution; "data-parallel=tied" is one for that case alone. Of several processes the first one alone
+    A word is a distribution; "data-parallel=tied,untied" is one for those cases alone. Of several processes the first one alone
     trains on one device, too.
     """
     import dataclasses
@@ -221,7 +221,7 @@ def main(*words):
         one, before = train(single, name, options, **data) if first else (None, {})
         for recipe in spread:
             distribution = recipe.distribution
-            if only[distribution] not in ("", case):
+            if only[distribution] and case not in only[distribution].split(","):
                 continue
             all_, after = train(recipe, name, options, **data)
             losses[f"{distribution} {case}"] = [one, all_]

@@ -10,6 +10,8 @@ from keras_seqlm.training import list_runs
 from keras_seqlm.training.history import COLUMNS
 from seqlm_cli import main
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 
 def begun(folder, steps=8, saved=(), rows=()):
     folder.mkdir(parents=True)

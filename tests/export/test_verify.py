@@ -619,12 +619,6 @@ def test_artifacts_of_other_weights_fail(saved_model, litert, impostor, capsys, 
     assert "its sidecar says model 'TransformerLM', and the model 'RecurrentLM'" in said[artifacts[4]]
 
 
-@linux_only
-def test_a_task_in_memory_and_prompts_of_ones_own(saved_model, trained):
-    report = export.verify(trained("lstm"), saved_model("lstm"), prompts=["", "a dog"])
-    assert report.ok and report[0].prompts == 2
-
-
 def test_an_artifact_that_is_missing(run_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no artifact"):
         export.verify(run_folder("lstm"), tmp_path / "1")
@@ -738,12 +732,16 @@ def test_custom_and_variable_ops_are_found_in_a_lite_file(tmp_path):
 # --- other ways to a model
 
 
+SMALL = {"max_new_tokens_limit": 16, "max_prompt_tokens": 32}  # of artifacts that are asked less
+
+
 @linux_only
 @pytest.mark.slow
-def test_a_model_trained_in_mixed_precision(run_folder, tmp_path):
-    run = run_folder("lstm", "mixed_bfloat16")
-    report = export.verify(run, export.saved_model(run, tmp_path / "mixed" / "1"), prompts=PROMPTS[:4])
-    assert report.ok, str(report)
+def test_a_task_in_memory_in_mixed_precision_and_prompts_of_ones_own(trained, tmp_path):
+    task = trained("lstm", "mixed_bfloat16")
+    artifact = export.saved_model(task, tmp_path / "mixed" / "1", **SMALL)
+    report = export.verify(task, artifact, prompts=["", "a dog"])
+    assert report.ok and report[0].prompts == 2, str(report)
 
 
 OWN_MODEL = '''
@@ -774,6 +772,7 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
     run = tmp_path / "runs" / "own"
     TextGeneration(model, ByteTokenizer()).save(run)
     command = ["export", str(run), "--to", "saved-model", "--saved-models", str(tmp_path / "saved_models")]
+    command += ["--max-new-tokens-limit", "16", "--max-prompt-tokens", "32"]
     assert seqlm_cli.main(command) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("seqlm: error: ") and errors.count("\n") == 1
@@ -795,7 +794,8 @@ def test_a_model_trained_under_jax(corpus, in_fork, tmp_path):
         from sentences import PROMPTS, train_on_sentences
         from keras_seqlm import export
         task = train_on_sentences(sys.argv[2], "gru", "float32")
-        report = export.verify(task, export.saved_model(task, sys.argv[3] + "/jax/1"), prompts=PROMPTS[:4])
+        artifact = export.saved_model(task, sys.argv[3] + "/jax/1", max_new_tokens_limit=16, max_prompt_tokens=32)
+        report = export.verify(task, artifact, prompts=PROMPTS[:4])
         print(json.dumps([keras.backend.backend(), report.ok, str(report)]))
     """
     backend, ok, table = in_fork(script, pathlib.Path(__file__).parents[1], corpus, tmp_path, backend="jax")

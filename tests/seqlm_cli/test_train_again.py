@@ -13,7 +13,18 @@ import seqlm_cli
 from keras_seqlm import tasks
 from keras_seqlm.training import CheckpointError, Checkpoints, RunFolder, list_runs, read_history
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 SMALL = ["--model", "gru", "--size", "nano", "--layers", "1", "--hidden-dim", "24", "--batch", "4", "--context", "16"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_samples_and_no_pictures():
+    """They took a third of the time; that training makes them is tested in `test_cli.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqlm_cli.train._sample", lambda task, prompts: "")
+        patch.setattr("keras_seqlm.training.history.plot_history", lambda history, path: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from keras_seqlm.nesting import innermost
 from keras_seqlm.training import Checkpoints, HistoryCSV, Recipe, Resume, RollBack, read_history
 from keras_seqlm.training.callback_state import CallbackStates
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 RUN = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.05, validate_every=2)
 VALIDATION = Batches().batch(1000)
 

@@ -13,6 +13,8 @@ from keras_seqlm.training import CheckpointError, Checkpoints, Resume
 from keras_seqlm.training.code import code_of
 from keras_seqlm.training.model_config import config_of
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 
 class Total(keras.losses.Loss):
     """Holds a loss, and numbers in a dict and a list, and says it in its config."""

@@ -15,6 +15,8 @@ from keras_seqlm.checkpoints import checkpoint as rooms_file
 from keras_seqlm.training import Checkpoints, HistoryCSV, Recipe, Resume, SampleWriter, read_history
 from keras_seqlm.training.callbacks import Run, RunCallback
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 
 def rate_of(model):
     return float(array(model.optimizer.learning_rate))

@@ -19,6 +19,8 @@ from keras_seqlm.checkpoints import state
 from keras_seqlm.training import CheckpointError, Checkpoints, HistoryCSV, Resume, RollBack, read_history
 from keras_seqlm.training.callbacks import RunCallback
 
+pytestmark = pytest.mark.usefixtures("eager_steps")
+
 
 class Killed(Exception):
     """In place of a `kill -9`."""
