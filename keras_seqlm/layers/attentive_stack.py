@@ -1,5 +1,7 @@
 """Recurrent layers that attend to a memory: the decoders of Bahdanau and of Luong."""
 
+import types
+
 import keras
 from keras import ops
 
@@ -105,7 +107,9 @@ class AttentiveStack(keras.layers.Layer):
         """Its layers from the bottom up; those of the attention stand with the layer whose states they read."""
         below = self.attending.floors() if self.additive else []
         floors = below + (self.above.floors() if self.above is not None else [])
-        attention = [self.keys, *([self.query] if self.additive else [])]
+        attention = [self.keys]
+        if self.additive:
+            attention += [self.query, types.SimpleNamespace(variables=[self.scores])]  # a weight of the stack itself
         floors[0 if self.additive else -1] += attention
         floors[-1] += [self.output_of_state, self.output_of_context]
         floors[0] += [self.start]
