@@ -267,10 +267,10 @@ def no_process(monkeypatch, tmp_path_factory):
     def litert(run, path, quantize, overwrite, imports, max_prompt_tokens, allow_ops):
         return make(f"litert {quantize}", path, folder=False)
 
-    def verify(run, *artifacts, imports, max_loss_increase, allow_ops):
+    def verify(run, *artifacts, imports, **allowed):
         asked.append(("verify", *artifacts))
-        if allow_ops or max_loss_increase != 0.05:
-            asked.append((max_loss_increase, allow_ops))
+        if allowed != {"max_loss_increase": 0.05, "max_metric_loss": 0.05, "allow_ops": []}:
+            asked.append(tuple(allowed.values()))
         report = export.Report()
         if not good[0]:
             report.append(Agreement("a", "litert", 20, 0, 0, 0.0, 1.0, [], "wrong"))
@@ -331,10 +331,10 @@ def test_verify_of_no_run_and_of_no_version_is_refused_before_the_model_is_asked
 
 def test_what_verify_allows(no_process, tmp_path):
     asked, _ = no_process
-    words = ["--max-loss-increase", "0.2", "--allow-op", "Conv2D", "--allow-op", "Erf"]
+    words = ["--max-loss-increase", "0.2", "--max-metric-loss", "0.1", "--allow-op", "Conv2D", "--allow-op", "Erf"]
     assert seqlm_cli.main(["verify", "runs/books", "a.tflite", *words]) == 0
     assert seqlm_cli.main(["export", "runs/b", "--to", "litert", "--saved-models", str(tmp_path), *words]) == 0
-    assert asked[1] == asked[-1] == (0.2, ["Conv2D", "Erf"])
+    assert asked[1] == asked[-1] == (0.2, 0.1, ["Conv2D", "Erf"])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ OF_TRANSFORMER = """--size small --layers 3 --hidden-dim 32 --heads 4 --kv-heads
 --activation swiglu --norm rms --positions rotary --untied --dropout 0.25 --tokenizer bpe --vocabulary-size 300"""
 OF_RECURRENT = "--model gru --size nano --layers 2 --hidden-dim 16 --embedding-dim 12 --dropout 0.5 --carry-state"
 OF_OBJECTIVE = "--objective masked --whole-words"
+OF_SEQ2SEQ = "--objective denoising --architecture seq2seq --model gru --attention general"
 ELSEWHERE = {
     "help",
     "config",
@@ -118,6 +119,7 @@ def test_every_flag_comes_to_where_it_is_used(seen, tmp_path):
         "rematerialize": True,
         "steps_per_execution": 4,
         "jit_compile": False,
+        "layer_decay": 1.0,
         "stop_after_skipped": 4,
         "roll_back_factor": 2.0,
     }
@@ -261,11 +263,22 @@ def test_an_objective_comes_to_its_data(seen, monkeypatch):
     assert seen("--objective fim --overwrite")["objective_blocks"][2] == "fim"
 
 
+def test_an_encoder_decoder_is_made_of_its_flags(seen, monkeypatch):
+    model, made = types.SimpleNamespace(build=lambda: None, max_length=None, count_params=lambda: 0), []
+    monkeypatch.setattr(models, "Seq2SeqLM", lambda *positional, **named: made.append((positional, named)) or model)
+    monkeypatch.setattr(train, "task_of", lambda *positional: types.SimpleNamespace(begin=lambda folder: None))
+    _, _, objective, named = seen(f"{OF_SEQ2SEQ} --hidden-dim 16 --dropout 0.5 --untied")["objective_blocks"]
+    assert objective == "denoising" and named["layout"] == "encoder-decoder"
+    [(words, options)] = made
+    assert words == (99, "gru") and options["attention"] == "general" and options["tie_embedding"] is False
+    assert options["hidden_dim"] == 16 and options["dropout"] == 0.5
+
+
 def test_no_flag_is_forgotten_here():
     parser = argparse.ArgumentParser()
     train.arguments(parser)
     flags = {flag[2:] for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
-    words = f"{OF_DATA} {OF_RECIPE} {OF_WATCHING} {OF_TRANSFORMER} {OF_RECURRENT} {OF_OBJECTIVE}".split()
+    words = f"{OF_DATA} {OF_RECIPE} {OF_WATCHING} {OF_TRANSFORMER} {OF_RECURRENT} {OF_OBJECTIVE} {OF_SEQ2SEQ}".split()
     words += ["--text", "--out", "--backend"]
     assert flags - ELSEWHERE == {word[2:] for word in words if word.startswith("--")}
 
@@ -304,6 +317,7 @@ def start(tmp_path, monkeypatch):
         dtype_policy=policy, stateful_batch_size=None, max_length=None, count_params=lambda: 0
     )
     monkeypatch.setattr(tasks, "load", lambda path: types.SimpleNamespace(model=model))
+    monkeypatch.setattr(models, "LanguageModel", types.SimpleNamespace)  # as which it is taken
     tokenizer = types.SimpleNamespace(vocabulary_size=99, hash="a tokenizer", decode=lambda ids: "text")
     monkeypatch.setattr(tokenizers, "load", lambda path: tokenizer)
     return folder, model
