@@ -45,7 +45,8 @@ class Dense(keras.layers.Dense):
         return effective(super().kernel, self.lora)
 
     def call(self, inputs, training=None):
-        kernel = self.kernel if self.lora is None else self._kernel
+        # Not by way of our own property, at which torch's compiler would cut the step in two.
+        kernel = super().kernel if self.lora_enabled else self._kernel
         if keras.backend.backend() == "torch":  # product and bias in one kernel
             x = _linear(inputs, kernel, self.bias, self.compute_dtype)
         elif training:
