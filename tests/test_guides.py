@@ -90,7 +90,6 @@ def test_pretrain_and_finetune(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.backends
 def test_from_pytorch(capsys):
     figures = guide("from_pytorch").main()
     assert len(figures) == 3

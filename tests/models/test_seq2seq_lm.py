@@ -573,7 +573,7 @@ def test_a_memory_of_another_number_of_rows_is_refused():
         fold(ops.ones((5, 2, 8)), ops.ones((3, 1)), (8,))
 
 
-@every_model
+@pytest.mark.parametrize("name", MODELS)  # by the same layers on every backend, and minutes on JAX
 def test_every_adapter_is_heard_and_merged(name):
     """Those of both parts; a kernel that a loop reads by itself would leave its adapter out."""
     model = new_model(name)
