@@ -42,23 +42,19 @@ def run(args):
         return
     if args.text is None:
         raise ValueError(f"{args.run} is a language model, which is judged by texts: give --text FILE")
-    if isinstance(task, tasks.FillMask):
+    if isinstance(task, tasks.FillMask | tasks.TextToText):
         if args.stride is not None:
             raise ValueError(f"--stride is for models that write on, and {args.run} is a {type(task).__name__}")
         result = task.evaluate(args.text, args.batch, text_field=args.text_field)
-        print(
-            f"loss {result['loss']:.4f} nats a masked token, accuracy {result['accuracy']:.4f} ({result['accuracy_low']:.4f} to "
-            f"{result['accuracy_high']:.4f}), {result['count']:,} masked tokens of {result['num_tokens']:,}"
-        )
-        write_answer(args, result)
-        return
-    if isinstance(task, tasks.TextToText):
-        if args.stride is not None:
-            raise ValueError(f"--stride is for models that write on, and {args.run} is a {type(task).__name__}")
-        result = task.evaluate(args.text, args.batch, text_field=args.text_field)
-        print(
-            f"loss {result['loss']:.4f} nats a token of a target, {result['count']:,} of them, of {result['num_tokens']:,} tokens"
-        )
+        if isinstance(task, tasks.FillMask):
+            print(
+                f"loss {result['loss']:.4f} nats a masked token, accuracy {result['accuracy']:.4f} ({result['accuracy_low']:.4f} "
+                f"to {result['accuracy_high']:.4f}), {result['count']:,} masked tokens of {result['num_tokens']:,}"
+            )
+        else:
+            print(
+                f"loss {result['loss']:.4f} nats a token of a target, {result['count']:,} of them, of {result['num_tokens']:,} tokens"
+            )
         write_answer(args, result)
         return
     result = tasks.evaluate(

@@ -1,25 +1,22 @@
 """A LiteRT (TFLite) file for the phone, with its state in the open and its tokenizer beside it."""
 
-import hashlib
 import os
 import pathlib
-import tempfile
 
 from keras_seqlm import tokenizers
 from keras_seqlm.cache import single_tokens_written
 from keras_seqlm.export import vectors
 from keras_seqlm.export.clean_process import run_clean
-from keras_seqlm.export.litert_file import compact
+from keras_seqlm.export.conversion import write_lite_file
 from keras_seqlm.export.loading import answers_rows, load_at_float32
 from keras_seqlm.export.reading import served_prompt_room
-from keras_seqlm.export.row_export import converted, write_row_litert
+from keras_seqlm.export.row_export import write_row_litert
 from keras_seqlm.export.run_folder import as_run_folder
 from keras_seqlm.export.sidecar import as_json, description
 from keras_seqlm.export.signatures import litert_module
 from keras_seqlm.export.stages import tell
 from keras_seqlm.files import replacing, write_text
-from seqlm_runtime.op_gate import check_lite_content
-from seqlm_runtime.seals import folder_hashes, sealed
+from seqlm_runtime.seals import sealed
 
 QUANTIZATIONS = ("none", "float16", "int8")
 
@@ -86,8 +83,6 @@ def litert(task, path, quantize="none", overwrite=False, imports=(), max_prompt_
 
 def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prompt_tokens=None, allow_ops=()):
     """Trace and convert, in the clean process; returns the sidecar."""
-    import tensorflow as tf
-
     tell("reading the model")
     task = load_at_float32(run_folder)
     if not overwrite and os.path.exists(tokenizer_path) and tokenizers.load(tokenizer_path).hash != task.tokenizer.hash:
@@ -101,19 +96,12 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
     tell("tracing prefill and decode")
     with single_tokens_written("slice"):  # a builtin of LiteRT
         module, signatures, prefills, zeros = litert_module(task.model)
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=signatures)
-        tell("converting")
-        content = compact(converted(folder, list(signatures), quantize))
-    check_lite_content(path, content, allow_ops)
-    task.tokenizer.save(tokenizer_path)
-    pathlib.Path(path).write_bytes(content)
+    written = write_lite_file(module, signatures, path, task.tokenizer, tokenizer_path, quantize, allow_ops)
     tokenizer = task.tokenizer
     sidecar = {
         "format": 1,
-        "sha256": hashlib.sha256(content).hexdigest(),
+        **written,
         "model": type(task.model).__name__,
-        "quantize": quantize,
         "state": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in zeros.items()},
         "prefill_lengths": prefills,
         "max_length": task.model.max_length,
@@ -123,7 +111,6 @@ def write_litert(run_folder, path, tokenizer_path, quantize, overwrite, max_prom
         "eos_id": tokenizer.eos_id,
         "suppressed_ids": list(tokenizer.suppressed_ids),
         "tokenizer_hash": tokenizer.hash,
-        "tokenizer_files": folder_hashes(tokenizer_path),
         **description(task.model, tokenizer, signatures, pathlib.Path(tokenizer_path).name, most),
     }
     return sealed({**sidecar, "test_vectors": vectors.of_litert(task, path, sidecar, allow_ops)})

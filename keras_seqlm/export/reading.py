@@ -83,6 +83,34 @@ def part_of(text, sizes, most, end):
     return tf.strings.substr(text, tf.zeros_like(border), tf.maximum(border - skipped, 0))
 
 
+def in_turns(turns, first, work):
+    """`first` with what `work` gives for the rows of each turn, one turn after another, and none that has no rows.
+
+    Args:
+        turns: int32 (rows,), the turn of each row.
+        first: dict of tensors (rows, ...).
+        work: function of the turn and of the places of its rows, int64 (some, 1), to a dict of tensors (some, ...).
+    """
+    import tensorflow as tf
+
+    names, none = sorted(first), tf.int32.max
+
+    def smallest(turns):
+        return tf.reduce_min(tf.concat([turns, [none]], axis=0))
+
+    def turn(now, *leaves):
+        rows = tf.where(tf.equal(turns, now))
+        found = work(now, rows)
+        leaves = [
+            tf.tensor_scatter_nd_update(leaf, rows, found[name]) for name, leaf in zip(names, leaves, strict=True)
+        ]
+        return smallest(tf.where(turns > now, turns, none)), *leaves
+
+    start = (smallest(turns), *(first[name] for name in names))
+    _, *leaves = tf.while_loop(lambda now, *_: now < none, turn, start, parallel_iterations=1)
+    return dict(zip(names, leaves, strict=True))
+
+
 class InGroups:
     """Reads texts of a Transformer, those of one bucket of lengths at a time, so that a long one makes no short one wide.
 
@@ -118,26 +146,14 @@ class InGroups:
         """`first` with what `work(ids, lengths)` gives for the rows of each group, `more` columns beyond their bucket."""
         import tensorflow as tf
 
-        widths, none = tf.constant(self.widths), len(self.widths)
-        group = tf.searchsorted(widths, self.lengths)
+        widths = tf.constant(self.widths)
         token_ids = tf.pad(self.token_ids, [[0, 0], [0, more]])
-        names = sorted(first)
 
-        def smallest(groups):
-            return tf.reduce_min(tf.concat([groups, [none]], axis=0))
-
-        def turn(now, *leaves):
-            rows = tf.where(tf.equal(group, now))
+        def turn(now, rows):
             ids = tf.gather_nd(token_ids, rows)[:, : widths[now] + more]
-            found = work(ids, tf.gather_nd(self.lengths, rows))
-            leaves = [
-                tf.tensor_scatter_nd_update(leaf, rows, found[name]) for name, leaf in zip(names, leaves, strict=True)
-            ]
-            return smallest(tf.where(group > now, group, none)), *leaves
+            return work(ids, tf.gather_nd(self.lengths, rows))
 
-        start = (smallest(group), *(first[name] for name in names))
-        _, *leaves = tf.while_loop(lambda now, *_: now < none, turn, start, parallel_iterations=1)
-        return dict(zip(names, leaves, strict=True))
+        return in_turns(tf.searchsorted(widths, self.lengths), first, turn)
 
 
 class InParts:

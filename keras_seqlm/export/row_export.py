@@ -1,12 +1,10 @@
 """Exports of tasks that answer rows, in the clean process: `saved_model` and `litert` come here with them."""
 
-import hashlib
 import pathlib
-import tempfile
 
 import numpy as np
 
-from keras_seqlm.export.litert_file import compact
+from keras_seqlm.export.conversion import write_lite_file
 from keras_seqlm.export.row_sidecar import row_entry, row_facts
 from keras_seqlm.export.row_signatures import FORWARD, row_litert_module, row_module, served
 from keras_seqlm.export.served_part import save_served_part
@@ -14,7 +12,7 @@ from keras_seqlm.export.sidecar import as_json, save_tokenizer, traced_signature
 from keras_seqlm.export.stages import tell
 from keras_seqlm.export.warm_up import WARM_UP, text_of_tokens, write_warm_up
 from keras_seqlm.generation.buckets import buckets
-from seqlm_runtime.op_gate import SIDECAR, check_lite_content, check_saved_model
+from seqlm_runtime.op_gate import SIDECAR, check_saved_model
 from seqlm_runtime.row_tasks.fill_mask import MASK
 from seqlm_runtime.seals import folder_hashes, sealed
 
@@ -54,38 +52,15 @@ def row_warm_up(task):
 
 def write_row_litert(keras_task, path, tokenizer_path, quantize, max_prompt_tokens=None, allow_ops=()):
     """Trace and convert; returns the sidecar."""
-    import tensorflow as tf
-
     model, task = keras_task.model, served(keras_task, max_prompt_tokens, lite=True)
     tell(f"tracing {task.verb}")
     module, signatures = row_litert_module(task, model)
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, signatures=signatures)
-        tell("converting")
-        content = compact(converted(folder, list(signatures), quantize))
-    check_lite_content(path, content, allow_ops)
-    task.tokenizer.save(tokenizer_path)
-    pathlib.Path(path).write_bytes(content)
+    written = write_lite_file(module, signatures, path, task.tokenizer, tokenizer_path, quantize, allow_ops)
     entry = row_entry(task.verb)
     return sealed(
         {
             **row_facts(task, model, pathlib.Path(tokenizer_path).name),
             "signatures": {name: traced_signature(name, function, entry) for name, function in signatures.items()},
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "quantize": quantize,
-            "tokenizer_files": folder_hashes(tokenizer_path),
+            **written,
         }
     )
-
-
-def converted(folder, signatures, quantize):
-    """The bytes of a LiteRT file of a SavedModel, of builtin operations alone."""
-    import tensorflow as tf
-
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=signatures)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    if quantize != "none":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    return converter.convert()

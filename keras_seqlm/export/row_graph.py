@@ -4,7 +4,7 @@
 process of an export runs them.
 """
 
-from keras_seqlm.export.reading import read_rows
+from keras_seqlm.export.reading import in_turns, read_rows
 from keras_seqlm.generation.buckets import buckets
 from keras_seqlm.tokenizers.graph import valid_utf8
 from seqlm_runtime.prompts import byte_limits
@@ -132,26 +132,15 @@ class Rows:
         same = tf.cast(tf.equal(group[:, None], tf.range(tf.size(self._widths))[None]), tf.int32)
         place = tf.reduce_sum(tf.cumsum(same, axis=0, exclusive=True) * same, axis=1)  # of a row in its group
         turns = group * (count + 1) + place // AT_ONCE
-        names, none = sorted(first), tf.int32.max
 
-        def smallest(turns):
-            return tf.reduce_min(tf.concat([turns, [none]], axis=0))
-
-        def turn(now, *leaves):
-            rows = tf.where(tf.equal(turns, now))
+        def turn(now, rows):
             width = tf.gather(self._widths, now // (count + 1))
             inputs = {"token_ids": tf.gather_nd(self.ids, rows)[:, :width], "lengths": tf.gather_nd(self.lengths, rows)}
             if "token_types" in self._reads:
                 inputs["token_types"] = tf.gather_nd(self._types, rows)[:, :width]
-            found = work(inputs, tf.cast(rows[:, 0], tf.int32))
-            leaves = [
-                tf.tensor_scatter_nd_update(leaf, rows, found[name]) for name, leaf in zip(names, leaves, strict=True)
-            ]
-            return smallest(tf.where(turns > now, turns, none)), *leaves
+            return work(inputs, tf.cast(rows[:, 0], tf.int32))
 
-        start = (smallest(turns), *(first[name] for name in names))
-        _, *leaves = tf.while_loop(lambda now, *_: now < none, turn, start, parallel_iterations=1)
-        return dict(zip(names, leaves, strict=True))
+        return in_turns(turns, first, turn)
 
 
 def classify(task, model, graph):

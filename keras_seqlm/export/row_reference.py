@@ -13,8 +13,7 @@ from keras_seqlm.export.row_sidecar import row_facts
 from keras_seqlm.export.row_signatures import IN_WINDOWS
 from keras_seqlm.tasks import TextEmbedding
 from seqlm_runtime.row_tasks.fill_mask import CANDIDATES, MASK
-from seqlm_runtime.row_tasks.places import NO_ANSWER, possible_spans
-from seqlm_runtime.row_tasks.reading import log_shares
+from seqlm_runtime.row_tasks.places import spans_by_window
 from seqlm_runtime.seals import folder_hashes
 
 # No text, no UTF-8, and what an encoder might trip over.
@@ -175,17 +174,11 @@ def _lead(odds):
 def _margin_of_answer(served, read, numbers):
     tokens, windows = read.about
     best, nothing = [], np.inf
-    for window, odds in zip(windows, numbers, strict=True):
-        log_p = log_shares(odds)
-        nothing = min(nothing, log_p[0, NO_ANSWER] + log_p[1, NO_ANSWER])
-        first, stop = window.part
-        if first == stop:
-            continue
-        begin, end = log_p[:, window.place_of(first) : window.place_of(stop)]
-        sums = np.where(possible_spans(tokens.offsets[first:stop], served.longest), begin[:, None] + end[None], -np.inf)
+    for log_p, first, sums in spans_by_window(tokens, windows, numbers, served.longest):
+        nothing = min(nothing, log_p)
         for place in np.argsort(-sums, axis=None, kind="stable")[:2]:
-            i, j = divmod(int(place), stop - first)
-            best.append((float(sums.flat[place]), first + i, first + j))
+            i, j = divmod(int(place), sums.shape[1])
+            best.append((float(sums[i, j]), first + i, first + j))
     best.sort(reverse=True)
     score, *span = best[0] if best else (-np.inf, 0, 0)
     others = [other for other, *place in best[1:] if place != span]

@@ -182,6 +182,28 @@ def lowest(dtype):
     ]
 
 
+def head_sizes(hidden_dim, num_heads, num_kv_heads=None, head_dim=None, scale=None):
+    """The number of key-value heads, and the width of a head, of attention with these options.
+
+    Raises:
+        ValueError: heads that do not divide what they share, a scale that is not above 0.
+
+    >>> head_sizes(16, 4), head_sizes(16, 4, num_kv_heads=2, head_dim=8)
+    ((4, 4), (2, 8))
+    """
+    if head_dim is None and hidden_dim % num_heads:
+        raise ValueError(
+            f"num_heads must divide hidden_dim, got hidden_dim={hidden_dim} and num_heads={num_heads}; "
+            f"choose one of {[n for n in range(1, hidden_dim + 1) if hidden_dim % n == 0]}, or give head_dim"
+        )
+    num_kv_heads = num_kv_heads or num_heads
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads must divide num_heads, got {num_kv_heads} and {num_heads}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a finite number above 0, or None for 1 / sqrt(head_dim), got {scale!r}")
+    return num_kv_heads, head_dim or hidden_dim // num_heads
+
+
 @keras.saving.register_keras_serializable("keras_seqlm")
 class SelfAttention(Quantizable):
     """Multi-head self-attention.
@@ -251,20 +273,11 @@ class SelfAttention(Quantizable):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        if head_dim is None and hidden_dim % num_heads:
-            raise ValueError(
-                f"num_heads must divide hidden_dim, got hidden_dim={hidden_dim} and num_heads={num_heads}; "
-                f"choose one of {[n for n in range(1, hidden_dim + 1) if hidden_dim % n == 0]}, or give head_dim"
-            )
-        num_kv_heads = num_kv_heads or num_heads
-        if num_heads % num_kv_heads:
-            raise ValueError(f"num_kv_heads must divide num_heads, got {num_kv_heads} and {num_heads}")
-        if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a finite number above 0, or None for 1 / sqrt(head_dim), got {scale!r}")
+        num_kv_heads, head_dim = head_sizes(hidden_dim, num_heads, num_kv_heads, head_dim, scale)
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim or hidden_dim // num_heads
+        self.head_dim = head_dim
         self.causal = causal
         self.scale = scale
         self.use_bias = use_bias

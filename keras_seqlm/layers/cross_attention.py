@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_seqlm.layers.attention import attend
+from keras_seqlm.layers.attention import attend, head_sizes
 from keras_seqlm.layers.dense import Dense, straight
 from keras_seqlm.layers.quantization import Quantizable
 
@@ -66,16 +66,12 @@ class CrossAttention(Quantizable):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        num_kv_heads = num_kv_heads or num_heads
-        if head_dim is None and hidden_dim % num_heads:
-            raise ValueError(f"num_heads must divide hidden_dim, got {num_heads} and {hidden_dim}; or give head_dim")
-        if num_heads % num_kv_heads:
-            raise ValueError(f"num_kv_heads must divide num_heads, got {num_kv_heads} and {num_heads}")
+        num_kv_heads, head_dim = head_sizes(hidden_dim, num_heads, num_kv_heads, head_dim, scale)
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.memory_dim = memory_dim
         self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim or hidden_dim // num_heads
+        self.head_dim = head_dim
         self.scale = scale
         self.use_bias = use_bias
         self.output_bias = use_bias if output_bias is None else output_bias

@@ -151,23 +151,30 @@ def question_ids(tokenizer, question, room):
 def best_answer(tokens, windows, logits, unanswerable, longest):
     """The span of highest log p(begin) + log p(end) over windows, one (2, time) each: dict of `text`, `start`, `end`, `score`."""
     best, nothing = (-np.inf, 0, 0), np.inf
-    for window, odds in zip(windows, logits, strict=True):
-        log_p = log_shares(odds)
-        nothing = min(nothing, log_p[0, NO_ANSWER] + log_p[1, NO_ANSWER])
-        first, stop = window.part
-        if first == stop:
-            continue
-        begin, end = log_p[:, window.place_of(first) : window.place_of(stop)]
-        possible = possible_spans(tokens.offsets[first:stop], longest)
-        sums = np.where(possible, begin[:, None] + end[None], -np.inf)
-        place = int(np.argmax(sums))
-        if sums.flat[place] > best[0]:
-            best = sums.flat[place], first + place // (stop - first), first + place % (stop - first)
+    for log_p, first, sums in spans_by_window(tokens, windows, logits, longest):
+        nothing = min(nothing, log_p)
+        if sums.size and sums.max() > best[0]:
+            begin, end = divmod(int(np.argmax(sums)), sums.shape[1])
+            best = sums[begin, end], first + begin, first + end
     score, first, last = best
     if score == -np.inf or (unanswerable and nothing >= score):
         return {"text": "", "start": 0, "end": 0, "score": float(np.exp(nothing))}
     start, end = tokens.characters(first, last + 1)
     return {"text": tokens.text[start:end], "start": start, "end": end, "score": float(np.exp(score))}
+
+
+def spans_by_window(tokens, windows, logits, longest):
+    """Of each window log p(no answer), its first token, and log p(begin) + log p(end) of its spans, (time, time); see
+    `best_answer`."""
+    for window, odds in zip(windows, logits, strict=True):
+        log_p = log_shares(odds)
+        first, stop = window.part
+        sums = np.empty((0, 0))
+        if first < stop:
+            begin, end = log_p[:, window.place_of(first) : window.place_of(stop)]
+            possible = possible_spans(tokens.offsets[first:stop], longest)
+            sums = np.where(possible, begin[:, None] + end[None], -np.inf)
+        yield log_p[0, NO_ANSWER] + log_p[1, NO_ANSWER], first, sums
 
 
 def possible_spans(offsets, longest):

@@ -1,15 +1,12 @@
 """`seqlm finetune`, `predict` and `evaluate`: a task from rows, killed and gone on, on another run's model, and refused."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from helpers import array
+from killed import run_until_killed
 from sentences import SENTENCES
 
 import seqlm_cli
@@ -82,20 +79,8 @@ def test_its_figures_are_those_of_the_task(run, rows, tmp_path, capsys):
 def test_killed_and_gone_on_it_is_the_run_left_alone(run, rows, tmp_path):
     """The same command twice; the first is killed by the system as it writes a checkpoint."""
     folder = tmp_path / "killed"
-    program = (
-        "import sys, os, signal, seqlm_cli\n"
-        "from keras_seqlm.training import Checkpoints\n"
-        "save = Checkpoints.save\n"
-        "def killed(self, step, *arguments, **options):\n"
-        "    if step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return save(self, step, *arguments, **options)\n"
-        "Checkpoints.save = killed\n"
-        "seqlm_cli.main(sys.argv[1:])\n"
-    )
     words = ["finetune", "--task", "classify", "--data", str(rows), "--out", str(folder), *SMALL, *MORE]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-500:]
+    run_until_killed(words, step=8)
     assert not (folder / "model.keras").exists()
     assert finetune(rows, folder, *SMALL, *MORE) == 0
     for ours, theirs in zip(tasks.load(folder).model.weights, tasks.load(run).model.weights, strict=True):

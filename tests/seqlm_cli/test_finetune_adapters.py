@@ -1,14 +1,11 @@
 """`seqlm finetune --lora`: a small file beside the base, killed and gone on, merged, refused; --metric, --class-weights, --layer-decay."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from helpers import array
+from killed import run_until_killed
 
 import seqlm_cli
 from keras_seqlm import tasks
@@ -85,21 +82,9 @@ def test_what_was_learned_is_a_small_file_beside_the_base(run, base, rows, capsy
 
 def test_killed_and_gone_on_it_is_the_run_left_alone(run, base, rows):
     folder = base.parent / "killed"
-    program = (
-        "import sys, os, signal, seqlm_cli\n"
-        "from keras_seqlm.training import Checkpoints\n"
-        "save = Checkpoints.save\n"
-        "def killed(self, step, *arguments, **options):\n"
-        "    if step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return save(self, step, *arguments, **options)\n"
-        "Checkpoints.save = killed\n"
-        "seqlm_cli.main(sys.argv[1:])\n"
-    )
     flags = ["--from", str(base), *LORA, *MORE]
     words = ["finetune", "--task", "classify", "--data", str(rows), "--out", str(folder), *flags]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-500:]
+    run_until_killed(words, step=8)
     assert finetune(rows, folder, *flags) == 0
     same_weights(tasks.load(folder).model, tasks.load(run).model)
     ours, theirs = (read_history(one / "history.csv") for one in (folder, run))
