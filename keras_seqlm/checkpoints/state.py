@@ -213,7 +213,7 @@ def _by_path(ours, theirs, roots):
     if ours.keys() == theirs.keys() and all(path == name for name, path in theirs.items()):
         return dict(zip(ours, theirs, strict=True))  # the checkpoint knows no paths
     if sorted(ours.values()) != sorted(theirs.values()):
-        if [_uncounted(path) for path in ours.values()] == [_uncounted(path) for path in theirs.values()]:
+        if len(ours) == len(theirs) and all(map(_one_path, ours.values(), theirs.values())):
             return dict(zip(ours, theirs, strict=True))
         ours, theirs = (
             {name: _within(path, root) for name, path in paths.items()}
@@ -223,6 +223,16 @@ def _by_path(ours, theirs, roots):
     for name, path in theirs.items():
         left[path].append(name)
     return {name: left[path].pop(0) for name, path in ours.items() if left[path]}  # one path twice: in their order
+
+
+def _one_path(ours, theirs):
+    """Whether two paths say the same but for counts, and for the model around a part that is built in it or before it.
+
+    A head that builds its backbone gives its name to the backbone's paths; Keras, which builds the backbone first where it reads
+    a config, does not.
+    """
+    short, long = sorted((f"/{_uncounted(ours)}", f"/{_uncounted(theirs)}"), key=len)
+    return long.endswith(short)
 
 
 def _uncounted(path):

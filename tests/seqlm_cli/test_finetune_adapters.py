@@ -160,6 +160,15 @@ def test_the_best_is_that_of_the_task_s_metric(rows, base, tmp_path, capsys):
     assert "--metric was macro_f1 and is loss" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["transformer", "lstm"])
+def test_the_best_of_a_run_from_scratch_is_kept_and_every_checkpoint_is_read(rows, tmp_path, kind):
+    folder = tmp_path / "run"
+    assert finetune(rows, folder, *SMALL[2:6], "--model", kind, "--tokenizer", "byte", "--early-stopping", "9", *MORE) == 0
+    best = Checkpoints(folder / "checkpoints").best().step
+    for which in ("best", best):
+        same_weights(tasks.load(folder).model, tasks.load(folder, which).model)
+
+
 def test_weights_of_classes_and_layers_train(rows, tmp_path):
     flags = [*SMALL, "--tokenizer", "byte", *MORE]
     flags[flags.index("--steps") + 1] = "4"
