@@ -24,6 +24,11 @@ class Head(SequenceModel):
                 f"backbone must be an encoder or a language model of keras_seqlm, got {type(backbone).__name__}; of a head give "
                 "its own backbone"
             )
+        if "source_ids" in backbone.reads:
+            raise ValueError(
+                f"a head reads one text, and {type(backbone).__name__} reads a source beside it; give its encoder: "
+                "Classifier(model.encoder, ...)"
+            )
         if getattr(backbone, "stateful_batch_size", None) is not None:
             raise ValueError(
                 "the backbone carries its state from batch to batch (stateful_batch_size), and rows of examples have nothing "

@@ -99,6 +99,8 @@ class TextClassification(RowTask):
         if self.kind == "number":
             return self.inputs(row), [float(row["value"])]
         names = _labels_of(row, self.kind)
+        if self.kind == "class" and not names:
+            raise ValueError("its label is empty")
         unknown = [name for name in names if name not in self._numbers]
         if unknown:
             raise ValueError(f"the label {unknown[0]!r} is not among the {len(self.labels)} that the model has")
@@ -177,7 +179,7 @@ def _labels_of(row, kind):
     if found is None:
         return []
     if kind == "class":
-        return [str(found)]
+        return [str(found)] if str(found).strip() else []
     return [str(name).strip() for name in (found.split(",") if isinstance(found, str) else found) if str(name).strip()]
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from keras_seqlm import tasks
+from keras_seqlm.data import Rows
 from keras_seqlm.metrics import accuracy, bootstrap, macro_f1
-from keras_seqlm.models import Classifier, RecurrentEncoder, RecurrentLM, TransformerEncoder
+from keras_seqlm.models import Classifier, RecurrentEncoder, RecurrentLM, Seq2SeqLM, TransformerEncoder
 from keras_seqlm.tokenizers import ByteTokenizer
 from keras_seqlm.training import Recipe
 
@@ -95,6 +96,22 @@ def test_pairs_are_cut_where_both_fit():
     assert long["token_ids"][11] == long["token_ids"][23] == eos
     one, other = (task.predict([pair])[0].probabilities for pair in (("apple", "berry"), ("apple", "cherry")))
     assert one != other
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_label_is_a_broken_row_and_no_class(empty):
+    rows = Rows([*ROWS, {"text": "a cell that nobody filled", "label": empty}])
+    task = tasks.TextClassification.begin_with(rows, KINDS["causal"](), ByteTokenizer())
+    assert task.labels == ["a", "b", "c"]
+    assert task.examples(rows, 16, complete=True).num_rows == len(ROWS)
+    assert "label is empty" in str(rows.bad)
+
+
+def test_an_encoder_decoder_is_no_backbone_and_its_encoder_is():
+    model = Seq2SeqLM(260, encoder="gru", size="nano", hidden_dim=16)
+    with pytest.raises(ValueError, match="give its encoder"):
+        Classifier(model, 3)
+    assert Classifier(model.encoder, 3)(np.ones((2, 4), "int32")).shape == (2, 3)
 
 
 def test_rows_that_are_broken_are_named():
