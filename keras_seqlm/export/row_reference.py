@@ -40,6 +40,9 @@ def write_row_reference(run_folder, rows, path, room, most):
     texts = [*asked, *odd_rows(served)]
     reads = [served.read(row) for row in texts]
     inputs = [one for read in reads for one in read.inputs]
+    figures, more = _figures_and_inputs(task, served, rows)
+    known = {_key(served, one) for one in inputs}
+    inputs += [one for key, one in more.items() if key not in known]
     numbers = task.outputs(inputs, _BATCH)
     left = iter(zip(inputs, numbers, strict=True))
     grouped = [[_real(served, *next(left)) for _ in read.inputs] for read in reads]
@@ -47,6 +50,7 @@ def write_row_reference(run_folder, rows, path, room, most):
         {**served.answer(read, own), "truncated": bool(read.truncated)}
         for read, own in zip(reads, grouped, strict=True)
     ]
+    beside = [_real(served, *one) for one in left]
     np.savez(
         path,
         rows=json.dumps([_in_latin(row) for row in texts]),
@@ -54,10 +58,10 @@ def write_row_reference(run_folder, rows, path, room, most):
         answers=json.dumps(answers),
         margins=np.array([margin(served, read, own) for read, own in zip(reads, grouped, strict=True)]),
         facts=json.dumps(_facts(task, served)),
-        figures=json.dumps(_figures(task, served, rows)),
+        figures=json.dumps(figures),
         vocabulary_size=task.model.vocabulary_size,
         **packed_inputs(inputs),
-        **packed_numbers([one for own in grouped for one in own]),
+        **packed_numbers([*(one for own in grouped for one in own), *beside]),
     )
 
 
@@ -70,8 +74,9 @@ def figures_with(run_folder, rows, path, room, most):
     task, served = _served(run_folder, room, most)
     with np.load(path) as stored:
         stored = dict(stored)
-    known = {_key(one): found for one, found in zip(unpacked_inputs(stored), unpacked_numbers(stored), strict=True)}
-    task.outputs = lambda inputs, batch_size=_BATCH: [known[_key(one)] for one in inputs]
+    pairs = zip(unpacked_inputs(stored), unpacked_numbers(stored), strict=True)
+    known = {_key(served, one): found for one, found in pairs}
+    task.outputs = lambda inputs, batch_size=_BATCH: [known[_key(served, one)] for one in inputs]
     return _figures(task, served, rows)
 
 
@@ -82,8 +87,26 @@ def _served(run_folder, room, most):
     return task, task.as_served(most if in_windows else min(task.room, most))
 
 
-def _key(inputs):
-    return tuple((name, inputs[name].tobytes()) for name in sorted(inputs))
+def _key(served, inputs):
+    return tuple((name, np.asarray(inputs[name], "int32").tobytes()) for name in sorted(inputs) if name in served.reads)
+
+
+def _figures_and_inputs(task, served, rows):
+    """The figures of rows, and what the model was asked for them, by key: more than an export is asked for its answers, as
+    the second texts of pairs, or the end of a text of which it reads the beginning."""
+    outputs, asked = task.outputs, {}
+
+    def kept(inputs, batch_size=_BATCH):
+        for one in inputs:
+            read = {name: np.asarray(ids, "int32") for name, ids in one.items() if name in served.reads}
+            asked[_key(served, read)] = read
+        return outputs(inputs, batch_size)
+
+    task.outputs = kept
+    try:
+        return _figures(task, served, rows), asked
+    finally:
+        task.outputs = outputs
 
 
 def _facts(task, served):

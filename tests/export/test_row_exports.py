@@ -8,12 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-from row_toys import LABELS, ROWS, TOYS, rows_of
+from row_toys import LABELS, ROWS, TOY, TOYS, rows_of
 from tampering import copied_lite, seal, seal_lite
 
 from keras_seqlm import export, tasks
+from keras_seqlm.export import row_verify
+from keras_seqlm.export.agreement import RowAgreement
 from keras_seqlm.export.inspection import contradictions, inspect
+from keras_seqlm.export.row_reference import figures_with, write_row_reference
 from keras_seqlm.export.row_signatures import lite_lengths, served
+from keras_seqlm.models import RecurrentEncoder
+from keras_seqlm.tokenizers import ByteTokenizer
 from seqlm_runtime import LiteRTModel, LiteRTTask
 from seqlm_runtime.lite_file import parse_lite_file
 from seqlm_runtime.op_gate import SIDECAR
@@ -183,3 +188,40 @@ def test_how_much_an_export_reads(row_run):
     assert (served(task, lite=True).room, served(task, 99).most) == (256, 99)
     with pytest.raises(ValueError, match="reads 40 tokens of a row at most, and max_prompt_tokens is 41"):
         served(tasks.load(row_run("embed")), 41)
+
+
+@pytest.mark.parametrize(("mistakes", "ok"), [(-0.02, True), (0.04, True), (0.06, False), (float("nan"), False)])
+def test_a_quantised_one_may_be_a_little_worse_and_no_more(mistakes, ok, monkeypatch, tmp_path):
+    """By the task's figure alone: the numbers are near the model's, and all answers are its own."""
+    result = RowAgreement("a.tflite", "litert-int8", 9, 9, 0, 1.0, 0.1, [], relative_difference=0.1)
+    monkeypatch.setattr(row_verify, "run_clean", lambda *_, **options: {"accuracy": 0.9 - mistakes})
+    facts = {"task": {"name": "classify", "settings": {"kind": "class"}, "room": 9}, "max_prompt_tokens": 9}
+    expected = {"figures": json.dumps({"accuracy": 0.9}), "sizes": np.array([3])}
+    row_verify._hold_to_figures(result, expected, {"real": []}, facts, tmp_path, [], tmp_path, ())
+    assert result.metric == "accuracy" and result.ok is ok and bool(result.reasons) is not ok
+    assert result.metric_loss == pytest.approx(mistakes, nan_ok=True)
+
+
+LONG = {**ROWS["tag"][0], "text": ROWS["tag"][0]["text"] + " and so on" * 9}
+JUDGED = {
+    **{name: (name, rows_of(name), None) for name in TOYS},
+    "second texts": ("embed", [{"text": f"a {n}", "pair": f"b {n}"} for n in range(5)], None),
+    "more than is served": ("tag", [*ROWS["tag"], LONG], 32),
+    "no token types": (None, ROWS["answer"], None),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_the_figures_of_the_model_s_own_numbers_are_its_own(name, row_run, tmp_path):
+    """What a quantised artifact is asked for is all that the figures are made of."""
+    toy, rows, most = JUDGED[name]
+    folder, file = tmp_path / "run" if toy is None else row_run(toy), tmp_path / "reference.npz"
+    if toy is None:
+        encoder = RecurrentEncoder(260, cell="gru", **TOY)
+        tasks.QuestionAnswering.begin_with(rows, encoder, ByteTokenizer()).save(folder)
+    room = tasks.load(folder).room
+    bounds = {"room": min(room, 256), "most": most or min(room, 256)}
+    write_row_reference(folder, rows, file, **bounds)
+    with np.load(file) as stored:
+        figures = json.loads(str(stored["figures"]))
+    assert figures_with(folder, rows, file, **bounds) == pytest.approx(figures, abs=1e-6) and figures
