@@ -9,7 +9,8 @@ from keras_seqlm.export.row_signatures import ANSWERS, served
 from keras_seqlm.export.row_verify import alike
 from keras_seqlm.models import TransformerEncoder
 from keras_seqlm.tasks import QuestionAnswering, TokenTagging
-from keras_seqlm.tokenizers import BytePairTokenizer, SentencePieceTokenizer, WordPieceTokenizer
+from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer, SentencePieceTokenizer, WordPieceTokenizer
+from seqlm_runtime.row_tasks import Answer
 
 TEXTS = ["the cat sat on the mat. " * 5, "a dog ran over the hill. " * 5, "Zoë paid 12 € for two cafés: 秦川雄帝宅"]
 LONG = "the dog sat over 秦川 hills 😀 and " * 6
@@ -68,3 +69,28 @@ def test_the_graph_says_what_the_task_says(name):
         places += sure > TIE and bool(wanted.get("spans") or wanted.get("tags") or wanted.get("text"))
     assert places >= len(rows) // 3
     assert any(len(meant.read(row).inputs) > 2 for row in rows)
+
+
+@pytest.mark.parametrize(("context", "text"), [("y" * 9 + "x" + "a" * 60, "x"), ("y" * 9 + "x" + "y" * 60, "")])
+def test_there_is_no_answer_if_no_window_has_one(context, text):
+    """Of a model that points at x, or at place 0 where it sees a y."""
+    import tensorflow as tf
+
+    tokenizer = ByteTokenizer()
+    _, x, y, _ = tokenizer.encode("axya").tolist()
+
+    def model(inputs, training):
+        ids = inputs["token_ids"]
+        nothing = tf.where(tf.reduce_any(ids == y, axis=1, keepdims=True), 6.0, -6.0)
+        logits = tf.concat([nothing, tf.where(ids == x, 3.0, 0.0)[:, 1:]], axis=1)
+        logits = tf.where(tf.sequence_mask(inputs["lengths"], tf.shape(ids)[1]), logits, -1e9)
+        return tf.stack([logits, logits], axis=1)
+
+    task = Answer(tokenizer, 24, ("token_ids",), 96, unanswerable=True, longest=4)
+    row = {"question": "q", "context": context}
+    read = task.read(row)
+    alone = [{"token_ids": one["token_ids"][None], "lengths": [len(one["token_ids"])]} for one in read.inputs]
+    wanted = task.answer(read, [model(one, False).numpy()[0] for one in alone])
+    found = ANSWERS["answer"](task, model, tokenizer.in_graph())(tf.constant(["q"]), tf.constant([context]))
+    said = task.from_outputs({name: value.numpy() for name, value in found.items()}, 0, row)
+    assert len(alone) > 2 and wanted["text"] == text and said == pytest.approx(wanted, abs=1e-5)

@@ -86,12 +86,13 @@ def test_merged_kernels_are_the_formula():
     np.testing.assert_allclose(array(model.token_embedding.table), wanted, atol=1e-5)
 
 
-def test_queries_alone_leave_keys_and_values():
-    model = tuned("rotary", on=["q"])
+@pytest.mark.parametrize(("name", "columns"), [("q", slice(0, 8)), ("k", slice(8, 12)), ("v", slice(12, 16))])
+def test_one_of_queries_keys_and_values_leaves_the_others(name, columns):
+    model = tuned("rotary", on=[name])
     kernel = array(merge_lora(model).blocks[0].attention.qkv.kernel) - array(model.blocks[0].attention.qkv._kernel)
     changed = np.abs(kernel).max(axis=0).reshape(2, 16) > 0
-    assert changed[:, :8].all() and not changed[:, 8:].any()
-    assert [weight.name for weight in learned(model)] == ["a_q", "b_q"] * 2
+    assert changed[:, columns].all() and changed.sum() == changed[:, columns].size
+    assert [weight.name for weight in learned(model)] == [f"a_{name}", f"b_{name}"] * 2
 
 
 @pytest.mark.backends

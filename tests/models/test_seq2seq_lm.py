@@ -9,6 +9,7 @@ from helpers import array, arrays, ids_of, randomize, run
 from keras import ops
 
 from keras_seqlm.generation import generate, score
+from keras_seqlm.layers import CrossAttention
 from keras_seqlm.losses import CrossEntropy, FusedCrossEntropy
 from keras_seqlm.models import (
     RecurrentEncoder,
@@ -594,6 +595,17 @@ def test_every_adapter_is_heard_and_merged(name):
         weight.assign(kept + random.standard_normal(kept.shape))  # not one number, which a normalization takes out
         assert np.abs(array(tuned(INPUTS)) - logits).max() > 1e-6, weight.path
         weight.assign(kept)
+
+
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_an_adapter_of_a_source_s_keys_leaves_its_values_and_the_other_way_round(name):
+    layer, source = CrossAttention(hidden_dim=8, num_heads=2, memory_dim=6), ops.convert_to_tensor(np.eye(6)[None])
+    layer.adapt(2, 2, [name])
+    before = layer.memory(source)
+    [(_, b)] = layer.kv.lora.pairs
+    b.assign(ops.ones(b.shape))
+    changed = [np.abs(array(new) - array(old)).max() > 0 for new, old in zip(layer.memory(source), before, strict=True)]
+    assert changed == [name == "k", name == "v"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,6 @@
 """The report of a finetuned run: its figures, pictures and captions; it never ends a run."""
 
+import collections
 import html.parser
 import re
 
@@ -36,9 +37,10 @@ def test_of_classes(folder):
     sure = [max(one.probabilities.values()) for one in found]
     right = [one.label == row["label"] for one, row in zip(found, ROWS, strict=True)]
     assert f"calibration error {calibration_error(sure, right):.4f}, of 12 answers" in " ".join(page.split())
-    wrong = sum(not one for one in right)
-    counts = [int(count) for count in re.findall(r"taken for [^<]*</th><td>(\d+)<", page)]
-    assert sum(counts) == wrong
+    pairs = [(row["label"], one.label) for row, one in zip(ROWS, found, strict=True) if row["label"] != one.label]
+    lines = re.findall(r"<th scope='row'>([^<]*), taken for ([^<]*)</th><td>(\d+)<", page)
+    assert {(html.unescape(a), html.unescape(b)): int(count) for a, b, count in lines} == collections.Counter(pairs)
+    assert collections.Counter(pairs) != collections.Counter(pair[::-1] for pair in pairs)
     for name in ("learning.png", "confusion.png", "reliability.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG") and f"src='{name}'" in page
 
@@ -62,11 +64,9 @@ def test_of_spans_and_of_vectors(folder):
     task = TokenTagging.begin_with(rows, encoder(), ByteTokenizer())
     judged = task.judged(rows)
     assert len(judged["truth"]) == len(judged["predicted"]) == 24 and (judged["truth"] > 0).sum() == 6
-    assert (
-        len(judged["confidence"])
-        == len(judged["right"])
-        == sum(len(one.spans) for one in task.predict([row["text"] for row in rows]))
-    )
+    spans = [span for one in task.predict([row["text"] for row in rows]) for span in one.spans]
+    right = [(span.label, span.start, span.end) == ("time", 3, 4) for span in spans]
+    assert judged["confidence"] == [span.score for span in spans] and judged["right"] == right and not all(right)
     assert "confusion.png" in write_report(folder, task, rows, task.evaluate(rows), "span_f1").read_text()
     pairs = [{"text": "a", "pair": "b"}, {"text": "c", "pair": "d"}]
     vectors = TextEmbedding.begin_with(pairs, encoder(), ByteTokenizer())

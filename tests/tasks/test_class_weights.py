@@ -79,5 +79,11 @@ def test_what_cannot_be_is_refused():
         number.examples(numbers, 4, class_weights="balanced")
 
 
+def test_a_label_s_weight_is_that_of_its_b_and_its_i():
+    tagger = TokenTagging.begin_with(SPANS, encoder(), ByteTokenizer())
+    names, means = tagger.class_names()
+    assert class_weights_of({"time": 5.0, "O": 0.5}, names, np.zeros(1, int), means).tolist() == [0.5, 5.0, 5.0]
+
+
 def test_a_class_without_examples_weighs_one():
     np.testing.assert_allclose(class_weights_of("balanced", ["a", "b", "c"], np.array([0, 0, 2, -1])), [0.75, 1.0, 1.5])
