@@ -14,8 +14,8 @@ from tampering import copied_lite, seal, seal_lite
 from keras_seqlm import export, tasks
 from keras_seqlm.export import row_verify
 from keras_seqlm.export.agreement import RowAgreement
-from keras_seqlm.export.inspection import contradictions, inspect
-from keras_seqlm.export.row_reference import figures_with, write_row_reference
+from keras_seqlm.export.inspection import Inspection, contradictions, inspect
+from keras_seqlm.export.row_reference import figures_with, row_of_texts, write_row_reference
 from keras_seqlm.export.row_signatures import lite_lengths, served
 from keras_seqlm.models import RecurrentEncoder
 from keras_seqlm.tokenizers import ByteTokenizer
@@ -225,3 +225,57 @@ def test_the_figures_of_the_model_s_own_numbers_are_its_own(name, row_run, tmp_p
     with np.load(file) as stored:
         figures = json.loads(str(stored["figures"]))
     assert figures_with(folder, rows, file, **bounds) == pytest.approx(figures, abs=1e-6) and figures
+
+
+NUMBERS, SAID = np.array([[0.5, -1.0]], "float32"), {"label": "a", "truncated": False}
+RIGHT = {
+    **{"numbers 0": NUMBERS, "all rows|rows": np.array([0]), "all rows|answers": json.dumps([SAID])},
+    **{"beside": 0.0, "accepted": "[]", "warm_up": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, ""),
+        ({"numbers 0": NUMBERS + 0.01}, "its numbers differ"),
+        ({"numbers 0": NUMBERS * np.nan}, "its numbers differ"),
+        ({"numbers 0": NUMBERS[:, :1]}, "its numbers have the shape"),
+        ({"length 16 row 0": NUMBERS + 0.01}, "its numbers differ"),
+        ({"beside": 0.01}, "forward: a row beside others"),
+        ({"accepted": '["the id -1"]'}, "forward: it answers the id -1"),
+        ({"warm_up": 0}, "no requests by which a server warms up"),
+        ({"all rows|answers": json.dumps([{**SAID, "label": "b"}])}, "row 0 by all rows: it answers"),
+        ({"all rows|answers": json.dumps([{**SAID, "truncated": True}])}, "row 0 by all rows: it answers"),
+        ({"row 0 alone|rows": np.array([0]), "row 0 alone|answers": json.dumps([{}])}, "row 0 by row 0 alone"),
+    ],
+)
+def test_each_thing_that_was_asked_is_looked_at(changed, reason):
+    expected = {"sizes": np.array([2]), "numbers 0": NUMBERS, "answers": json.dumps([SAID]), "margins": np.array([1.5])}
+    result = RowAgreement("a/1", "saved-model", 1, 0, 0, None, None, [])
+    row_verify._hold(result, expected, {**RIGHT, **changed}, {"task": {"name": "classify"}})
+    assert result.ok is not bool(reason) and reason in " ".join(result.reasons)
+
+
+def test_the_bound_of_a_figure_is_the_one_that_was_given(tmp_path):
+    inspection = Inspection("litert-int8", reasons=["refused"])
+    (found,) = row_verify.row_agreements(tmp_path, [], ["a.tflite"], [inspection], tmp_path, (), 0.2, ())
+    assert found.max_metric_loss == 0.2
+
+
+def test_what_is_asked_of_a_row_is_all_of_its_texts(row_run):
+    served = tasks.load(row_run("classify")).as_served()
+    assert row_of_texts(served, {"text": "a", "pair": "b", "label": "apple"}) == {"text": "a", "pair": "b"}
+    assert row_of_texts(served, {"pair": "b"}) is row_of_texts(served, {"text": "a", "pair": 3}) is None
+    served = tasks.load(row_run("tag")).as_served()
+    assert row_of_texts(served, {"tokens": ["at", "8"], "tags": ["O", "O"]}) == {"text": "at 8"}
+
+
+def test_a_mask_is_filled_rightly_by_its_first_candidate(row_run, tmp_path):
+    task = tasks.load(row_run("fill-mask"))
+    rows = [{"text": f"a[MASK]{n}"} for n in range(4)]
+    for number, (row, one) in enumerate(zip(rows, task.predict([row["text"] for row in rows]), strict=True)):
+        row["token_id"] = one.candidates[0][number > 0].token_id  # of the first row the best, of the others the second
+    write_row_reference(row_run("fill-mask"), rows, tmp_path / "reference.npz", task.room, task.room)
+    with np.load(tmp_path / "reference.npz") as stored:
+        assert json.loads(str(stored["figures"])) == {"count": 4, "accuracy": 0.25}
