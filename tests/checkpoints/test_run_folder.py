@@ -317,3 +317,14 @@ def test_a_refused_folder_is_not_kept_locked(tmp_path):
         refused.open()
     assert not is_locked(run)
     checkpoints.close()
+
+
+def test_the_model_of_a_run_is_what_it_left_last(tmp_path):
+    """Merged after adapters, or adapters after a merged model, where the way between was cut short."""
+    from keras_seqlm.checkpoints.run_folder import ADAPTERS, MODEL, finished_model
+
+    assert finished_model(tmp_path) is None
+    for number, name in enumerate((MODEL, ADAPTERS, MODEL)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+        assert finished_model(tmp_path) == tmp_path / name

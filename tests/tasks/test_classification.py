@@ -154,3 +154,12 @@ def test_the_default_losses():
     with pytest.raises(ValueError, match="this model gives number"):
         Classifier(backbone, 1, answers="number").default_loss(0.1)
     assert isinstance(Classifier(backbone, 3, answers="labels").default_loss(), keras.losses.BinaryCrossentropy)
+
+
+def test_labels_are_those_more_probable_than_not():
+    from seqlm_runtime.row_tasks.whole_texts import classification
+
+    found = classification([-0.1, 0.1, 2.0], ["a", "b", "c"], "labels")
+    assert (found["label"], found["labels"]) == ("c", ["c", "b"])
+    found = classification([-0.1, -0.2, -9.0], ["a", "b", "c"], "labels")
+    assert (found["label"], found["labels"]) == (None, [])
