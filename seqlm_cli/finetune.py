@@ -53,6 +53,7 @@ TEXTS = ("text", "pair", "question", "context")  # fields that a tokenizer learn
 LEARNING_RATES = {"scratch": 1e-3, "pretrained": 3e-4, "adapters": 1e-3}
 NUM_EXAMPLES = 50
 EPOCHS = 10
+VOCABULARY_SIZE = 2048
 _DEFAULTS = {"model": "transformer", "size": "micro", "tokenizer": "bpe", "dropout": 0.1}
 
 
@@ -106,9 +107,9 @@ def arguments(p):
         metavar="NAME",
         help="by which the best checkpoint and --early-stopping go (default the task's own; loss: the validation loss)",
     )
-    add_tokenizer(p)
-    add_parts(p)
-    add_recipe(p)
+    add_tokenizer(p, _DEFAULTS["tokenizer"], VOCABULARY_SIZE)
+    add_parts(p, _DEFAULTS["dropout"])
+    add_recipe(p, ", ".join(f"{begins} {rate:g}" for begins, rate in LEARNING_RATES.items()))
     add_devices(p)
 
 
@@ -350,7 +351,7 @@ def _tokenizer(args, train):
 
     if args.start is not None:
         return tokenizers.load(pathlib.Path(args.start) / "tokenizer")
-    return new_tokenizer(args.tokenizer, args.vocabulary_size or 2048, lambda: _texts(train))
+    return new_tokenizer(args.tokenizer, args.vocabulary_size or VOCABULARY_SIZE, lambda: _texts(train))
 
 
 def _texts(rows):

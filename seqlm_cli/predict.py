@@ -53,6 +53,8 @@ def run(args):
 def _answered(task, rows, batch_size):
     answers = task.predict(rows, batch_size) if rows else []
     found = [_as_json(one) for one in answers]
+    if hasattr(task, "is_cut"):  # as exports say it
+        found = [{**one, "truncated": task.is_cut(row)} for one, row in zip(found, rows, strict=True)]
     for one in found:
         print(json.dumps(one, ensure_ascii=False))
     sys.stdout.flush()

@@ -125,18 +125,18 @@ def add_starts(p):
     add_imports(p)
 
 
-def add_tokenizer(p):
-    """Add the flags of the tokenizer."""
+def add_tokenizer(p, kind="byte", size=8192):
+    """Add the flags of the tokenizer, whose defaults the verb fills in."""
     group = p.add_argument_group("tokenizer")
     group.add_argument(
         "--tokenizer",
-        help="byte (default), character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder",
+        help=f"byte, character, bpe, wordpiece, sentencepiece, or a saved tokenizer's folder (default {kind})",
     )
-    group.add_argument("--vocabulary-size", type=int, default=None, help="of a trained tokenizer (default 8192)")
+    group.add_argument("--vocabulary-size", type=int, default=None, help=f"of a trained tokenizer (default {size})")
 
 
-def add_parts(p):
-    """Add the flags of the model's parts."""
+def add_parts(p, dropout=0):
+    """Add the flags of the model's parts; the default of dropout the verb fills in."""
     group = p.add_argument_group("parts of the model (override the size)")
     for name in ("layers", "hidden-dim", "heads", "kv-heads", "intermediate-dim", "embedding-dim", "context"):
         group.add_argument(f"--{name}", type=int, default=None)
@@ -144,14 +144,14 @@ def add_parts(p):
     group.add_argument("--norm", default=None, help="layer, rms")
     group.add_argument("--positions", default=None, help="learned, sinusoidal, rotary")
     group.add_argument("--untied", action="store_true", help="an output projection of its own")
-    group.add_argument("--dropout", type=float, help="default 0")
+    group.add_argument("--dropout", type=float, help=f"default {dropout}")
 
 
-def add_recipe(p):
-    """Add the flags of the recipe."""
+def add_recipe(p, rates="1e-3, recurrent 4e-3"):
+    """Add the flags of the recipe; `rates` says the default of the learning rate, which the verb fills in."""
     group = p.add_argument_group("recipe")
     group.add_argument("--batch", type=int, default=16)
-    group.add_argument("--learning-rate", type=float, default=None, help="default 1e-3, recurrent 4e-3")
+    group.add_argument("--learning-rate", type=float, default=None, help=f"default {rates}")
     group.add_argument("--optimizer", default="adamw", help="adamw, muon, or any of Keras's")
     group.add_argument("--schedule", default="cosine", help="cosine, linear, constant, inverse_sqrt, wsd")
     group.add_argument("--decay-fraction", type=float, default=0.2, help="of the steps, at the end of wsd")

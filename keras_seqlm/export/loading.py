@@ -41,8 +41,8 @@ def _exported(run_folder):
     task = load(pathlib.Path(run_folder))
     if not isinstance(task, TextGeneration) and not answers_rows(task):
         raise ValueError(
-            f"{run_folder} holds a {type(task).__name__}, and exports are of tasks that write text or answer rows; in Python "
-            "it answers"
+            f"{run_folder} holds a {type(task).__name__}, whose model reads a source before it writes, and encoder-decoders are "
+            "not exported yet: use it in Python, or by `seqlm predict`"
         )
     return task
 

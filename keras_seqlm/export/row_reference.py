@@ -6,12 +6,12 @@ import tempfile
 
 import numpy as np
 
-from keras_seqlm.corpora.words import joined
 from keras_seqlm.export.loading import load_reference
 from keras_seqlm.export.questions import beyond_the_bytes, text_of
 from keras_seqlm.export.row_sidecar import row_facts
 from keras_seqlm.export.row_signatures import IN_WINDOWS
 from keras_seqlm.tasks import TextEmbedding
+from keras_seqlm.tasks.row_task import row_of_texts
 from seqlm_runtime.row_tasks.fill_mask import CANDIDATES, MASK
 from seqlm_runtime.row_tasks.places import spans_by_window
 from seqlm_runtime.seals import folder_hashes
@@ -130,17 +130,6 @@ def _files(tokenizer):
 
 def _in_latin(row):
     return {name: (text if isinstance(text, bytes) else text.encode()).decode("latin-1") for name, text in row.items()}
-
-
-def row_of_texts(served, row):
-    """The texts alone of a row that may have more, or tokens for a text; None of one that is broken."""
-    texts = {name: row.get(name) for name in (*served.fields, *served.optional())}
-    if served.verb == "tag" and row.get("tokens") is not None:
-        texts["text"] = joined(row["tokens"])[0]
-    texts = {name: text for name, text in texts.items() if text is not None}
-    kinds = {name: str if name in served.fields else str | list for name in texts}
-    whole = all(name in texts for name in served.fields) and all(map(isinstance, texts.values(), kinds.values()))
-    return served.row_of(texts) if whole else None
 
 
 def odd_rows(served):

@@ -142,9 +142,10 @@ def _hold(result, expected, got, facts):
     if not result.exact:
         near = result.max_logit_difference * 8  # of two sums of two log-probabilities, each of a logit and a normaliser
         pairs = zip(answers, _answers(got, "all rows"), strict=True)
-        agree = [alike(_said(one), _said(other), np.inf, tolerance=np.inf) for one, other in pairs]
+        agree = [same_choice(one, other, result.most_apart * spread) for one, other in pairs]
         result.agree, result.same_choices = sum(agree), float(np.mean(agree))
-        wrong = [row for row, same in enumerate(agree) if not same and margins[row] > near]
+        chosen = [not _is_measured(answer) for answer in answers]
+        wrong = [row for row, same in enumerate(agree) if not same and chosen[row] and margins[row] > near]
         if wrong and result.relative_difference <= result.most_apart:
             result.reasons.append(
                 f"row {wrong[0]}: it answers {_short(_answers(got, 'all rows')[wrong[0]])}, and the model {_short(answers[wrong[0]])}"
@@ -183,13 +184,18 @@ def _hold_to_answers(result, answers, margins, got):
     result.exempt_steps = int(np.sum(margins < TIE))
     result.same_choices = result.agree / len(answers)
     result.reasons += list(complaints.values())
+    if result.exempt_steps == len(answers):
+        result.reasons.append(
+            f"every answer of the model hangs on less than {TIE:g}, so that none was held to it: train it further, or verify with "
+            "other rows"
+        )
 
 
 def _hold_to_figures(result, expected, got, facts, run_folder, rows, folder, imports):
     """Quantised weights are other weights: the task's figure may be as much worse as is allowed."""
     path, figures = os.path.join(folder, "answered.npz"), json.loads(str(expected["figures"]))
     result.metric = metric_of(facts["task"], figures)
-    if result.metric is None:
+    if result.metric is None or figures[result.metric] <= 0:  # of a model that is never right none can be worse
         result.metric, result.metric_loss = "agreement", 1 - result.same_choices
     else:
         inputs = {name: value for name, value in expected.items() if name.startswith("input ") or name == "sizes"}
@@ -246,19 +252,34 @@ def alike(wanted, found, margin, tolerance=TOLERANCE):
 
     Args:
         wanted, found: what JSON can hold.
-        margin: how far the first is from being another one; below 1e-4 it may be.
+        margin: how far the first is from being another one. Below 1e-4 it may be, and then its fields, its numbers and whether
+            text was cut are held, and not what was chosen.
     """
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        same = set(wanted) == set(found) and wanted.get("truncated") == found.get("truncated")
+        return same and all(alike(wanted[name], found[name], margin, tolerance) for name in wanted)
+    if isinstance(wanted, float) and isinstance(found, float | int):
+        return abs(wanted - found) <= tolerance
     if margin < TIE:
         return True
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        same = set(wanted) == set(found)
-        return same and all(alike(wanted[name], found[name], margin, tolerance) for name in wanted)
     if isinstance(wanted, list) and isinstance(found, list):
         pairs = zip(wanted, found, strict=False)
         return len(wanted) == len(found) and all(alike(one, other, margin, tolerance) for one, other in pairs)
-    if isinstance(wanted, float) and isinstance(found, float | int):
-        return abs(wanted - found) <= tolerance
     return type(wanted) is type(found) and wanted == found
+
+
+def same_choice(wanted, found, apart):
+    """Whether a model of other weights chose the same; where nothing is chosen, whether a vector points the same way (a cosine of
+    0.99), or a number is no further off than `apart`."""
+    if "embedding" in wanted:
+        one, other = (np.asarray(answer.get("embedding"), "float64") for answer in (wanted, found))
+        return one.shape == other.shape and bool(one @ other >= 0.99 * np.sqrt((one @ one) * (other @ other)))
+    return alike(_said(wanted), _said(found), np.inf, apart if _is_measured(wanted) else np.inf)
+
+
+def _is_measured(answer):
+    """Whether an answer is a vector or a number, in which nothing is chosen."""
+    return "embedding" in answer or answer.get("value") is not None
 
 
 def _said(answer):

@@ -7,7 +7,7 @@ import numpy as np
 from keras_seqlm.metrics.classification import accuracy, macro_f1
 from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.models import Classifier
-from keras_seqlm.tasks.row_task import RowTask
+from keras_seqlm.tasks.row_task import RowTask, rows_given
 from seqlm_runtime.row_tasks.whole_texts import Classify, classification
 
 FIELD_OF = {"class": "label", "labels": "labels", "number": "value"}
@@ -119,8 +119,11 @@ class TextClassification(RowTask):
 
         Returns:
             A list of `Classification`.
+
+        Raises:
+            ValueError: no list of texts, or what is no text.
         """
-        rows = [_as_row(one) for one in texts]
+        rows = [_as_row(one) for one in rows_given(texts)]
         logits = self.outputs([self.inputs(row) for row in rows], batch_size)
         return [self.answer(row) for row in logits]
 

@@ -6,7 +6,7 @@ from keras_seqlm.data import PairedExamples
 from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.metrics.retrieval import recall_at_1, spearman
 from keras_seqlm.models import Embedder
-from keras_seqlm.tasks.row_task import RowTask
+from keras_seqlm.tasks.row_task import RowTask, rows_given
 from seqlm_runtime.row_tasks import Embed
 
 
@@ -73,7 +73,7 @@ class TextEmbedding(RowTask):
         Returns:
             float32 (texts, width), each of Euclidean length 1.
         """
-        texts = [one["text"] if isinstance(one, dict) else one for one in texts]
+        texts = [one["text"] if isinstance(one, dict) else one for one in rows_given(texts)]
         found = self.outputs([self.pair_inputs(text) for text in texts], batch_size)
         return np.stack(found) if found else np.zeros((0, self.model.output_width), "float32")
 

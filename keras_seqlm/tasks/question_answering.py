@@ -8,7 +8,7 @@ from keras_seqlm.metrics.answers import answer_f1, exact_match
 from keras_seqlm.metrics.intervals import with_interval
 from keras_seqlm.models import SpanFinder
 from keras_seqlm.tasks.given_answers import answers_of, place_of
-from keras_seqlm.tasks.row_task import RowTask
+from keras_seqlm.tasks.row_task import RowTask, rows_given
 from seqlm_runtime.row_tasks import places
 from seqlm_runtime.row_tasks.places import NO_ANSWER
 from seqlm_runtime.windows import placed_tokens, windows_of
@@ -148,7 +148,9 @@ class QuestionAnswering(RowTask):
         Returns:
             A list of `Answer`.
         """
-        rows = [one if isinstance(one, dict) else dict(zip(self.fields, one, strict=True)) for one in questions]
+        rows = [
+            one if isinstance(one, dict) else dict(zip(self.fields, one, strict=True)) for one in rows_given(questions)
+        ]
         contexts = [placed_tokens(self.tokenizer, self._held(row)["context"]) for row in rows]
         cut = [self._windows(row, tokens) for row, tokens in zip(rows, contexts, strict=True)]
         logits = iter(self.outputs([window.inputs for windows in cut for window in windows], batch_size))

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_seqlm.corpora import Rows
+from keras_seqlm.corpora.words import joined
 from keras_seqlm.data import Examples
 from keras_seqlm.data.examples import width_of
 from keras_seqlm.files import write_json
@@ -162,6 +163,11 @@ class RowTask(Task):
         """
         return self.served(self.tokenizer, self.room, self.model.reads, most, **self.settings_served())
 
+    def is_cut(self, row):
+        """Whether a row has more text than is read of it: a dict of its fields, as `predict` takes it."""
+        served = self.as_served()
+        return bool(served.read(row_of_texts(served, row)).truncated)
+
     def settings_served(self):
         """The settings that its answers depend on, as JSON takes them."""
         return self.settings()
@@ -192,6 +198,28 @@ class RowTask(Task):
             batch_size: rows of a call.
         """
         return outputs_of(self.model, inputs, batch_size, self.room)
+
+
+def row_of_texts(served, row):
+    """The texts alone of a row that may have more, or tokens for a text; None of one that is broken."""
+    texts = {name: row.get(name) for name in (*served.fields, *served.optional())}
+    if served.verb == "tag" and row.get("tokens") is not None:
+        texts["text"] = joined(row["tokens"])[0]
+    texts = {name: text for name, text in texts.items() if text is not None}
+    kinds = {name: str if name in served.fields else str | list for name in texts}
+    whole = all(name in texts for name in served.fields) and all(map(isinstance, texts.values(), kinds.values()))
+    return served.row_of(texts) if whole else None
+
+
+def rows_given(rows):
+    """What `predict` is given as a list.
+
+    Raises:
+        ValueError: it is one text, whose characters would be answered one by one.
+    """
+    if isinstance(rows, str | bytes | dict):
+        raise ValueError("expected a list of texts or rows, got one; write predict([...])")
+    return list(rows)
 
 
 def outputs_of(model, inputs, batch_size, room):

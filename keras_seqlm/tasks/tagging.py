@@ -15,7 +15,7 @@ from keras_seqlm.metrics.spans import (
 )
 from keras_seqlm.models import Tagger
 from keras_seqlm.tasks.labelled_spans import UNCOUNTED, labelled, numbers_of_tags, placed_text, units_of
-from keras_seqlm.tasks.row_task import RowTask
+from keras_seqlm.tasks.row_task import RowTask, rows_given
 from seqlm_runtime.row_tasks.places import Tag, before_text, tagging, tags_of
 from seqlm_runtime.windows import windows_of
 
@@ -146,7 +146,7 @@ class TokenTagging(RowTask):
         Returns:
             A list of `Tagging`.
         """
-        rows = [{"text": one} if isinstance(one, str | bytes) else one for one in texts]
+        rows = [{"text": one} if isinstance(one, str | bytes) else one for one in rows_given(texts)]
         placed = [placed_text(self.tokenizer, row) for row in rows]
         cut = [self._windows(row, tokens) for row, (tokens, _) in zip(rows, placed, strict=True)]
         logits = iter(self.outputs([self._read(window) for windows in cut for window in windows], batch_size))

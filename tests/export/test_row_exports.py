@@ -279,3 +279,53 @@ def test_a_mask_is_filled_rightly_by_its_first_candidate(row_run, tmp_path):
     write_row_reference(row_run("fill-mask"), rows, tmp_path / "reference.npz", task.room, task.room)
     with np.load(tmp_path / "reference.npz") as stored:
         assert json.loads(str(stored["figures"])) == {"count": 4, "accuracy": 0.25}
+
+
+TIED = {"label": "a", "labels": ["a"], "probabilities": {"a": 0.5, "b": 0.5}, "value": None, "truncated": False}
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({}, True),
+        ({"label": "b", "labels": ["b"]}, True),  # what hangs on nothing
+        ({"truncated": True}, False),
+        ({"probabilities": {"a": 0.9, "b": 0.1}}, False),
+        ({"probabilities": {"a": 0.5}}, False),
+        ({"more": 1}, False),
+    ],
+)
+def test_of_an_answer_that_might_be_another_the_rest_is_held(changed, same):
+    assert row_verify.alike(TIED, {**TIED, **changed}, 0.0) is same
+
+
+def test_a_report_in_which_nothing_was_held_is_not_ok():
+    result = RowAgreement("a/1", "saved-model", 1, 0, 0, None, 0.0, [])
+    got = {"all rows|rows": np.array([0]), "all rows|answers": json.dumps([TIED])}
+    row_verify._hold_to_answers(result, [TIED], np.array([0.0]), got)
+    assert not result.ok and "none was held to it" in result.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "same"),
+    [
+        ({"embedding": [0.6, 0.8]}, {"embedding": [0.61, 0.79]}, True),
+        ({"embedding": [0.6, 0.8]}, {"embedding": [-0.6, -0.8]}, False),
+        ({"embedding": [0.6, 0.8]}, {"embedding": [0.6]}, False),
+        ({"label": None, "value": 1.0}, {"label": None, "value": 1.2}, True),
+        ({"label": None, "value": 1.0}, {"label": None, "value": -1.0}, False),
+        ({"label": "a", "value": None, "score": 0.9}, {"label": "a", "value": None, "score": 0.5}, True),
+        ({"label": "a", "value": None, "score": 0.9}, {"label": "b", "value": None, "score": 0.9}, False),
+    ],
+)
+def test_other_weights_choose_the_same(wanted, found, same):
+    assert row_verify.same_choice(wanted, found, 0.3) is same
+
+
+def test_a_model_that_is_never_right_is_held_by_its_answers(monkeypatch, tmp_path):
+    result = RowAgreement("a.tflite", "litert-int8", 9, 9, 0, 0.6, 0.1, [], relative_difference=0.1)
+    monkeypatch.setattr(row_verify, "run_clean", lambda *_, **options: {"span_f1": 0.0})
+    facts = {"task": {"name": "tag", "settings": {"kind": "spans"}, "room": 9}, "max_prompt_tokens": 9}
+    expected = {"figures": json.dumps({"span_f1": 0.0}), "sizes": np.array([3])}
+    row_verify._hold_to_figures(result, expected, {"real": []}, facts, tmp_path, [], tmp_path, ())
+    assert result.metric == "agreement" and not result.ok

@@ -74,6 +74,8 @@ def test_its_figures_are_those_of_the_task(run, rows, tmp_path, capsys):
     many.write_text("body\n" + "berry\n" * 300)
     assert seqlm_cli.main(["predict", str(run), "--data", str(many), "--columns", "text=body"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 300
+    assert seqlm_cli.main(["predict", str(run), "--text", "berry", "berry " * 1000]) == 0  # more than is read of a text
+    assert [json.loads(line)["truncated"] for line in capsys.readouterr().out.splitlines()] == [False, True]
 
 
 def test_killed_and_gone_on_it_is_the_run_left_alone(run, rows, tmp_path):

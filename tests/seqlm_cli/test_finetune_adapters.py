@@ -163,7 +163,9 @@ def test_the_best_is_that_of_the_task_s_metric(rows, base, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["transformer", "lstm"])
 def test_the_best_of_a_run_from_scratch_is_kept_and_every_checkpoint_is_read(rows, tmp_path, kind):
     folder = tmp_path / "run"
-    assert finetune(rows, folder, *SMALL[2:6], "--model", kind, "--tokenizer", "byte", "--early-stopping", "9", *MORE) == 0
+    assert (
+        finetune(rows, folder, *SMALL[2:6], "--model", kind, "--tokenizer", "byte", "--early-stopping", "9", *MORE) == 0
+    )
     best = Checkpoints(folder / "checkpoints").best().step
     for which in ("best", best):
         same_weights(tasks.load(folder).model, tasks.load(folder, which).model)

@@ -1,5 +1,6 @@
 """Help, what is said where something is missing, completion, and modules of a user's own."""
 
+import argparse
 import json
 import shlex
 import shutil
@@ -172,3 +173,15 @@ def test_a_json_answer_of_runs_is_written_without_keras(tmp_path):
     shown = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert json.loads((tmp_path / "runs.json").read_text()) == {"runs": []}
+
+
+def test_help_names_the_defaults_that_the_verb_fills_in(capsys):
+    from seqlm_cli import finetune, train
+
+    for verb in (train, finetune):
+        parser = argparse.ArgumentParser()
+        verb.arguments(parser)
+        said = {action.dest: action.help for action in parser._actions}
+        for name in ("tokenizer", "dropout"):
+            assert f"default {verb._DEFAULTS[name]:{'' if name == 'tokenizer' else 'g'}}" in said[name], (verb, name)
+    assert all(f"{rate:g}" in said["learning_rate"] for rate in finetune.LEARNING_RATES.values())

@@ -176,7 +176,7 @@ def test_a_run_of_sources_is_a_task_that_writes_of_them(of_sources, text, tmp_pa
         (["evaluate", str(of_sources), "--text", str(text), "--stride", "4"], "--stride is for models that write on"),
         (
             ["export", str(of_sources), "--to", "saved-model"],
-            "holds a TextToText, and exports are of tasks that write text",
+            "holds a TextToText, whose model reads a source",
         ),
     ):
         assert seqlm_cli.main(words) == 2

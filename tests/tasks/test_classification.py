@@ -107,6 +107,14 @@ def test_an_empty_label_is_a_broken_row_and_no_class(empty):
     assert "label is empty" in str(rows.bad)
 
 
+@pytest.mark.parametrize("given", ["a text", b"a text", {"text": "a text"}])
+def test_one_text_is_no_list_of_texts(given):
+    """Its characters would be answered one by one."""
+    task = tasks.TextClassification.begin_with(ROWS, KINDS["causal"](), ByteTokenizer())
+    with pytest.raises(ValueError, match=r"write predict\(\[...\]\)"):
+        task.predict(given)
+
+
 def test_an_encoder_decoder_is_no_backbone_and_its_encoder_is():
     model = Seq2SeqLM(260, encoder="gru", size="nano", hidden_dim=16)
     with pytest.raises(ValueError, match="give its encoder"):
