@@ -15,7 +15,7 @@ import textwrap
 
 import pytest
 from forked import Forks, quick_xla_flags
-from sentences import PROMPTS, SENTENCES, train_on_sentences
+from sentences import PROMPTS, READ, SENTENCES, train_on_sentences
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -239,7 +239,7 @@ def saved_model(once, run_folder, fast_exports):
 
     def make(path, name):
         with fast_exports():
-            export.saved_model(run_folder(name), path, max_new_tokens_limit=80)
+            export.saved_model(run_folder(name), path, max_new_tokens_limit=80, max_prompt_tokens=_READ.get(name))
 
     return lambda name: str(once(f"saved_models/{name}/1", lambda path: make(path, name)))
 
@@ -251,13 +251,17 @@ def litert(once, run_folder, fast_exports):
 
     def make(path, name, quantize):
         with fast_exports():
-            assert export.litert(run_folder(name), path.with_name(f"{name}.tflite"), quantize) == path
+            options = {"quantize": quantize, "max_prompt_tokens": _READ.get(name)}
+            assert export.litert(run_folder(name), path.with_name(f"{name}.tflite"), **options) == path
 
     def get(name, quantize="none"):
         file = f"litert/{name}.tflite" if quantize == "none" else f"litert/{name}-{quantize}.tflite"
         return str(once(file, lambda path: make(path, name, quantize), lock=f"litert/{name}"))
 
     return get
+
+
+_READ = dict.fromkeys(("gru", "lstm"), READ)
 
 
 @pytest.fixture(scope="session")

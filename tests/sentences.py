@@ -4,6 +4,7 @@ tested with."""
 ARCHITECTURES = ("rnn", "gru", "lstm", "transformer")
 QUANTIZED = ("lstm", "transformer")  # those exported as int8 and float16 as well
 CONTEXT = 64  # of the Transformer
+READ = 256  # ids of a prompt that artifacts of the GRU and the LSTM read; that of the RNN reads 4096, the default
 SENTENCES = (
     "the cat sat on the mat and looked at the moon.",
     "a dog ran over the hill to the old red barn.",

@@ -9,6 +9,7 @@ import re
 import shutil
 
 import numpy as np
+from sentences import READ
 
 from seqlm_runtime.lite_file import BUILTINS, parse_lite_file
 from seqlm_runtime.op_gate import SIDECAR
@@ -807,7 +808,7 @@ STRANGE = (
     ("test_vectors.random", [], "says test_vectors.random [], and the model"),
     ("test_vectors.more", [], "has test_vectors.more"),
     ("more", 1, "has 'more', which no export of ours writes"),
-    ("max_prompt_tokens", 1, "says max_prompt_tokens 1, and in context 4096"),
+    ("max_prompt_tokens", 1, "says max_prompt_tokens 1, and in context 256"),
 )
 
 
@@ -859,11 +860,11 @@ def no_vectors(artifact, marker):
 
 @tampering(SAVED_MODEL, "truncated is True, and of the model False")
 def reads_less_than_it_says(artifact, marker):
-    """All of its sidecar fits together, and its graph reads 4096 ids of a prompt."""
+    """All of its sidecar fits together, and its graph reads 256 ids of a prompt."""
     from keras_seqlm.tokenizers import ByteTokenizer
     from seqlm_runtime.prompts import byte_limits
 
-    content, most = json.loads((artifact / SIDECAR).read_text()), 5000
+    content, most = json.loads((artifact / SIDECAR).read_text()), 300
     content = changed(content, "context.max_prompt_tokens", most)
     content = changed(content, "context.prompt_bytes", list(byte_limits(ByteTokenizer(), most)))
     seal(artifact, **content | {"max_prompt_tokens": most})
@@ -891,7 +892,7 @@ def logits_without_bounds(meta, graph, functions, marker):
     for part in of(functions, "__inference_text_logits").node_def:
         if part.op == "Const" and part.attr["value"].tensor.dtype == INT:
             value = tf.make_ndarray(part.attr["value"].tensor)
-            if value.shape == () and value == 4096 + 80:
+            if value.shape == () and value == READ + 80:
                 part.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.int32(2**30)))
                 numbers += 1
     assert numbers, "it has no bound"

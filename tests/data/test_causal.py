@@ -310,7 +310,7 @@ class Losses(keras.callbacks.Callback):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("num_tokens, epochs", [(1000, 3), (250, 3)])
+@pytest.mark.parametrize("num_tokens, epochs", [(500, 3), (250, 3)])
 def test_fit_sees_the_same_steps_either_way(make, num_tokens, epochs):
     runs = []
     for kind in ("items", "tf.data", "by hand"):

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from sentences import CONTEXT, PROMPTS
+from sentences import CONTEXT, PROMPTS, READ
 
 from keras_seqlm.generation import score
 from seqlm_runtime import LiteRTModel
@@ -25,7 +25,7 @@ def ids_of(answer):
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 def test_a_long_prompt_is_read_alike_by_model_server_and_phone(saved_model, litert, trained, serve, name):
-    most = {"lstm": 4096, "transformer": CONTEXT - 1}[name]
+    most = {"lstm": READ, "transformer": CONTEXT - 1}[name]
     prompts = [LONG, LONG[: most - 1], LONG[:most], "é" * most + "the cat", "a dog"]
     wanted = trained(name).write(prompts, 8, max_prompt_tokens=most)
     assert [text.truncated for text in wanted] == [True, False, True, True, False]
@@ -54,7 +54,7 @@ def test_the_prompt_beats_the_number_of_new_tokens(saved_model, trained, serve):
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
 def test_a_score_counts_the_last_token_and_says_what_it_left_out(saved_model, trained, serve, name):
-    task, longest = trained(name), {"lstm": 4096, "transformer": CONTEXT}[name]
+    task, longest = trained(name), {"lstm": READ, "transformer": CONTEXT}[name]
     texts = ["", "x" * longest, "x" * (longest + 1), LONG * 2]
     (answer,) = serve(saved_model(name), [("score", {"text": [latin(text) for text in texts]})])
     assert answer["num_tokens"] == [0, longest, longest, longest]
@@ -73,7 +73,7 @@ LOGITS = {
 }
 
 
-@pytest.mark.parametrize(("name", "longest"), [("lstm", 4096 + 80), ("transformer", CONTEXT)])
+@pytest.mark.parametrize(("name", "longest"), [("lstm", READ + 80), ("transformer", CONTEXT)])
 def test_logits_of_what_the_model_does_not_read_are_refused(saved_model, serve, name, longest):
     """They were wrong numbers: the last row of a table for an id or a position beyond it."""
     beyond = ([[5] * (longest + 1)], [1], f"this model reads {longest} tokens at most")

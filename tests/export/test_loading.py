@@ -132,18 +132,18 @@ def test_a_quantised_layer_that_is_not_known_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="TensorFlow's C library is used on Linux only")
-def test_artifacts_of_quantised_models(tmp_path):
+def test_artifacts_of_quantised_models(uncompiled, tmp_path):
     """They agree with the model as `verify` reads it, and with the quantised one, which takes no part in the export."""
     import tensorflow as tf
 
     model = new_model("lstm", 260, num_layers=1)
     model.quantize(config=keras.quantizers.Int8QuantizationConfig(activation_quantizer=None))
     TextGeneration(model, ByteTokenizer()).save(tmp_path / "run")
-    saved = export.saved_model(tmp_path / "run", tmp_path / "lstm" / "1")
+    saved = export.saved_model(tmp_path / "run", tmp_path / "lstm" / "1", 16, max_prompt_tokens=32)
     ids = ids_of(2, 9, vocabulary_size=260)
     artifact = tf.saved_model.load(str(saved))
     logits = artifact.signatures["logits"](token_ids=tf.constant(ids), lengths=tf.constant([9, 9]))["logits"]
     np.testing.assert_allclose(logits.numpy(), array(model(ids)), atol=1e-4)
-    file = export.litert(tmp_path / "run", tmp_path / "lstm.tflite")
+    file = export.litert(tmp_path / "run", tmp_path / "lstm.tflite", max_prompt_tokens=32)
     report = export.verify(tmp_path / "run", saved, file, prompts=["", "the cat"])
     assert report.ok and all(agreement.exact for agreement in report), str(report)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import array
-from sentences import ARCHITECTURES, PROMPTS
+from sentences import ARCHITECTURES, PROMPTS, READ
 
 from keras_seqlm import export
 from keras_seqlm.export.inspection import forbidden_ops
@@ -88,7 +88,7 @@ def test_signatures_are_those_that_are_promised(saved_model, name):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_served_text_is_the_models_text(saved_model, trained, serve, name):
     task, prompts = trained(name), list(PROMPTS[:8])
-    long = "the cat sat on the mat. " * 12
+    long = "the cat sat on the mat. " * 10
     served, default, alone, again, score, cut = serve(
         saved_model(name),
         [
@@ -203,13 +203,13 @@ def test_no_request_fails_or_gives_what_is_no_text(saved_model, trained, serve, 
 
 @pytest.mark.slow
 def test_the_compiled_signature_writes_the_same(saved_model, serve):
-    for name in ("lstm", "transformer"):
-        wish = request(list(PROMPTS[:8]), **MIXED)
-        plain, compiled = serve(saved_model(name), [("generate", wish), ("generate_xla", wish)], xla=True)
-        assert ids_of(plain) == ids_of(compiled) and plain["generated_text"] == compiled["generated_text"]
-        assert plain["truncated"] == compiled["truncated"]
-    (nothing,) = serve(saved_model("lstm"), [("generate_xla", request([]))], xla=True)  # compiled for one row
-    assert nothing["generated_text"] == []
+    """That of every architecture writes what the model does in `test_every_artifact_agrees_with_its_model`."""
+    wish = request(list(PROMPTS[:8]), **MIXED)
+    requests = [("generate", wish), ("generate_xla", wish), ("generate_xla", request([]))]
+    plain, compiled, nothing = serve(saved_model("lstm"), requests, xla=True)
+    assert ids_of(plain) == ids_of(compiled) and plain["generated_text"] == compiled["generated_text"]
+    assert plain["truncated"] == compiled["truncated"]
+    assert nothing["generated_text"] == []  # compiled for one row
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -244,7 +244,9 @@ def test_what_lies_in_the_folder(saved_model):
         "variables/variables.index",
     ]
     assert sidecar["max_length"] is None and sidecar["model"] == "RecurrentLM" and len(sidecar["tokenizer_hash"]) == 16
-    assert sidecar["max_prompt_tokens"] == 4096
+    assert sidecar["max_prompt_tokens"] == READ
+    default = pathlib.Path(saved_model("rnn"), "assets.extra", "seqlm.json")
+    assert json.loads(default.read_text())["max_prompt_tokens"] == 4096
 
 
 def test_nothing_of_it_writes_and_every_loader_of_tensorflow_reads_it(saved_model, in_fork, tmp_path):

@@ -737,7 +737,7 @@ SMALL = {"max_new_tokens_limit": 16, "max_prompt_tokens": 32}  # of artifacts th
 
 @linux_only
 @pytest.mark.slow
-def test_a_task_in_memory_in_mixed_precision_and_prompts_of_ones_own(trained, tmp_path):
+def test_a_task_in_memory_in_mixed_precision_and_prompts_of_ones_own(trained, uncompiled, tmp_path):
     task = trained("lstm", "mixed_bfloat16")
     artifact = export.saved_model(task, tmp_path / "mixed" / "1", **SMALL)
     report = export.verify(task, artifact, prompts=["", "a dog"])
@@ -759,7 +759,7 @@ class Doubled(keras_seqlm.models.RecurrentLM):
 
 @linux_only
 @pytest.mark.slow
-def test_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_a_model_of_ones_own(uncompiled, tmp_path, monkeypatch, capsys):
     import seqlm_cli
     from keras_seqlm.tasks import TextGeneration
     from keras_seqlm.tokenizers import ByteTokenizer

@@ -13,6 +13,7 @@ import subprocess
 import numpy as np
 import pytest
 from helpers import randomize
+from sentences import READ
 
 from keras_seqlm import export, models, tasks
 from keras_seqlm import tokenizers as kinds
@@ -429,8 +430,8 @@ def test_a_prompt_is_cut_as_in_python(java, litert, name):
         "Zoë " * 1500,
         "中文" * 900,
         "x" + "😀" * 1100,
-        "a" * 4095,
-        "a" * 4096,
+        "a" * (READ - 1),
+        "a" * READ,
     ):
         got = java.ask("generate", prompt=prompt, max_new_tokens=7, options=OFF)
         wanted = model.generate(prompt, max_new_tokens=7)
