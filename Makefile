@@ -33,7 +33,11 @@ JAX_ONCE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(SAID)/jax_cache JAX_PERSISTENT
   JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 test-tensorflow test-jax test-torch: $(VENV)/.dev
 	@mkdir -p $(SAID); name=$(@:test-%=%); echo "tests on $$name begin; what they say is in $(SAID)/$$name"; \
-	case $$name in tensorflow) which="not soak and not alone" more="-n 2 --dist loadfile";; *) which="backends and not soak" more=;; esac; \
+	case $$name in \
+	  tensorflow) which="(not neutral or backends or tensorflow) and not soak and not alone" more="-n 2 --dist loadfile";; \
+	  jax) which="backends and not tensorflow and not soak" more=;; \
+	  torch) which="(backends or neutral) and not tensorflow and not soak" more=;; \
+	esac; \
 	KERAS_BACKEND=$$name $(ONE_THREAD) $(JAX_ONCE) $(PYTEST) -m "$$which" $$more --durations=10 > $(SAID)/$$name 2>&1; code=$$?; \
 	echo "tests on $$name end: $$(tail -n 1 $(SAID)/$$name)"; exit $$code
 

@@ -315,7 +315,7 @@ LONG_LINE = """
 @pytest.mark.parametrize(
     ("kind", "size", "most"),
     [
-        pytest.param("byte", 64, 80, id="byte-64MB"),
+        pytest.param("byte", 64, 80, id="byte-64MB", marks=pytest.mark.soak),
         pytest.param("bpe", 4, 400, id="bpe-4MB", marks=pytest.mark.slow),
         pytest.param("byte", 1000, 80, id="byte-1GB", marks=pytest.mark.soak),
         pytest.param("bpe", 64, 512, id="bpe-64MB", marks=pytest.mark.soak),

@@ -18,7 +18,7 @@ from seqlm_cli.report_page import EXPECTATION, write_page
 
 @pytest.mark.slow
 def test_the_demo_ends_well(tmp_path, monkeypatch, capsys, fast_exports):
-    # One of the three: a Transformer goes the same way, of the same size, in guides/from_text_to_phone.py.
+    # One of the three: a Transformer is exported and verified in tests/export/test_verify.py.
     monkeypatch.setattr(demo, "MODELS", {"lstm": demo.MODELS["lstm"]})
     runs, saved_models = tmp_path / "runs" / "demo", tmp_path / "saved_models"
     words = ["demo", "--steps", "3", "--runs", str(runs), "--saved-models", str(saved_models)]

@@ -24,7 +24,7 @@ def test_every_guide_has_a_test_here():
     assert {path.stem for path in [*GUIDES.glob("*.py"), *GUIDES.glob("[a-z]*/")]} <= tests
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # the demo and the README go the same way in `make test`
 def test_from_text_to_phone(tmp_path, capsys, fast_exports):
     with fast_exports():
         report = guide("from_text_to_phone").main(tmp_path, steps=3)

@@ -85,6 +85,20 @@ class Batches(keras.utils.PyDataset):
         """Refuse a batch of the epoch that may not be read now; here any may."""
 
     @property
+    def workers(self):
+        return super().workers
+
+    @workers.setter
+    def workers(self, value):
+        if value > 1 and keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                "On jax and torch Keras builds a model on the first batch and then begins to read anew, which worker threads "
+                "do not hear of: batches come twice, and others never. Leave `workers` 1, or read ahead by "
+                "`as_tf_dataset()`."
+            )
+        self._workers = value
+
+    @property
     def use_multiprocessing(self):
         return False
 

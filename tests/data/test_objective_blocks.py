@@ -6,6 +6,7 @@ import pickle
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 
 from keras_seqlm.data import Denoising, Masked, ObjectiveBlocks, PrefixLM, objective_blocks, prepared
 from keras_seqlm.data.objective_blocks import RowsOfText
@@ -13,6 +14,8 @@ from keras_seqlm.data.prepared import OBJECTIVES
 from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.models import MaskedLM, RecurrentEncoder, RecurrentLM, TransformerEncoder, TransformerLM
 from keras_seqlm.tokenizers import ByteTokenizer
+
+pytestmark = pytest.mark.neutral
 
 LAYOUTS = [(name, layout) for name, kind in OBJECTIVES.items() for layout in kind.layouts]
 LENGTH = 40
@@ -189,8 +192,7 @@ def model_for(name, kind, vocabulary_size):
     return model
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name, kind", [("masked", "transformer"), ("masked", "gru"), ("prefix", "gru")])
+@pytest.mark.parametrize("name, kind", on_all([("masked", "transformer"), ("masked", "gru"), ("prefix", "gru")], 1))
 def test_evaluate_is_the_mean_over_all_targets(make, name, kind):
     """The loss that Keras reports, against that of each target by itself, in float64."""
     _, validation = make(name, batch_size=5, validation_fraction=0.25)

@@ -14,6 +14,8 @@ from keras_seqlm.data.objectives import runs_of
 from keras_seqlm.data.vocabulary import Vocabulary
 from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer, CharacterTokenizer, WordPieceTokenizer
 
+pytestmark = pytest.mark.neutral
+
 BOS, EOS = 1, 2
 ROWS = 1500
 

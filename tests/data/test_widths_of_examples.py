@@ -6,6 +6,8 @@ import pytest
 
 from keras_seqlm.data import Examples
 
+pytestmark = pytest.mark.neutral
+
 
 def examples(sizes, **options):
     inputs = [{"token_ids": [4 + i % 50] * size} for i, size in enumerate(sizes)]

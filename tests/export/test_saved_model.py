@@ -330,3 +330,26 @@ def test_a_failed_export_leaves_nothing(run_folder, tmp_path):
     with pytest.raises(ValueError, match=r"model\.keras is damaged"):
         export.saved_model(run, tmp_path / "books" / "1")
     assert list((tmp_path / "books").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_trained_under_jax(corpus, in_fork, serve, tmp_path):
+    """Its export, which TensorFlow makes, gives the logits that it has on JAX."""
+    pytest.importorskip("jax")
+    script = """
+        import json, sys
+        del sys.modules["tensorflow"]  # which has been kept from being imported, to save time
+        import keras, numpy as np
+        sys.path.insert(0, sys.argv[1])
+        from sentences import train_on_sentences
+        from keras_seqlm import export
+        task = train_on_sentences(sys.argv[2], "gru", "float32")
+        export.saved_model(task, sys.argv[3], max_new_tokens_limit=16, max_prompt_tokens=32)
+        logits = task.model(np.array(json.loads(sys.argv[4]), "int32"))
+        print(json.dumps([keras.backend.backend(), np.asarray(logits).tolist()]))
+    """
+    ids, path = [[1, *b"the cat sat"], [1, *b"a dog ran\n\n"]], tmp_path / "jax" / "1"
+    backend, logits = in_fork(script, pathlib.Path(__file__).parents[1], corpus, path, json.dumps(ids), backend="jax")
+    (answer,) = serve(str(path), [("logits", {"token_ids": ids, "lengths": [len(row) for row in ids]})])
+    assert backend == "jax" and np.ptp(logits) > 1
+    np.testing.assert_allclose(answer["logits"], logits, atol=1e-4)

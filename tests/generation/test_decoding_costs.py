@@ -13,6 +13,8 @@ from keras_seqlm.generation.compiled import traces
 from keras_seqlm.generation.score import log_probabilities
 from keras_seqlm.models import TransformerLM
 
+pytestmark = pytest.mark.neutral
+
 host = importlib.import_module("keras_seqlm.generation.generate")
 BACKEND = keras.backend.backend()
 

@@ -3,6 +3,7 @@ import importlib
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import (
     CONTEXT,
     MODELS,
@@ -23,6 +24,8 @@ from keras import ops
 from keras_seqlm.generation import generate as generate_alone
 from keras_seqlm.generation.compiled import traces
 from keras_seqlm.models import TransformerLM
+
+pytestmark = pytest.mark.neutral
 
 host = importlib.import_module("keras_seqlm.generation.generate")  # the package shows the function of that name
 PROMPTS = [ids_of(n, seed=n).tolist() for n in (3, 1, 8, 5)]
@@ -160,8 +163,7 @@ def test_greedy_is_the_argmax_of_whole_passes(name):
 OPTIONS = {"temperature": [0.0, 1.5, 0.8, 1.2], "seed": [1, 2, 3, 4]}
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", on_all(EVERYWHERE, "rotary"))
 def test_a_row_alone_is_the_row_in_a_batch_sampled_or_greedy(name):
     model = tiny(name)
     together = texts(generate(model, PROMPTS, 10, eos_id=None, **OPTIONS))
@@ -197,8 +199,7 @@ def test_a_model_writes_one_text_or_a_list():
     assert model.generate([]) == []
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", on_all(EVERYWHERE, "rotary"))
 def test_prompts_and_limits_of_one_bucket_share_a_trace(name):
     model = new_model(name)
     for length, count in ((3, 1), (9, 7), (16, 16), (1, 9)):
@@ -246,8 +247,7 @@ def test_a_huge_limit_stops_at_the_end_of_the_context():
         assert_written_by(model, prompt, result.token_ids)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["lstm", "learned"])
+@pytest.mark.parametrize("name", on_all(["lstm", "learned"], "lstm"))
 def test_a_prompt_is_read_up_to_the_ids_that_are_allowed(name):
     model, prompt = tiny(name), ids_of(20)
     results = generate(model, [prompt, prompt[:5]], 4, eos_id=None, max_prompt_tokens=6)

@@ -4,6 +4,8 @@ from helpers import CONTEXT, VOCABULARY, ids_of, tiny, whole_logits
 
 from keras_seqlm.generation import score
 
+pytestmark = pytest.mark.neutral
+
 
 def log_probabilities(model, ids):
     logits = whole_logits(model, ids)[:-1].astype("float64")

@@ -8,6 +8,8 @@ from keras_seqlm.layers import RecurrentStack
 from keras_seqlm.layers.recurrent import STATE_NAMES
 from keras_seqlm.layers.recurrent_loops import scan
 
+pytestmark = pytest.mark.neutral
+
 EVERYWHERE = pytest.mark.backends
 CELLS = ("rnn", "gru", "lstm")
 FEATURES, HIDDEN = 5, 6

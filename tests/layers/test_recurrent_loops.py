@@ -3,11 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from cases import on_all, some_of
 from helpers import array, randomize
 from keras import ops
 
 from keras_seqlm.layers import RecurrentStack, recurrent, recurrent_loops
 from keras_seqlm.layers.recurrent_loops import run_in_torch, scan, scan_by_hand
+
+pytestmark = pytest.mark.neutral
 
 EVERYWHERE = pytest.mark.backends
 BACKEND = keras.backend.backend()
@@ -89,8 +92,7 @@ CASES = {
 }
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", on_all(CASES, "padding and borders"))
 @pytest.mark.parametrize("cell", GATES)
 def test_gradient_by_hand_is_the_gradient_of_the_scan(cell, case, monkeypatch):
     monkeypatch.setattr(recurrent_loops, "UNROLL", 3)  # which does not divide the steps
@@ -107,8 +109,7 @@ def test_gradient_by_hand_is_the_gradient_of_the_scan(cell, case, monkeypatch):
             np.testing.assert_array_equal(first, second)
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", on_all(GATES, "gru"))
 def test_padding_is_what_torch_packs_away(cell):
     """Outputs, last state and gradients of padded rows are those of `torch.nn` on a `PackedSequence`."""
     torch = pytest.importorskip("torch")
@@ -155,8 +156,7 @@ def test_padding_is_what_torch_packs_away(cell):
     np.testing.assert_allclose(gates(d_recurrent_kernel), twin.weight_hh_l0.grad, atol=1e-5)
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", on_all(GATES, "lstm"))
 def test_training_a_stack_is_training_the_keras_layers(cell):
     stack = RecurrentStack(cell, HIDDEN, num_layers=2, use_cudnn=False)
     stack.build((None, None, FEATURES))
@@ -188,8 +188,7 @@ def test_training_a_stack_is_training_the_keras_layers(cell):
     assert_equal(value_and_gradients(loss(by_the_stack), *given), value_and_gradients(loss(by_the_layers), *given))
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", on_all(GATES, "lstm"))
 def test_half_precision(cell):
     """Products in bfloat16, state and gates in float32: near the gradient of float32, and as near as the scan."""
     x, state, weights = arguments(cell)
@@ -285,8 +284,7 @@ def test_which_loop_runs(monkeypatch):
     assert calls == ["scan_by_hand"]  # for the state stays in float32
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("cell", on_all(GATES, "lstm"))
 def test_a_symbolic_call_knows_the_shapes(cell):
     inputs = keras.Input((None, FEATURES))
     outputs, state = RecurrentStack(cell, HIDDEN, num_layers=2)(inputs, training=True)
@@ -303,7 +301,8 @@ def model_of(cell, borders, **options):
     return model
 
 
-@pytest.mark.parametrize("borders", [False, True], ids=["whole", "borders"])
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("borders", some_of([False, True], 1), ids=["whole", "borders"])
 @pytest.mark.parametrize("cell", GATES)
 def test_sizes_that_tensorflow_does_not_know(cell, borders):
     """Batch and time unknown while the step is traced; batches of two sizes."""
@@ -326,6 +325,7 @@ def test_sizes_that_tensorflow_does_not_know(cell, borders):
         np.testing.assert_allclose(array(found), array(expected), atol=1e-6)
 
 
+@pytest.mark.tensorflow
 def test_xla_trains_as_the_graph_does():
     trained = []
     for jit_compile in (False, True):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array, randomize
 from keras import ops
 
@@ -18,6 +19,8 @@ from keras_seqlm.models import (
     TransformerLM,
     backbone_of,
 )
+
+pytestmark = pytest.mark.neutral
 
 VOCABULARY, WIDTH, HEADS = 50, 16, 4
 SMALL = {"size": "nano", "num_layers": 2, "hidden_dim": WIDTH}
@@ -85,9 +88,8 @@ def test_what_a_token_knows_of_those_behind_it(name):
     assert (np.abs(before - after)[:, :6].max() > 1e-4) is np.bool_(not model.causal)
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("head", HEADS_OF)
-@pytest.mark.parametrize("name", ["bert", "bidirectional", "causal"])
+@pytest.mark.parametrize("name", on_all(["bert", "bidirectional", "causal"], "bidirectional"))
 def test_heads_answer_a_row_alone_as_beside_others_and_come_back_from_a_file(tmp_path, name, head):
     model = HEADS_OF[head](built(name))
     model.build()
@@ -129,8 +131,7 @@ def test_a_span_is_found_in_the_context_alone():
     assert (logits[:, 0] > -1e29).tolist() == possible.tolist() == (logits[:, 1] > -1e29).tolist()
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("untie", [False, True])
+@pytest.mark.parametrize("untie", on_all([False, True], 1))
 def test_a_head_trains_what_it_reads_and_leaves_the_logits_of_the_backbone(untie):
     """Weight decay would pull them to zero, and Keras warns of weights without a gradient."""
     backbone = RecurrentLM(VOCABULARY, **SMALL, cell="gru", tie_embedding=not untie)

@@ -21,6 +21,8 @@ from keras import ops
 
 from keras_seqlm.models import LanguageModel, RecurrentLM
 
+pytestmark = pytest.mark.neutral
+
 TOLERANCE = 1e-5
 ON_ALL_BACKENDS = ("lstm", "rotary")
 MARKED = [pytest.param(name, marks=pytest.mark.backends) if name in ON_ALL_BACKENDS else name for name in MODELS]
@@ -300,6 +302,7 @@ def test_what_a_subclass_must_write():
             call()
 
 
+@pytest.mark.tensorflow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's functions may not make variables")
 def test_tensorflow_traces_a_training_step_once():
     """The optimizer's variables are there before: the step that makes them would be traced anew without them."""

@@ -12,6 +12,8 @@ from keras_seqlm.losses import CrossEntropy
 from keras_seqlm.models import Classifier, MaskedLM, RecurrentEncoder, TransformerEncoder, add_lora, merge_lora
 from keras_seqlm.models.adapters import base_of, learned, parts_of, without_adapters
 
+pytestmark = pytest.mark.neutral
+
 ATTENTION = ["q", "k", "v", "output", "feed_forward", "embedding"]
 RECURRENT = ["input", "recurrent", "embedding"]
 

@@ -5,12 +5,15 @@ import json
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import MODELS, array, compile_plainly, ids_of, logits_without_state, new_model, randomize, run
 
 from keras_seqlm.layers import TokenEmbedding, TransformerBlock
 from keras_seqlm.layers.quantization import float_weights, quantizable_parts
 from keras_seqlm.losses import FusedCrossEntropy
 from keras_seqlm.models import LanguageModel
+
+pytestmark = pytest.mark.neutral
 
 IDS = ids_of(2, 9)
 WEIGHTS_ALONE = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
@@ -121,8 +124,7 @@ def test_the_config_says_what_is_quantised(name):
     assert found == expected
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["lstm", "rotary"])
+@pytest.mark.parametrize("name", on_all(["lstm", "rotary"], "lstm"))
 def test_saved_and_read(name, tmp_path):
     model = quantized(name, num_layers=1)
     twin = reloaded(model, tmp_path)
@@ -278,8 +280,7 @@ def test_a_model_of_ones_own_whose_layers_have_no_names(tmp_path):
     np.testing.assert_array_equal(logits_of(twin), logits_of(model))
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["lstm", "rotary"])
+@pytest.mark.parametrize("name", on_all(["lstm", "rotary"], "lstm"))
 def test_keras_exports_what_was_read(name, tmp_path):
     twin = reloaded(quantized(name, num_layers=1) if name == "rotary" else new_model(name, num_layers=1), tmp_path)
     if BACKEND == "torch":
@@ -302,6 +303,7 @@ def test_keras_exports_what_was_read(name, tmp_path):
     np.testing.assert_allclose(artifact.serve(IDS[:1, :5]).numpy(), expected[:1, :5], atol=2e-5)
 
 
+@pytest.mark.tensorflow
 def test_keras_exports_to_litert(tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 

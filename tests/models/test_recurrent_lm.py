@@ -1,9 +1,12 @@
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import CONTEXT, array, arrays, compile_plainly, cross_entropy, ids_of, new_model, run, tiny, whole_logits
 
 from keras_seqlm.models import RECURRENT_SIZES, SIZES, RecurrentLM
+
+pytestmark = pytest.mark.neutral
 
 
 def test_size_sets_what_is_not_given():
@@ -203,8 +206,7 @@ def test_bad_options(options, message):
         RecurrentLM(50, **options)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", on_all(["rnn", "gru", "lstm"], "lstm"))
 def test_weights_in_half_precision(cell):
     model = RecurrentLM(20, cell=cell, num_layers=1, hidden_dim=8, dtype="bfloat16")
     logits = model(np.ones((2, 3), "int32"))

@@ -25,6 +25,8 @@ from reference_weights import weights_of
 
 from keras_seqlm.models import RecurrentLM, TransformerLM
 
+pytestmark = pytest.mark.neutral
+
 # name -> (a model of helpers.MODELS, what differs from it). Between them every option, and those that meet somewhere.
 LLAMA3 = {
     "type": "llama3",

@@ -14,6 +14,8 @@ from helpers import MODELS, SUPPRESSED, array, arrays, assert_same_text, compile
 from keras_seqlm.layers import RecurrentStack, TokenEmbedding, TransformerBlock
 from keras_seqlm.models import RecurrentLM, TransformerLM
 
+pytestmark = pytest.mark.neutral
+
 ROOT = pathlib.Path(__file__).parents[2]
 IDS = ids_of(2, 9)
 PROMPTS = [[4, 9, 6], [12, 5, 5, 30, 8, 7, 6]]

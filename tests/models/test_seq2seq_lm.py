@@ -23,6 +23,8 @@ from keras_seqlm.models import (
 from keras_seqlm.models.adapters import learned, parts_of
 from keras_seqlm.training.layer_rates import layer_factors
 
+pytestmark = pytest.mark.neutral
+
 VOCABULARY, WIDTH, HEADS, CONTEXT = 40, 16, 4, 24
 SMALL = {"size": "nano", "num_layers": 2, "hidden_dim": WIDTH}
 TRANSFORMER = {**SMALL, "num_heads": HEADS, "max_length": CONTEXT}
@@ -34,7 +36,7 @@ MODELS = {
     "to_lstm": {**TRANSFORMER, "decoder": "lstm", "source_vocabulary_size": 50},
     "from_gru": {**TRANSFORMER, "encoder": "gru", "decoder": "transformer", "tie_embedding": False},
 }
-ON_ALL_BACKENDS = ("transformer", "additive", "general")
+ON_ALL_BACKENDS = ("transformer", "additive")
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.backends) if name in ON_ALL_BACKENDS else name for name in MODELS]
 )

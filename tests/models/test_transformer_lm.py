@@ -4,6 +4,8 @@ from helpers import array, ids_of, new_model, tiny
 
 from keras_seqlm.models import SIZES, TRANSFORMER_SIZES, TransformerLM
 
+pytestmark = pytest.mark.neutral
+
 
 def test_size_sets_what_is_not_given():
     model = TransformerLM(50, size="nano", hidden_dim=48)

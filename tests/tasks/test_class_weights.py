@@ -10,6 +10,8 @@ from keras_seqlm.tasks import TextClassification, TextEmbedding, TokenTagging
 from keras_seqlm.tasks.class_weights import class_weights_of
 from keras_seqlm.tokenizers import ByteTokenizer
 
+pytestmark = pytest.mark.neutral
+
 ROWS = [{"text": f"{word} {i}", "label": word} for word, n in (("card", 6), ("cash", 2)) for i in range(n)]
 SPANS = [{"text": f"at {i} for two", "spans": [{"label": "time", "start": 3, "end": 4}]} for i in range(8)]
 

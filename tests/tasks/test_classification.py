@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 
 from keras_seqlm import tasks
 from keras_seqlm.data import Rows
@@ -10,6 +11,8 @@ from keras_seqlm.metrics import accuracy, bootstrap, macro_f1
 from keras_seqlm.models import Classifier, RecurrentEncoder, RecurrentLM, Seq2SeqLM, TransformerEncoder
 from keras_seqlm.tokenizers import ByteTokenizer
 from keras_seqlm.training import Recipe
+
+pytestmark = pytest.mark.neutral
 
 ROWS = [{"text": f"{word} {number}", "label": word[0]} for number in range(40) for word in ("apple", "berry", "cherry")]
 KINDS = {
@@ -27,8 +30,7 @@ def learned(rows, backbone="lstm", steps=60, **options):
     return task
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("backbone", KINDS)
+@pytest.mark.parametrize("backbone", on_all(KINDS, "lstm"))
 def test_every_kind_of_model_learns_it_and_comes_back(tmp_path, backbone):
     task = learned(ROWS, backbone)
     figures = task.evaluate(ROWS)

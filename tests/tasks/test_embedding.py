@@ -9,6 +9,8 @@ from keras_seqlm.models import Embedder, RecurrentEncoder, TransformerEncoder
 from keras_seqlm.tasks import TextEmbedding, load
 from keras_seqlm.tokenizers import ByteTokenizer
 
+pytestmark = pytest.mark.neutral
+
 WORDS = ["card", "cash", "rate", "pin", "app", "fee", "tax", "atm", "rent", "loan", "bank", "iban"]
 
 

@@ -11,6 +11,8 @@ from keras_seqlm.generation import score
 from keras_seqlm.tasks import evaluate
 from keras_seqlm.tasks.evaluation import CARRIED_TOKENS
 
+pytestmark = pytest.mark.neutral
+
 BOS, EOS = 1, 2
 
 

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array, randomize
 
 from keras_seqlm.data import Masked, ObjectiveBlocks, objective_blocks, pack, prepared
@@ -12,6 +13,8 @@ from keras_seqlm.data.objective_blocks import RowsOfText
 from keras_seqlm.models import MaskedLM, RecurrentEncoder, RecurrentLM, TransformerEncoder
 from keras_seqlm.tasks import FillMask, load
 from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer, WordPieceTokenizer
+
+pytestmark = pytest.mark.neutral
 
 TEXTS = ["It was a d[MASK]rk night", "[MASK]", "no[MASK]y s[MASK]ept", "the end [MASK]"]
 
@@ -29,8 +32,7 @@ def new_task(tokenizer=None, kind="transformer", **options):
     return FillMask(model, tokenizer, **options)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("kind", ["transformer", "gru"])
+@pytest.mark.parametrize("kind", on_all(["transformer", "gru"], "gru"))
 def test_candidates_are_the_models_most_probable_ids_of_each_mask(kind):
     task = new_task(kind=kind)
     results = task.predict(TEXTS, batch_size=3, top_k=4)
@@ -87,8 +89,7 @@ def test_a_tokenizer_that_has_a_mask_keeps_it(tmp_path):
     assert {one.token_id for one in task.predict(["the [MASK]"])[0].candidates[0]} <= {5, 6, 7, 8, 9}
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("kind", ["transformer", "gru"])
+@pytest.mark.parametrize("kind", on_all(["transformer", "gru"], "transformer"))
 def test_an_evaluation_is_that_of_each_masked_token(kind, corpus, tmp_path):
     task = new_task(kind=kind, masked={"share": 0.2})
     found = task.evaluate(corpus, batch_size=7, cache_dir=tmp_path)

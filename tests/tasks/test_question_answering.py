@@ -14,6 +14,8 @@ from keras_seqlm.tasks import QuestionAnswering, load
 from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer
 from seqlm_runtime.windows import placed_tokens
 
+pytestmark = pytest.mark.neutral
+
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 PEOPLE, PLACES = ["Ann", "Zoë", "李明", "Bob 😀"], ["Rome", "北京", "Oslo", "Bonn"]
 

@@ -13,6 +13,8 @@ from keras_seqlm.models import RecurrentEncoder, RecurrentLM, Tagger, Transforme
 from keras_seqlm.tasks import TokenTagging, load
 from keras_seqlm.tokenizers import BytePairTokenizer, ByteTokenizer
 
+pytestmark = pytest.mark.neutral
+
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 NAMES, TIMES = ["Ann", "Zoë", "李明", "Bob"], ["8pm", "9:30", "half past seven 😀"]
 

@@ -16,6 +16,8 @@ from keras_seqlm.models import RecurrentLM
 from keras_seqlm.tasks import Task, TextGeneration, load
 from keras_seqlm.tokenizers import ByteTokenizer, CharacterTokenizer
 
+pytestmark = pytest.mark.neutral
+
 
 def small_model(vocabulary_size=260, **options):
     model = RecurrentLM(vocabulary_size, cell="gru", size="nano", hidden_dim=16, **options)

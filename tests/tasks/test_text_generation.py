@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array, randomize
 from sentences import CONTEXT
 
@@ -17,6 +18,8 @@ from keras_seqlm.tasks.text_generation import _sure
 from keras_seqlm.tokenizers import CHAT_TEMPLATES, BytePairTokenizer, ByteTokenizer
 from seqlm_runtime import LiteRTModel
 from seqlm_runtime.tokenizers.tokenizer import CONFIG_NAME, bytes_of
+
+pytestmark = pytest.mark.neutral
 
 SAMPLED = {"temperature": 0.9, "top_k": 30, "seed": 5}
 
@@ -180,8 +183,9 @@ def streamed(writer, *arguments, **options):
             return pieces, ended.value
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("options", [{}, SAMPLED, {"temperature": 1.2, "seed": 3, "repetition_penalty": 1.2}])
+@pytest.mark.parametrize(
+    "options", on_all([{}, SAMPLED, {"temperature": 1.2, "seed": 3, "repetition_penalty": 1.2}], 1)
+)
 def test_the_pieces_of_a_stream_are_the_text(writer, token_by_token, options):
     (wanted,) = writer.write("It", 20, **options)
     pieces, result = streamed(writer, "It", 20, **options)
@@ -246,6 +250,7 @@ def test_what_is_sure_stays_whatever_follows(kind):
             assert whole.startswith(_sure(tokenizer.decode(ids[:count]), ())), (ids, count)
 
 
+@pytest.mark.tensorflow
 def test_prompt_and_new_text_are_the_whole_text():
     """Of a tokenizer that writes the space between words when it decodes: in Python, in the served graph, on the phone."""
     tokenizer = tokenizers.WordPieceTokenizer.train(texts=["the cat sat on the mat, on a hat " * 8], vocabulary_size=60)

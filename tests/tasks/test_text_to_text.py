@@ -9,6 +9,8 @@ from keras_seqlm.models import Seq2SeqLM
 from keras_seqlm.tasks import TextToText
 from keras_seqlm.tokenizers import ByteTokenizer
 
+pytestmark = pytest.mark.neutral
+
 
 def test_the_loss_is_that_of_the_tokens_of_targets(tmp_path, monkeypatch):
     """Held to NumPy, over rows whose targets are of different lengths."""

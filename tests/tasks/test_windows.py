@@ -16,6 +16,8 @@ from keras_seqlm.tokenizers import (
 )
 from seqlm_runtime.windows import own_parts, placed_tokens, trimmed, windows, windows_of
 
+pytestmark = pytest.mark.neutral
+
 TEXT = (
     "It is the low road at 8:30, 我住在柏林。 Zoë naïve cafe\u0301 😀👩‍👩‍👧 the lowest road; 東京へ行く half past eight\n"
     * 8

@@ -10,6 +10,8 @@ import pytest
 from keras_seqlm.training.callback_state import CallbackStates
 from keras_seqlm.training.plain_values import from_json, to_json
 
+pytestmark = pytest.mark.neutral
+
 
 def saved(*callbacks, wait=5):
     """What a checkpoint holds of these, the first one having waited longest."""

@@ -13,12 +13,15 @@ import time
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array
 from training_toy import Batches, compiled, new_model
 
 from keras_seqlm.training import HistoryCSV, Progress, Recipe, Resume, Run, RunCallback, SampleWriter, read_history
 from keras_seqlm.training.callbacks import _up_to
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
+
+pytestmark = pytest.mark.neutral
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = Recipe(steps=6, batch_size=4, warmup_steps=2, validate_every=2)
@@ -134,8 +137,7 @@ def test_a_run_that_goes_on_takes_back_the_samples_after_its_first_step(tmp_path
     assert path.read_text(encoding="utf-8") == whole + "--- step 6 ---\nanew\n\n"
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("every_steps, within_validation", [(None, True), (2, True), (2, False)])
+@pytest.mark.parametrize("every_steps, within_validation", on_all([(None, True), (2, True), (2, False)], 1))
 def test_the_sample_of_the_step_that_a_run_ended_at_is_written_as_it_goes_on(tmp_path, every_steps, within_validation):
     """Told to end within a validation, or killed after a checkpoint and before the text of its step."""
 

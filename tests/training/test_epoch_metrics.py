@@ -11,7 +11,7 @@ from keras_seqlm.training import Checkpoints, Resume, RollBack
 from keras_seqlm.training.callbacks import RunCallback
 from keras_seqlm.training.epoch_metrics import kinds_of_metrics
 
-pytestmark = [pytest.mark.backends, pytest.mark.usefixtures("eager_steps")]
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 
 class Killed(Exception):

@@ -17,7 +17,7 @@ from keras_seqlm.nesting import innermost
 from keras_seqlm.training import Checkpoints, HistoryCSV, Recipe, Resume, RollBack, read_history
 from keras_seqlm.training.callback_state import CallbackStates
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 RUN = Recipe(steps=20, batch_size=4, warmup_steps=2, learning_rate=0.05, validate_every=2)
 VALIDATION = Batches().batch(1000)
@@ -391,6 +391,7 @@ def test_metrics_of_a_longer_run_that_begins_within_a_piece(tmp_path):
     assert Checkpoints(tmp_path).newest().step == 9
 
 
+@pytest.mark.tensorflow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 def test_a_mirrored_run_is_saved_and_restored(tmp_path):
     """One replica has the kinds of variables that several have."""

@@ -8,6 +8,8 @@ from helpers import array
 from keras_seqlm.checkpoints import Checkpoints
 from keras_seqlm.training import Figures, HistoryCSV, Resume, ValidateAverage, read_history
 
+pytestmark = pytest.mark.neutral
+
 X, Y = np.ones((8, 2), "float32"), np.zeros((8, 1), "float32")
 
 

@@ -7,11 +7,14 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array
 from training_toy import Batches, compiled, new_model
 
 from keras_seqlm.training import Recipe, Resume, RollBack, SafeOptimizer, StopAfterSkipped, TrainingStopped
 from keras_seqlm.training.guards import is_out_of_memory
+
+pytestmark = pytest.mark.neutral
 
 RUN = Recipe(steps=12, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=12, stop_after_skipped=3)
 
@@ -119,8 +122,7 @@ def losses_of(model, data, steps):
     return [float(array(model.test_on_batch(*data.batch(step)))) for step in steps]
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"steps_per_execution": 2}])
+@pytest.mark.parametrize("options", on_all([{}, {"accumulate": 2}, {"steps_per_execution": 2}], 1, 2))
 def test_a_roll_back_knows_the_loss_of_each_step(tmp_path, options):
     """Also after batches that were left out, the first of a piece among them, and where the run goes on within a piece."""
     if "steps_per_execution" in options and keras.backend.backend() == "torch":

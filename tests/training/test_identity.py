@@ -15,7 +15,7 @@ from keras_seqlm.tokenizers import ByteTokenizer
 from keras_seqlm.training import CheckpointError, Checkpoints, Recipe, Resume, SafeOptimizer, WarmupSchedule, list_runs
 from keras_seqlm.training.identity_of_data import data_changes, identity_of_data, identity_of_validation
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 RUN = Recipe(steps=4, batch_size=4, warmup_steps=2, learning_rate=0.05, validate_every=2)
 

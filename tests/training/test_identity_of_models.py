@@ -13,7 +13,7 @@ from keras_seqlm.training import CheckpointError, Checkpoints, Resume
 from keras_seqlm.training.code import code_of
 from keras_seqlm.training.model_config import config_of
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 
 class Total(keras.losses.Loss):

@@ -9,6 +9,8 @@ from keras_seqlm.models import Classifier, RecurrentEncoder, TransformerEncoder,
 from keras_seqlm.training import Recipe, Resume, SafeOptimizer
 from keras_seqlm.training.layer_rates import layer_factors, scale_rates
 
+pytestmark = pytest.mark.neutral
+
 
 def classifier():
     encoder = TransformerEncoder(VOCABULARY, size="nano", num_layers=2, hidden_dim=16, num_heads=2, max_length=CONTEXT)

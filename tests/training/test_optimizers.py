@@ -6,6 +6,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from cases import on_all
 from keras import ops
 from training_toy import VOCABULARY, Batches, compiled, new_model
 
@@ -14,6 +15,8 @@ from keras_seqlm.layers import TokenEmbedding
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training import HistoryCSV, Recipe, read_history
 from keras_seqlm.training.optimizers import decays, is_hidden_matrix, new_optimizer
+
+pytestmark = pytest.mark.neutral
 
 PLAIN = Recipe(
     steps=6, batch_size=4, learning_rate=0.05, schedule="constant", warmup_steps=0, weight_decay=0.2, validate_every=2
@@ -128,8 +131,7 @@ def test_adamw_on_repeated_ids_equals_numpy():
         assert np.abs(wrong - weight).max() > 1e-3, "Keras's own embedding is right now: ours has no reason left"
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["untied", "gru"])
+@pytest.mark.parametrize("name", on_all(["untied", "gru"], "untied"))
 def test_muon_equals_numpy_and_leaves_both_ends_to_adamw(name):
     recipe = dataclasses.replace(PLAIN, optimizer="muon", clip_norm=None)
     model = compiled(recipe, name)
@@ -231,8 +233,7 @@ def test_accumulation_equals_a_larger_batch():
         np.testing.assert_allclose(left, right, rtol=0, atol=1e-5)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", on_all([1, 2], 1))
 def test_the_averaged_weights_are_validated_and_left_in_the_model(accumulate):
     recipe = dataclasses.replace(PLAIN, ema=0.8, accumulate=accumulate)
     held_out = Batches().batch(99)
@@ -270,8 +271,7 @@ def test_validation_gives_the_weights_back_bit_for_bit():
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["bigram", "tied"])
+@pytest.mark.parametrize("name", on_all(["bigram", "tied"], "bigram"))
 def test_label_smoothing_and_z_loss_are_in_the_loss(name):
     recipe = dataclasses.replace(PLAIN, label_smoothing=0.1, z_loss=0.01)
     model = compiled(recipe, name)

@@ -8,11 +8,14 @@ import sys
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from training_toy import LENGTH, VOCABULARY, Batches, compiled, new_model
 
 from keras_seqlm.nesting import innermost
 from keras_seqlm.training import HistoryCSV, Recipe, SafeOptimizer, WarmupSchedule, read_history
 from keras_seqlm.training.optimizers import decays
+
+pytestmark = pytest.mark.neutral
 
 SHORT = Recipe(steps=6, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=1)
 
@@ -89,8 +92,7 @@ def test_scope_seeds_sets_the_precision_and_sets_it_back():
     assert keras.config.dtype_policy().name == before
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["untied", "lstm"])
+@pytest.mark.parametrize("name", on_all(["untied", "lstm"], "lstm"))
 def test_fit_equals_a_loop_over_the_batches(name):
     fitted = SHORT.fit(compiled(SHORT, name), Batches(), progress=False).history["loss"]
     model = compiled(SHORT, name)
@@ -165,8 +167,7 @@ def test_batches_of_another_size_than_the_recipe_says_are_refused():
         SHORT.fit(compiled(SHORT, "bigram"), Batches(rows=6))
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["tied", "gru"])
+@pytest.mark.parametrize("name", on_all(["tied", "gru"], "tied"))
 def test_weight_decay_pulls_at_matrices_and_token_tables_only(name):
     from keras_seqlm.models import RecurrentLM
 
@@ -190,7 +191,7 @@ def test_the_optimizer_has_the_numbers_of_the_recipe():
     assert type(model.optimizer) is SafeOptimizer
     optimizer = innermost(model.optimizer)
     config = optimizer.get_config()
-    assert type(optimizer) is keras.optimizers.Adam
+    assert type(optimizer).__name__ == "Adam"  # torch has a class of its own
     assert (config["beta_1"], config["beta_2"], config["weight_decay"], config["global_clipnorm"]) == (
         0.9,
         0.95,

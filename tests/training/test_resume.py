@@ -10,6 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array
 from training_toy import Batches, compiled, new_model
 
@@ -23,6 +24,8 @@ from keras_seqlm.training import (
     list_runs,
     read_history,
 )
+
+pytestmark = pytest.mark.neutral
 
 RUN = Recipe(steps=10, batch_size=4, warmup_steps=2, learning_rate=0.01, validate_every=4)
 VALIDATION = Batches().batch(1000)
@@ -123,8 +126,7 @@ def left_alone(tmp_path_factory):
     return get
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", on_all(CASES, "accumulated, averaged", "carried state"))
 def test_row_16_and_17_killed_and_gone_on_with(tmp_path, left_alone, case):
     """Killed between two checkpoints, in the middle of a piece, and again in a validation: three processes' worth."""
     name, fields, options = CASES[case]
@@ -146,8 +148,7 @@ def test_a_carried_state_goes_on_within_the_first_piece(tmp_path):
     assert_same_run(run(tmp_path / "killed", recipe, "lstm", stateful_batch_size=4), alone)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("step, where", [(6, "step"), (8, "validation"), (10, "step")])
+@pytest.mark.parametrize("step, where", on_all([(6, "step"), (8, "validation"), (10, "step")], 1))
 def test_row_14_sigterm_saves_and_ends_with_143(tmp_path, left_alone, step, where):
     terminate = KillAt(step, where, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:

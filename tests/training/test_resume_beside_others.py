@@ -7,6 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array
 from training.test_resume_callbacks import Killed, OfTheTest, batch, fit, toy
 from training_toy import Batches, compiled
@@ -15,7 +16,7 @@ from keras_seqlm.checkpoints import checkpoint as rooms_file
 from keras_seqlm.training import Checkpoints, HistoryCSV, Recipe, Resume, SampleWriter, read_history
 from keras_seqlm.training.callbacks import Run, RunCallback
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 
 def rate_of(model):
@@ -63,10 +64,9 @@ def assert_same(left, right):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("make", [lambda model: AsItBegins(), lambda model: AsItIsGiven(), as_a_function_of_the_users])
-@pytest.mark.parametrize("kill", [3, 4])
+@pytest.mark.parametrize("kill", on_all([3, 4], 0))
 def test_what_a_callback_sets_as_training_begins_is_set_once(tmp_path, make, first, kill):
     def go(name, kill=None):
         model = toy()
@@ -145,8 +145,7 @@ def test_a_rate_is_halved_once_in_an_epoch_that_a_callback_had_ended(tmp_path):
     assert go(allow_changes=True) == (0.5 / 16, 12)
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("when", ["on_epoch_begin", "on_epoch_end", "on_train_batch_begin"])
+@pytest.mark.parametrize("when", on_all(["on_epoch_begin", "on_epoch_end", "on_train_batch_begin"], "on_epoch_end"))
 @pytest.mark.parametrize("validates", [True, False])
 def test_a_save_of_another_callbacks_is_of_its_moment(tmp_path, when, validates):
     """Killed right after; what is gone on with makes the steps that are missing, and no loss of before is written over."""

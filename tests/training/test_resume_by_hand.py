@@ -8,6 +8,8 @@ from test_resume_callbacks import Killed, batch, fit, toy
 
 from keras_seqlm.training import CheckpointError, Checkpoints, Resume
 
+pytestmark = pytest.mark.neutral
+
 
 class StopAt(keras.callbacks.Callback):
     """Ends training within an epoch, as a callback does that looks at the clock."""
@@ -52,6 +54,7 @@ def test_a_run_that_was_stopped_within_an_epoch_goes_on_there_if_it_is_told_to(t
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.tensorflow
 def test_steps_that_run_as_one_must_begin_where_the_checkpoint_lies(tmp_path):
     def compiled(steps):
         model = toy()

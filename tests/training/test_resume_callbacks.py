@@ -11,6 +11,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array
 from training_toy import Batches, new_model
 
@@ -19,7 +20,7 @@ from keras_seqlm.checkpoints import state
 from keras_seqlm.training import CheckpointError, Checkpoints, HistoryCSV, Resume, RollBack, read_history
 from keras_seqlm.training.callbacks import RunCallback
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 
 class Killed(Exception):
@@ -88,8 +89,7 @@ def fit(folder, callbacks, epochs, steps=2, kill=None, model=None, every=1, **ar
 PLATEAU = [3.0, 2.0, 2.0, 2.0, 2.0]
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("place", on_all([0, 2, 4], 2))
 def test_it_acts_last_wherever_it_stands(tmp_path, place):
     """Killed after epoch 4: with the states of before they reacted, each would be late by an epoch."""
 
@@ -224,9 +224,8 @@ class Draws(keras.callbacks.Callback):
         self._draw("end", self.epoch, batch)
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("kill", [2, 3])
+@pytest.mark.parametrize("kill", on_all([2, 3], 1))
 def test_what_others_draw_as_an_epoch_or_a_step_begins_goes_on(tmp_path, first, kill):
     def go(name, kill=None):
         draws = Draws()

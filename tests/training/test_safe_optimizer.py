@@ -7,7 +7,7 @@ from helpers import array
 
 from keras_seqlm.training import SafeOptimizer
 
-pytestmark = pytest.mark.backends
+pytestmark = pytest.mark.neutral
 
 
 def model_of(optimizer):

@@ -7,6 +7,8 @@ import pytest
 from keras_seqlm.training import WarmupSchedule
 from keras_seqlm.training.schedules import SCHEDULES
 
+pytestmark = pytest.mark.neutral
+
 
 def formula(kind, step, peak, steps, warmup_steps, final, decay_fraction=0.2):
     """The cosine is the training script's that this package is measured against, written out in float64."""

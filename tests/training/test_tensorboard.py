@@ -11,7 +11,7 @@ from keras_seqlm.training import HistoryCSV, Recipe, Run, TensorBoardScalars, re
 from keras_seqlm.training.history import COLUMNS
 from keras_seqlm.training.safe_optimizer import SafeOptimizer
 
-pytestmark = pytest.mark.usefixtures("eager_steps")
+pytestmark = [pytest.mark.neutral, pytest.mark.usefixtures("eager_steps")]
 
 RECIPE = Recipe(steps=7, batch_size=4, warmup_steps=2, validate_every=4)
 
