@@ -104,7 +104,7 @@ ROWS = {
         _answers,
         tokenizer=seqlm.tokenizers.CharacterTokenizer,
         vocabulary_size=None,
-        options={"dropout": 0.2},
+        options={"dropout": 0.2, "matches": True},
         context=256,
         batch_size=16,
     ),
@@ -181,12 +181,14 @@ def begin(row, args, train):
     texts = [one[field] for one in train for field in row.texts]
     size = {} if row.vocabulary_size is None else {"vocabulary_size": row.vocabulary_size}
     tokenizer = row.tokenizer.train(texts=texts, **size)
-    kind = args.model or row.model
+    kind, types = args.model or row.model, 4 if row.options.get("matches") else 2
     if kind == "transformer":
-        parts = {"max_length": row.context, "num_token_types": 2}
+        parts = {"max_length": row.context, "num_token_types": types}
         backbone = TransformerEncoder(tokenizer.vocabulary_size, size=args.size, dropout=0.1, **parts)
     else:
-        backbone = RecurrentEncoder(tokenizer.vocabulary_size, cell=kind, size=args.size, dropout=0.3)
+        backbone = RecurrentEncoder(
+            tokenizer.vocabulary_size, cell=kind, size=args.size, dropout=0.3, num_token_types=types
+        )
     options = {**row.options}
     if row.task is seqlm.tasks.QuestionAnswering:
         options["window"] = row.context

@@ -267,6 +267,8 @@ def _train(args, folder, going_on, recipe, task_class, train, validation):
         backbone = _backbone(args, tokenizer)
         options = {} if args.task == "embed" else {"dropout": args.head_dropout}
         options |= {name: value for name, value in _of_the_head(args).items() if value is not None}
+        if args.task == "answer":
+            options["matches"] = getattr(backbone, "num_token_types", 0) >= 4
         model = task_class.head(backbone, known, **options)
         model.build()
     if not args.lora:
@@ -374,12 +376,14 @@ def _backbone(args, tokenizer):
         return backbone
     parts = {"size": args.size, "num_layers": args.layers, "hidden_dim": args.hidden_dim, "dropout": args.dropout}
     parts |= {"tokenizer_hash": tokenizer.hash}
+    if args.task == "answer":
+        parts["num_token_types"] = 4  # of which two are matches with the question
     if args.model != "transformer":
         return models.RecurrentEncoder(
             tokenizer.vocabulary_size, cell=args.model, embedding_dim=args.embedding_dim, **parts
         )
     parts |= {"max_length": args.context, "num_heads": args.heads, "num_kv_heads": args.kv_heads}
-    parts |= {"intermediate_dim": args.intermediate_dim, "num_token_types": 2}
+    parts = {"num_token_types": 2, **parts, "intermediate_dim": args.intermediate_dim}
     parts |= {name: getattr(args, name) for name in ("activation", "norm", "positions") if getattr(args, name)}
     return models.TransformerEncoder(tokenizer.vocabulary_size, **parts)
 

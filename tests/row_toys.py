@@ -44,7 +44,7 @@ TOYS = {
     "classify": lambda: _begun(tasks.TextClassification, "classify", _encoder(num_token_types=2)),
     "classify-gru": lambda: _begun(tasks.TextClassification, "pairs", RecurrentLM(260, cell="gru", tie_embedding=False, **TOY)),
     "tag": lambda: _begun(tasks.TokenTagging, "tag", RecurrentEncoder(260, cell="lstm", **TOY)),
-    "answer": lambda: _begun(tasks.QuestionAnswering, "answer", _encoder()),
+    "answer": lambda: _begun(tasks.QuestionAnswering, "answer", _encoder(num_token_types=4), matches=True),
     "embed": lambda: _begun(tasks.TextEmbedding, "embed", TransformerLM(260, num_heads=2, max_length=40, **TOY)),
     "fill-mask": _fill_mask,
 }  # fmt: skip

@@ -147,6 +147,7 @@ class RecurrentEncoder(SequenceModel):
 
     Args:
         vocabulary_size, cell, size, num_layers, embedding_dim, use_cudnn, tokenizer_hash: as in `RecurrentLM`.
+        num_token_types: as in `TransformerEncoder`.
         bidirectional: whether every layer is read backwards, too. Without it a token knows what stands before it alone.
         hidden_dim: width of a layer in one direction; a hidden state of both is twice as wide.
         dropout: of the embeddings and of every layer's output.
@@ -154,7 +155,8 @@ class RecurrentEncoder(SequenceModel):
 
     Call arguments:
         inputs: token ids (batch, time), or a dict of int32 tensors: `token_ids`; `lengths` (batch,), the padding behind
-            them is not seen; `segment_ids` (batch, time), packed documents, which do not see each other.
+            them is not seen; `segment_ids` (batch, time), packed documents, which do not see each other; with
+            `num_token_types` also `token_types` (batch, time), zeros where there are none.
 
     Returns:
         (batch, time, 2 * hidden_dim) in the compute dtype, of one direction half as wide.
@@ -182,6 +184,7 @@ class RecurrentEncoder(SequenceModel):
         embedding_dim=None,
         dropout=0.0,
         use_cudnn="auto",
+        num_token_types=0,
         tokenizer_hash=None,
         name=None,
         dtype=None,
@@ -198,11 +201,16 @@ class RecurrentEncoder(SequenceModel):
         self.embedding_dim = count("embedding_dim", embedding_dim, self.hidden_dim)
         self.dropout = dropout
         self.use_cudnn = use_cudnn
+        self.num_token_types = num_token_types
         self.tokenizer_hash = tokenizer_hash
         self.causal = not bidirectional
+        self.reads = (*self.reads, "token_types") if num_token_types else self.reads
 
         policy = {"dtype": self.dtype_policy}
         self.token_embedding = TokenEmbedding(vocabulary_size, self.embedding_dim, name="token_embedding", **policy)
+        self.type_embedding = None
+        if num_token_types:
+            self.type_embedding = TokenEmbedding(num_token_types, self.embedding_dim, name="token_types", **policy)
         self.embedding_dropout = keras.layers.Dropout(dropout, **policy) if dropout else None
 
         def stacks(name):
@@ -217,6 +225,8 @@ class RecurrentEncoder(SequenceModel):
     def build(self, inputs_shape=None):
         if not self.token_embedding.built:  # it may be another model's, too
             self.token_embedding.build()
+        if self.type_embedding is not None:
+            self.type_embedding.build()
         features = self.embedding_dim
         for i, layer in enumerate(self.forward_layers):
             for one in (layer, *self.backward_layers[i : i + 1]):
@@ -226,7 +236,8 @@ class RecurrentEncoder(SequenceModel):
 
     def floors(self):
         layers = zip(self.forward_layers, self.backward_layers or self.forward_layers, strict=True)
-        return [[self.token_embedding], *(list(pair) for pair in layers)]
+        tables = [table for table in (self.token_embedding, self.type_embedding) if table is not None]
+        return [tables, *(list(pair) for pair in layers)]
 
     @property
     def width(self):
@@ -235,7 +246,12 @@ class RecurrentEncoder(SequenceModel):
     def hidden_states(self, inputs, state=None, training=None):
         """See `SequenceModel`."""
         # As in RecurrentLM: the table starts small, and what is read starts at unit scale.
-        x = self.token_embedding(inputs["token_ids"]) * self.embedding_dim**0.5
+        token_ids = inputs["token_ids"]
+        x = self.token_embedding(token_ids)
+        if self.type_embedding is not None:
+            types = inputs.get("token_types")
+            x = x + self.type_embedding(ops.zeros_like(token_ids) if types is None else types)
+        x = x * self.embedding_dim**0.5
         if self.embedding_dropout is not None:
             x = self.embedding_dropout(x, training=training)
         segment_ids, lengths = inputs.get("segment_ids"), inputs.get("lengths")

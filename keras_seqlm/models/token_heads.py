@@ -122,11 +122,15 @@ class SpanFinder(Head):
     Place 0 (the bos) stands for "there is no answer". Trained by `SparseCategoricalCrossentropy(from_logits=True)` on
     targets (batch, 2), the first and the last token of the answer.
 
-    Reference: Devlin et al. 2018, section 4.2 and 4.3, arXiv:1810.04805.
+    References: Devlin et al. 2018, section 4.2 and 4.3, arXiv:1810.04805; Chen et al. 2017, section 3.2,
+    arXiv:1704.00051 (the exact match).
 
     Args:
         backbone: see `Head`.
         dropout: of the hidden states.
+        matches: whether the backbone is shown which tokens of the context stand in the question, too (`token_types` of 2),
+            and which of them beside the same neighbour (3); a small model hardly learns by itself to compare them. It needs
+            `num_token_types=4`.
         name, dtype, trainable: see `Head`.
 
     Call arguments:
@@ -144,9 +148,16 @@ class SpanFinder(Head):
     (2, 2, 8)
     """
 
-    def __init__(self, backbone, dropout=0.0, name=None, dtype=None, trainable=True):
+    def __init__(self, backbone, dropout=0.0, matches=False, name=None, dtype=None, trainable=True):
         super().__init__(backbone, name=name, dtype=dtype, trainable=trainable)
+        types = getattr(backbone, "num_token_types", 0)
+        if matches and types < 4:
+            raise ValueError(
+                f"matches are shown as token_types of 2 and 3, and the backbone knows {types} of them; build it with "
+                "num_token_types=4"
+            )
         self.dropout = dropout
+        self.matches = matches
         self.reads = tuple(dict.fromkeys((*self.reads, "token_types")))
         policy = {"dtype": self.dtype_policy}
         self.output_dropout = keras.layers.Dropout(dropout, **policy) if dropout else None
@@ -161,6 +172,15 @@ class SpanFinder(Head):
             raise ValueError("label_smoothing and z_loss would count places where no answer can be; leave them at 0")
         return CrossEntropy()
 
+    def hidden_states(self, inputs, state=None, training=None):
+        """See `SequenceModel`."""
+        if self.matches and "token_types" in inputs:
+            inputs = {
+                **inputs,
+                "token_types": matched(inputs["token_ids"], inputs["token_types"], inputs.get("lengths")),
+            }
+        return super().hidden_states(inputs, state, training)
+
     def call(self, inputs, training=None):
         inputs = self.checked_inputs(inputs)
         hidden = super().call(inputs, training)
@@ -174,3 +194,29 @@ class SpanFinder(Head):
         if "lengths" in inputs:
             possible = ops.logical_and(possible, steps < inputs["lengths"][:, None])
         return ops.where(possible[:, None], logits, lowest("float32"))
+
+
+def matched(token_ids, token_types, lengths=None):
+    """`token_types` (batch, time), in which tokens of the context (1) that stand in the question (0), too, are 2, and 3
+    where one of their neighbours stands beside them there, too. The token at place 0, the bos, is of no question.
+
+    Example:
+
+    >>> ids, types = keras.ops.array([[1, 7, 8, 2, 5, 7, 8, 5, 7, 2]]), keras.ops.array([[0] * 4 + [1] * 6])
+    >>> keras.ops.convert_to_numpy(matched(ids, types)).tolist()
+    [[0, 0, 0, 0, 1, 3, 3, 1, 2, 2]]
+    """
+    steps = ops.arange(ops.shape(token_ids)[1], dtype="int32")[None]
+    asked, context = ops.logical_and(token_types == 0, steps > 0), token_types == 1
+    if lengths is not None:
+        asked = ops.logical_and(asked, steps < lengths[:, None])
+    same = ops.logical_and(ops.expand_dims(token_ids, 2) == ops.expand_dims(token_ids, 1), ops.expand_dims(asked, 1))
+    same = ops.cast(
+        ops.logical_and(same, ops.expand_dims(context, 2)), "int32"
+    )  # (batch, place, place in the question)
+    # Round the ends of a row nothing meets: place 0 is neither asked nor of the context.
+    after = ops.concatenate([same[:, 1:], same[:, :1]], axis=1)
+    after = ops.concatenate([after[:, :, 1:], after[:, :, :1]], axis=2)
+    begins = ops.max(same * after, axis=2)  # where the next token is the next one there, too
+    ends = ops.concatenate([begins[:, -1:], begins[:, :-1]], axis=1)
+    return token_types + ops.max(same, axis=2) + ops.maximum(begins, ends)

@@ -30,7 +30,8 @@ class QuestionAnswering(RowTask):
     """Finds the answer to a question in a context. Rows have `question`, `context` and `answers`, a list of {"text",
     "start"} in code points, as files of SQuAD's form give; none where the context does not answer it.
 
-    Read is `bos question eos context eos`, with `token_types` of 1 from the context on. A long context is read in windows
+    Read is `bos question eos context eos`, with `token_types` of 1 from the context on (begun with `matches=True` the model
+    is also shown which of its tokens the question has, see `SpanFinder`). A long context is read in windows
     that share half their tokens; in those without the answer the model learns to point at place 0. The answer is the span
     of highest log p(begin) + log p(end) over all windows. Where some training rows had no answer, there is none if place 0
     has more in each window. An answer that is not at its start counts as broken, unless its text stands in the context

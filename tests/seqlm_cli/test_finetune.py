@@ -121,7 +121,7 @@ def test_spans_and_answers(tmp_path, capsys):
     assert seqlm_cli.main([*words, "--steps", "3"]) == 0
     assert "span_f1 " in capsys.readouterr().out
     assert seqlm_cli.main(["predict", str(tmp_path / "tag"), "--text", "at 7"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"text", "spans", "tokens", "tags"}
+    assert set(json.loads(capsys.readouterr().out)) == {"text", "truncated", "spans", "tokens", "tags"}
     questions = [
         {"question": "when?", "context": row["text"], "answers": [{"text": row["text"][11], "start": 11}]}
         for row in places
@@ -137,7 +137,7 @@ def test_spans_and_answers(tmp_path, capsys):
         str(tmp_path / "answer"),
     ]
     assert seqlm_cli.main([*words, *SMALL, "--steps", "3"]) == 0
-    assert "exact_match " in capsys.readouterr().out
+    assert "exact_match " in capsys.readouterr().out and tasks.load(tmp_path / "answer").model.matches
     assert seqlm_cli.main(["predict", str(tmp_path / "answer"), "--data", str(tmp_path / "questions.jsonl")]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(answers) == 36
