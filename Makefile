@@ -45,8 +45,12 @@ test-tensorflow test-jax test-torch: $(VENV)/.dev
 quick: $(VENV)/.dev lint
 	KERAS_BACKEND=tensorflow $(ONE_THREAD) $(PYTEST) --quick -n 2 --dist loadfile --durations=10
 
+# By hand, in an hour or two: trials at full scale, further cases of what `make test` runs a case of, and on TensorFlow
+# also what it runs on torch alone.
 soak: $(VENV)/.dev
-	KERAS_BACKEND=tensorflow $(PYTEST) -m soak
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "soak or (neutral and not backends)"
+	KERAS_BACKEND=jax $(PYTEST) -m "soak and backends"
+	KERAS_BACKEND=torch $(PYTEST) -m "soak and (backends or neutral)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -39,10 +39,12 @@ def pytest_addoption(parser):
 
 def pytest_ignore_collect(collection_path, config):
     """A run of some marks does not import the files in which no test has one of them."""
-    wanted = re.match(r"\(?(\w+)(?: or (\w+)\))?", config.option.markexpr or "none").groups()
-    if set(wanted) <= {"alone", "backends", "neutral", "soak", None} and collection_path.suffix == ".py":
+    expression = config.option.markexpr
+    wanted = set(re.findall(r"(?<!not )\b(alone|backends|neutral|soak)\b", expression))
+    if wanted and not expression.startswith(("not", "(not")) and collection_path.suffix == ".py":
         text = collection_path.read_text(encoding="utf-8")
-        return not any(f"mark.{name}" in text or (name == "soak" and "some_of" in text) for name in wanted) or None
+        marks = {"soak": ("mark.soak", "some_of"), "backends": ("mark.backends", "on_all")}
+        return not any(word in text for name in wanted for word in marks.get(name, (f"mark.{name}",))) or None
 
 
 def pytest_collection_modifyitems(config, items):
