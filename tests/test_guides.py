@@ -79,6 +79,13 @@ def test_classify_and_tag(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_answer_questions(tmp_path, capsys):
+    figures, answer, context = guide("answer_questions").main(tmp_path, steps=60)
+    assert figures["with matches"]["f1"] > figures["the words alone"]["f1"] + 0.1
+    assert answer.text == context[answer.start : answer.end] and "exact match" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_pretrain_and_finetune(tmp_path, capsys):
     pretrain = guide("pretrain_and_finetune")
     table, kept = pretrain.main(tmp_path, pretraining_steps=10, steps=10)
