@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array, arrays, randomize
 from keras import ops
 
@@ -90,9 +91,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", ["lengths", "borders", *(pytest.param(c, marks=EVERYWHERE) for c in ("plain", "both"))]
-)
+@pytest.mark.parametrize("case", on_all(["lengths", "borders", "plain", "both"], "both"))
 @pytest.mark.parametrize("cell", CELLS)
 def test_formula(cell, case):
     stack, x, state = random_stack(cell), normal(3, 7, FEATURES), random_state(cell, 3)
@@ -104,8 +103,7 @@ def test_formula(cell, case):
             np.testing.assert_allclose(array(new_state[name]), leaf, atol=1e-5)
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", on_all(CELLS, "lstm"))
 def test_one_step_at_a_time(cell):
     stack, x, state = random_stack(cell, num_layers=2), normal(3, 4, FEATURES), random_state(cell, 3, layers=2)
     whole, last = stack(x, state=state)
@@ -127,8 +125,7 @@ def test_a_length_that_is_not_known_beforehand(cell):
         np.testing.assert_allclose(found[row, :length], array(expected)[row, :length], atol=1e-5)
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", on_all(CELLS, "lstm"))
 def test_an_idle_row_keeps_its_state_to_the_bit(cell):
     stack, state = random_stack(cell), random_state(cell, 2)
     for time in (1, 3):
@@ -178,8 +175,7 @@ def as_torch(cell, stack):
     return twin
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", on_all(CELLS, "lstm"))
 def test_torch_computes_the_same(cell):
     torch = pytest.importorskip("torch")
     stack, x, state = random_stack(cell, num_layers=2), normal(3, 7, FEATURES), random_state(cell, 3, layers=2)
@@ -195,7 +191,7 @@ def test_torch_computes_the_same(cell):
             np.testing.assert_allclose(array(new_state[f"{name}_{i}"]), leaves[i].numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", ["rnn", *(pytest.param(cell, marks=EVERYWHERE) for cell in ("gru", "lstm"))])
+@pytest.mark.parametrize("cell", on_all(["rnn", "gru", "lstm"], "gru"))
 def test_gradients_are_those_of_torch(cell):
     """Through a training step of plain SGD, since Keras has no gradient of its own; borders and padding aside."""
     torch = pytest.importorskip("torch")
@@ -222,8 +218,7 @@ def weights_of_torch(twin):
     return [weight.detach().numpy().T for weight in (twin.weight_ih_l0, twin.weight_hh_l0)]
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", on_all(CELLS, "lstm"))
 def test_half_precision_carries_the_state_in_float32(cell):
     stack = random_stack(cell, dtype="mixed_bfloat16")
     state = {name: np.full((2, HIDDEN), 1.001, "float32") for name in random_state(cell, 2)}

@@ -54,8 +54,7 @@ def built(name):
     return model
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", on_all(BACKBONES, "pre_norm", "bidirectional"))
 def test_a_row_alone_is_the_row_beside_others_and_padding_shows_nowhere(name):
     model = built(name)
     padded = np.where(np.arange(10) < LENGTHS[:, None], IDS, 0)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import CONTEXT, VOCABULARY, array, cross_entropy, ids_of, new_model, run
 from keras import ops
 
@@ -40,8 +41,7 @@ def pieces(model):
     }
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["gru", "lstm", "rotary", "untied"])
+@pytest.mark.parametrize("name", on_all(["gru", "lstm", "rotary", "untied"], "gru", "untied"))
 def test_it_begins_as_the_model_and_ends_as_the_merged_one(name):
     model = new_model(name)
     parts = RECURRENT if name in ("gru", "lstm") else ATTENTION
@@ -97,8 +97,7 @@ def test_one_of_queries_keys_and_values_leaves_the_others(name, columns):
     assert [weight.name for weight in learned(model)] == [f"a_{name}", f"b_{name}"] * 2
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", on_all(["rnn", "gru", "lstm"], "gru"))
 @pytest.mark.parametrize("way", ["cudnn", "scan", "scan_by_hand"])
 def test_recurrent_kernels_take_their_updates_in_every_loop(cell, way, monkeypatch):
     """Also where a layer of Keras's reads its own variables, as on its way into cuDNN."""
@@ -126,8 +125,7 @@ def compiled(model, optimizer="adam", **options):
     return model
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["learned", "lstm"])
+@pytest.mark.parametrize("name", on_all(["learned", "lstm"], "lstm"))
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_training_moves_adapters_alone(name, precision):
     model = new_model(name, dtype=precision)

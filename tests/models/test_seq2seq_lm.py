@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from cases import on_all
 from helpers import array, arrays, ids_of, randomize, run
 from keras import ops
 
@@ -202,8 +203,7 @@ def test_fit_by_the_fused_loss_gives_the_numbers_of_the_plain_one(name):
     assert type(model.default_loss()) is FusedCrossEntropy
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("name", ["transformer", "additive", "general"])
+@pytest.mark.parametrize("name", on_all(["transformer", "additive", "general"], "transformer"))
 def test_half_precision_keeps_the_state_and_trains_every_weight(name):
     model = new_model(name, dtype="mixed_bfloat16")
     exact = new_model(name)
