@@ -77,6 +77,8 @@ def _compile(model, function, constants, donate, xla):
         jitted = jax.jit(stateless, donate_argnums=[i + 1 for i in donate])
 
         def run(*tensors):
+            if isinstance(model(), keras.Model):
+                model().jax_state_sync()  # a callback asks while `fit` has the numbers
             return jitted([variable.value for variable in model().variables], *tensors)
 
         run.traces = jitted._cache_size

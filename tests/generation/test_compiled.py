@@ -51,6 +51,20 @@ def test_weights_are_those_of_now():
     assert traces(model, log_probabilities) == (1 if TRACED else 0)
 
 
+def test_it_is_asked_while_a_plain_fit_trains():
+    """On JAX the numbers are with `fit` then, and variables are empty: it was an error of no words."""
+    said = []
+
+    class Asks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            said.append(array(compiled(self.model, log_probabilities)(ids)))
+
+    model, ids = compile_plainly(new_model("rnn")), ops.convert_to_tensor(ids_of(2, 8))
+    model.fit(ids_of(4, 7), ids_of(4, 7, seed=5), batch_size=2, verbose=0, callbacks=[Asks()])
+    np.testing.assert_array_equal(said[-1], array(compiled(model, log_probabilities)(ids)))
+    assert np.abs(said[0] - said[1]).max() > 1e-4
+
+
 @pytest.mark.backends
 def test_a_weight_that_took_the_place_of_another():
     class Scale:
