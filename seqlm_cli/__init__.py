@@ -27,7 +27,7 @@ from seqlm_cli.parsers import Parser, flags_named_in, short_usage
 VERBS = {"demo": demo, "train": train, "finetune": finetune, "runs": runs, "generate": generate, "predict": predict}
 VERBS |= {"evaluate": evaluate, "export": export, "verify": verify, "cache": cache, "completion": completion}
 EXAMPLES = (
-    ("seqlm demo", "three models of Python's own documentation, in five minutes"),
+    ("seqlm demo", "three models of Python's own documentation, in six to ten minutes"),
     ("seqlm train --text 'books/*.txt' --model lstm --out runs/books", "a model of texts of your own"),
     ("seqlm generate runs/books --prompt 'It was a dark night'", "it writes on"),
     ("seqlm export runs/books --to saved-model", "for TensorFlow Serving, compared with the model"),

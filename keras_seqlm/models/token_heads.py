@@ -211,9 +211,7 @@ def matched(token_ids, token_types, lengths=None):
     if lengths is not None:
         asked = ops.logical_and(asked, steps < lengths[:, None])
     same = ops.logical_and(ops.expand_dims(token_ids, 2) == ops.expand_dims(token_ids, 1), ops.expand_dims(asked, 1))
-    same = ops.cast(
-        ops.logical_and(same, ops.expand_dims(context, 2)), "int32"
-    )  # (batch, place, place in the question)
+    same = ops.cast(ops.logical_and(same, ops.expand_dims(context, 2)), "int32")  # (batch, place, place asked)
     # Round the ends of a row nothing meets: place 0 is neither asked nor of the context.
     after = ops.concatenate([same[:, 1:], same[:, :1]], axis=1)
     after = ops.concatenate([after[:, :, 1:], after[:, :, :1]], axis=2)
