@@ -43,7 +43,7 @@ def test_matches_are_those_that_loops_find():
     random = np.random.default_rng(0)
     ids = random.integers(4, 9, (40, 24)).astype("int32")
     borders, lengths = random.integers(1, 12, 40), random.integers(12, 25, 40).astype("int32")
-    types = (np.arange(24) >= borders[:, None]).astype("int32")
+    types = ((np.arange(24) >= borders[:, None]) & (np.arange(24) < lengths[:, None])).astype("int32")  # padding is 0
     found = array(matched(ops.convert_to_tensor(ids), ops.convert_to_tensor(types), ops.convert_to_tensor(lengths)))
     for row, length in enumerate(lengths):
         assert found[row, :length].tolist() == by_hand(ids[row], types[row], length)[:length]
