@@ -177,13 +177,16 @@ def begin(row, args, train):
     """The task before it has learned anything."""
     if args.start:
         before = seqlm.load(args.start)
-        return row.task.begin_with(train, backbone_of(before.model), before.tokenizer, **row.options)
+        backbone, options = backbone_of(before.model), {**row.options}
+        if getattr(backbone, "num_token_types", 0) < 4:
+            options.pop("matches", None)  # a model that was trained without them cannot be shown any
+        return row.task.begin_with(train, backbone, before.tokenizer, **options)
     texts = [one[field] for one in train for field in row.texts]
     size = {} if row.vocabulary_size is None else {"vocabulary_size": row.vocabulary_size}
     tokenizer = row.tokenizer.train(texts=texts, **size)
-    kind, types = args.model or row.model, 4 if row.options.get("matches") else 2
+    kind, types = args.model or row.model, 4 if row.options.get("matches") else 0
     if kind == "transformer":
-        parts = {"max_length": row.context, "num_token_types": types}
+        parts = {"max_length": row.context, "num_token_types": max(2, types)}
         backbone = TransformerEncoder(tokenizer.vocabulary_size, size=args.size, dropout=0.1, **parts)
     else:
         backbone = RecurrentEncoder(

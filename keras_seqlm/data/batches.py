@@ -107,7 +107,7 @@ class Batches(keras.utils.PyDataset):
         if value:
             raise ValueError(
                 "Worker processes are refused: Keras waits for ever for one that was killed, and a batch takes less time than "
-                "sending it. Leave `use_multiprocessing` False; `workers` are then threads."
+                "sending it. Leave `use_multiprocessing` False; `workers` are then threads, which are for TensorFlow."
             )
 
     def on_epoch_begin(self):

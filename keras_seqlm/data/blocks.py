@@ -20,7 +20,7 @@ class CausalBlocks(Batches):
     over all targets exactly. In a metric of your own divide by the sum of the weights, or list it in `weighted_metrics`.
 
     A batch takes a fraction of a millisecond, so worker processes are refused: Keras waits for ever for one that was
-    killed. Threads (`workers`) are not.
+    killed. Threads (`workers`) are taken on TensorFlow; on JAX and torch Keras would mix up their batches.
 
     Args:
         tokens: a `TokenStore`, or an integer array.

@@ -42,13 +42,13 @@ def finish(processes):
     return [json.loads((folder / "out").read_text().splitlines()[-1]) for folder in processes]
 
 
-# A tied table and an untied one, attention and a recurrence, a PyDataset and tf.data. Two processes train the LSTM, too,
-# on `causal_blocks`, which the guide reads by each distribution.
+# A tied table and an untied one (on tf.data), an encoder under a mask's head, encoder-decoders with attention and with a
+# recurrence. Two processes train the LSTM, too, on `causal_blocks`, which the guide reads by each distribution.
 IN_ONE_PROCESS = {
-    "mirrored": ("tied", "masked", "attentive"),
+    "mirrored": ("tied", "untied", "masked", "attentive"),
     "data-parallel": ("tied", "sources"),
     "model-parallel:2": ("untied", "masked", "attentive"),
-}  # JAX's other cases run in two processes
+}
 
 
 @pytest.fixture(scope="module")
